@@ -97,7 +97,6 @@ def installed_peers() -> list[Scenario]:
 
 
 def main() -> None:
-    """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="What Pomelo adds to a call.")
     parser.add_argument(
         "--only", nargs="*", metavar="PART", help="scenarios whose names contain one of these"

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
 from http.client import HTTPResponse
 from pathlib import Path
@@ -31,7 +31,7 @@ import grpc
 
 from bench.floors import COMPLETIONS
 from bench.pomelo import serve
-from bench.processes import module, start
+from bench.processes import System, module, start
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.calls import bearer
@@ -53,26 +53,20 @@ Ask = Callable[[], None]
 
 
 @asynccontextmanager
-async def _pomelo(folder: Path, vendor: str, count: Path) -> AsyncIterator[tuple[str, str, str, str]]:
-    program = ("bench.calls", "--profile", str(count), "pomelo.cli", "serve")
-    async with serve(folder, vendor, program=program) as server:
-        yield server.url, "/api/v1/task", server.grpc, server.key
+async def _aiohttp(folder: Path, vendor: str, profile: Sequence[str]) -> AsyncIterator[System]:
+    command = module(*profile, "bench.floors", "aiohttp", "--vendor", vendor)
+    async with start(command, folder / "output", ready="http://") as floor:
+        yield System([floor], floor.url, has_vendor_paths=True)
 
 
-@asynccontextmanager
-async def _aiohttp(folder: Path, vendor: str, count: Path) -> AsyncIterator[tuple[str, str, str, str]]:
-    program = ("bench.calls", "--profile", str(count), "bench.floors", "aiohttp", "--vendor", vendor)
-    async with start(module(*program), folder / "output", ready="http://") as floor:
-        yield floor.url, COMPLETIONS, "", "none"
-
-
-def _rest(url: str, path: str, key: str, *, stream: bool) -> tuple[Ask, Callable[[], None]]:
-    address = urlsplit(url)
+def _rest(system: System, *, stream: bool) -> tuple[Ask, Callable[[], None]]:
+    address = urlsplit(system.url)
+    path = COMPLETIONS if system.has_vendor_paths else "/api/v1/task"
     connection = socket.create_connection((address.hostname, address.port))
     body = json.dumps({**text_body(f"[[{CHUNKS}]]"), "stream": stream})
     # In one piece: a server that gets the body later makes more calls.
     request = (
-        f"POST {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {key}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {system.key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}"
     ).encode()
 
@@ -87,9 +81,9 @@ def _rest(url: str, path: str, key: str, *, stream: bool) -> tuple[Ask, Callable
     return ask, connection.close
 
 
-def _grpc(address: str, key: str, *, stream: bool) -> tuple[Ask, Callable[[], None]]:
-    channel = grpc.insecure_channel(address)
-    stub, metadata, spec = TaskServiceStub(channel), bearer(key), text_task(f"[[{CHUNKS}]]")
+def _grpc(system: System, *, stream: bool) -> tuple[Ask, Callable[[], None]]:
+    channel = grpc.insecure_channel(system.grpc)
+    stub, metadata, spec = TaskServiceStub(channel), bearer(system.key), text_task(f"[[{CHUNKS}]]")
 
     def ask() -> None:
         if stream:
@@ -102,7 +96,7 @@ def _grpc(address: str, key: str, *, stream: bool) -> tuple[Ask, Callable[[], No
 
 
 SCENARIOS = {
-    f"{system} {front_end} {'stream' if stream else 'whole'}": (system, front_end, stream)
+    f"{system} {front_end} {'stream' if stream else 'whole'}": (front_end, stream)
     for system, front_end in (("aiohttp", "REST"), ("pomelo", "REST"), ("pomelo", "gRPC"))
     for stream in (False, True)
 }
@@ -135,7 +129,7 @@ def _median_calls(ask: Ask, file: Path, requests: int) -> float:
 
 async def count_calls(name: str, requests: int = 200) -> float:
     """The median of calls per request of a scenario, or per event if it streams."""
-    system, front_end, stream = SCENARIOS[name]
+    front_end, stream = SCENARIOS[name]
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         file = folder / "count"
@@ -143,12 +137,13 @@ async def count_calls(name: str, requests: int = 200) -> float:
         vendor = await stack.enter_async_context(
             start(module("bench.vendor"), folder / "vendor", ready="http://")
         )
-        opened = (_pomelo if system == "pomelo" else _aiohttp)(folder, vendor.url, file)
-        url, path, address, key = await stack.enter_async_context(opened)
-        if front_end == "REST":
-            ask, close = _rest(url, path, key, stream=stream)
+        profile = ("bench.calls", "--profile", str(file))
+        if name.startswith("aiohttp"):
+            opened = _aiohttp(folder, vendor.url, profile)
         else:
-            ask, close = _grpc(address, key, stream=stream)
+            opened = serve(folder, vendor.url, program=(*profile, "pomelo.cli", "serve"))
+        system = await stack.enter_async_context(opened)
+        ask, close = (_rest if front_end == "REST" else _grpc)(system, stream=stream)
         stack.callback(close)
         calls = await asyncio.to_thread(_median_calls, ask, file, requests)
     return calls / CHUNKS if stream else calls
@@ -170,7 +165,6 @@ def _run_counted(file: Path, name: str, arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Reads the command line."""
     if sys.argv[1:2] == ["--profile"]:
         _run_counted(Path(sys.argv[2]), sys.argv[3], sys.argv[4:])
         return
@@ -180,7 +174,7 @@ def main() -> None:
     given = parser.parse_args()
     for name in given.names or SCENARIOS:
         calls = asyncio.run(count_calls(name, given.requests))
-        unit = "event" if SCENARIOS[name][2] else "request"
+        unit = "event" if SCENARIOS[name][1] else "request"
         sys.stdout.write(f"{name:<22}{calls:>9.1f} a {unit}\n")
         sys.stdout.flush()
 

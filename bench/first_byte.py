@@ -109,7 +109,6 @@ async def measure(ways: dict[str, Ask], calls: int, at_once: int) -> dict[str, l
 
 
 def show(late: dict[str, list[float]]) -> str:
-    """The table."""
     straight = statistics.median(late["straight"])
     bare = statistics.median(late["relay"]) - straight
     lines = [f"{'way':<14}{'p50 ms':>9}{'p99 ms':>9}{'added ms':>10}{'x relay':>9}"]
@@ -123,7 +122,6 @@ def show(late: dict[str, list[float]]) -> str:
 
 
 async def run(calls: int, at_once: int) -> None:
-    """Starts everything, measures, prints."""
     async with AsyncExitStack() as stack:
         systems = Systems(stack, Path(stack.enter_context(tempfile.TemporaryDirectory())), (None, None))
         vendor, bare, pomelo = await systems.vendor(), await systems.get(AIOHTTP), await systems.get(SQLITE)
@@ -143,7 +141,6 @@ async def run(calls: int, at_once: int) -> None:
 
 
 def main() -> None:
-    """Reads the command line."""
     parser = argparse.ArgumentParser(description="When the first byte of a sound leaves.")
     parser.add_argument("--calls", type=int, default=500, help="calls of each way")
     parser.add_argument("--at-once", type=int, default=1, help="how many of them concurrently")

@@ -23,6 +23,7 @@ import httptools
 import uvloop
 from aiohttp import web
 
+from bench.vendor import Requests, serve
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import (
     RunTaskRequest,
@@ -123,63 +124,39 @@ class _Upstream(asyncio.Protocol):
         self._is_complete = True
 
 
-class _Caller(asyncio.Protocol):
-    """A connection of a caller."""
-
-    _transport: asyncio.Transport
-
+class _Caller(Requests):
     def __init__(self, host: str, port: int, idle: deque[_Upstream]) -> None:
+        super().__init__()
         self._host, self._port, self._idle = host, port, idle
-        self._parser = httptools.HttpRequestParser(self)
-        self._path = self._content_type = b""
-        self._body: list[bytes] = []
+        self._content_type = b""
         self._connecting: asyncio.Task[None] | None = None
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)
-
-    def data_received(self, data: bytes) -> None:
-        self._parser.feed_data(data)
-
-    def on_url(self, url: bytes) -> None:
-        self._path = url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if name.lower() == b"content-type":
             self._content_type = value
 
-    def on_body(self, body: bytes) -> None:
-        self._body.append(body)
-
-    def on_message_complete(self) -> None:
-        body = b"".join(self._body)
-        self._body.clear()
+    def answer(self, body: bytes) -> None:
         request = b"POST %b HTTP/1.1\r\nHost: vendor\r\nContent-Type: %b\r\nContent-Length: %d\r\n\r\n%b" % (
             *(self._path, self._content_type),
             *(len(body), body),
         )
         if self._idle:
-            self._idle.pop().send(request, self._transport)
+            self._idle.pop().send(request, self.transport)
         else:
             self._connecting = asyncio.create_task(self._connect(request))
 
     async def _connect(self, request: bytes) -> None:
         loop = asyncio.get_running_loop()
         _, upstream = await loop.create_connection(lambda: _Upstream(self._idle), self._host, self._port)
-        upstream.send(request, self._transport)
+        upstream.send(request, self.transport)
 
 
 async def serve_httptools(vendor: str) -> None:
     """Does the same with httptools alone."""
     target = urlsplit(vendor)
-    idle: deque[_Upstream] = deque()
     assert target.hostname is not None
     assert target.port is not None
-    host, port = target.hostname, target.port
-    server = await asyncio.get_running_loop().create_server(
-        lambda: _Caller(host, port, idle), "127.0.0.1", 0, backlog=4096
-    )
-    await _forever("http://{}:{}".format(*server.sockets[0].getsockname()))
+    await serve(partial(_Caller, target.hostname, target.port, deque()))
 
 
 # --- gRPC, and REST in front of it

@@ -8,10 +8,9 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 
 from bench.http_load import HttpCallers, Load
-from bench.processes import cpu_seconds, resident
+from bench.processes import System, cpu_seconds, resident
 from bench.results import Sample, percentile
 from bench.scenarios import Scenario
-from bench.systems import System
 
 BESIDE_CONNECTIONS = 100
 WARM_UP = 0.25

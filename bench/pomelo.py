@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
-from bench.processes import Running, module, start
+from bench.processes import System, module, resident, start
 from tests.integration.commands import live_key
 from tests.ports import free_port
-
-
-@dataclass(frozen=True, slots=True)
-class Pomelo:
-    """A running Pomelo. `url` is that of REST, `grpc` the address of gRPC."""
-
-    processes: Sequence[Running]
-    url: str
-    grpc: str
-    key: str
 
 
 def settings(vendor: str, folder: Path) -> dict[str, str]:
@@ -47,7 +36,7 @@ async def serve(
     gateway: bool = False,
     program: Sequence[str] = ("pomelo.cli", "serve"),
     store: Mapping[str, str] | None = None,
-) -> AsyncIterator[Pomelo]:
+) -> AsyncIterator[System]:
     """Starts a server, and a gateway before it if `gateway` is set. `store` are settings of the store.
 
     Its account has the plan `unlimited` and more credits than a run can spend.
@@ -73,4 +62,6 @@ async def serve(
                 start(command, folder / "gateway-output", ready="  gRPC  ", core=core, **rest)
             )
             processes, url = [server, front], front.url
-        yield Pomelo(processes, url, variables["POMELO_GRPC"], key)
+        ready = max(process.ready_seconds for process in processes)
+        idle = resident(processes)
+        yield System(processes, url, variables["POMELO_GRPC"], key, ready_seconds=ready, idle_bytes=idle)

@@ -7,9 +7,9 @@ import os
 import re
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import psutil
@@ -62,6 +62,22 @@ class Running:
         """The process and its children."""
         process = psutil.Process(self.pid)
         return [process, *process.children(recursive=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A running system. `url` is that of REST, `grpc` the address of gRPC. `headers` are sent with
+    every request; the path is the vendor's own if `has_vendor_paths` is set.
+    `ready_seconds` are from its start, and `idle_bytes` its memory then."""
+
+    processes: Sequence[Running]
+    url: str
+    grpc: str = ""
+    key: str = "none"
+    has_vendor_paths: bool = False
+    headers: Mapping[str, str] = field(default_factory=dict)
+    ready_seconds: float = 0.0
+    idle_bytes: int = 0
 
 
 def cpu_seconds(processes: Sequence[Running]) -> float:

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from bench.processes import ROOT
+from bench.processes import ROOT, System
 from bench.results import Samples, median, table
 from bench.scenarios import AT_1, AT_32, AT_1000, BESIDE, PACED
-from bench.systems import SQLITE, System
+from bench.systems import SQLITE
 from tests.redis_server import binary
 
 _PACKAGES = ("aiohttp", "grpcio", "httptools", "protobuf", "redis", "uvloop")

@@ -11,7 +11,8 @@ from bench.floors import COMPLETIONS
 from bench.grpc_load import open_grpc
 from bench.http_load import Callers, open_http
 from bench.peers import LITELLM, PORTKEY
-from bench.systems import AIOHTTP, APART, FILLED, GRPC, HOPS, HTTPTOOLS, LINES, REDIS, SQLITE, WORKERS, System
+from bench.processes import System
+from bench.systems import AIOHTTP, APART, FILLED, GRPC, HOPS, HTTPTOOLS, LINES, REDIS, SQLITE, WORKERS
 from tests.tasks import text_body, text_task
 from tests.wav import PCM, wav_file
 
@@ -28,6 +29,8 @@ VOICE = "pNInz6obpgDQGcFmaJgB"
 UPLOAD_BYTES = 5_000_000
 _BOUNDARY = "bench"
 
+_PARAGRAPH = "The prompts that people send are words and lines, which have to be escaped in JSON. " * 4 + "\n"
+
 Kind = Literal["text", "speech", "upload"]
 
 
@@ -42,7 +45,6 @@ class Work:
     rate: int = 0
 
     def callers(self, system: System, connections: int) -> AbstractAsyncContextManager[Callers]:
-        """Opens callers of a system."""
         if self.front_end == "gRPC":
             return open_grpc(system.grpc, system.key, text_task(self._prompt()), connections, self.chunks)
         # The floors pass the vendor's end on.
@@ -53,7 +55,7 @@ class Work:
 
     def _prompt(self) -> str:
         pace = f"[[{self.chunks}@{self.rate}]]" if self.rate else f"[[{self.chunks}]]" if self.chunks else ""
-        return pace.ljust(self.size, "x")
+        return (pace + _PARAGRAPH * (self.size // len(_PARAGRAPH) + 1))[: self.size]
 
     def request(self, system: System) -> bytes:
         """The bytes of the request over HTTP."""

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import uvloop
 
-from bench.processes import cores, pinned
+from bench.processes import System, cores, pinned
 from bench.report import machine
 from bench.results import table
 from bench.scenarios import Work
-from bench.systems import REDIS, SQLITE, System, Systems
+from bench.systems import REDIS, SQLITE, Systems
 from pomelo.process import raise_descriptor_limit
 
 CANCELLED = 0.3
@@ -169,7 +169,6 @@ async def run(name: str, minutes: float, callers: int) -> str:
 
 
 def main() -> None:
-    """Reads the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description="Whether anything grows.")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--callers", type=int, default=16)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench import peers
 from bench.pomelo import serve
-from bench.processes import Running, module, pinned, resident, start
+from bench.processes import System, module, pinned, start
 from pomelo.settings import Settings
 from tests.many_accounts import fill_sqlite
 from tests.ports import free_port
@@ -34,22 +32,6 @@ GRPC = "bare grpc.aio server"
 HOPS = "bare aiohttp + grpc.aio + aiohttp"
 FLOORS = {AIOHTTP: "aiohttp", LINES: "lines", HTTPTOOLS: "httptools", GRPC: "grpc", HOPS: "hops"}
 """The floors and their names in bench/floors.py."""
-
-
-@dataclass(frozen=True, slots=True)
-class System:
-    """A running system. `url` is that of REST, `grpc` the address of gRPC. `headers` are sent with
-    every request; the path is the vendor's own if `has_vendor_paths` is set.
-    `ready_seconds` are from its start, and `idle_bytes` its memory then."""
-
-    processes: Sequence[Running]
-    url: str
-    grpc: str = ""
-    key: str = "none"
-    has_vendor_paths: bool = False
-    headers: Mapping[str, str] = field(default_factory=dict)
-    ready_seconds: float = 0.0
-    idle_bytes: int = 0
 
 
 class Systems:
@@ -106,15 +88,7 @@ class Systems:
             database = Settings(data=folder / "data").database
             await asyncio.to_thread(fill_sqlite, database, self._accounts, RECORDS)
         serving = serve(folder, vendor, core=self._cores[1], gateway=name == APART, store=store)
-        pomelo = await self._stack.enter_async_context(serving)
-        return System(
-            pomelo.processes,
-            pomelo.url,
-            pomelo.grpc,
-            pomelo.key,
-            ready_seconds=max(process.ready_seconds for process in pomelo.processes),
-            idle_bytes=resident(pomelo.processes),
-        )
+        return await self._stack.enter_async_context(serving)
 
     async def _start_peer(self, name: str, folder: Path, vendor: str) -> System:
         port = free_port()

@@ -15,7 +15,8 @@ import re
 import sys
 import time
 from collections import defaultdict
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import cast
 
 import httptools
@@ -133,23 +134,18 @@ class Pacer:
                 connection.transport.write(_ending(chunks))
 
 
-class Connection(asyncio.Protocol):
-    """A connection of a caller."""
+class Requests(asyncio.Protocol):
+    """A connection of a caller. `answer` gets the body of each request, whose path is in `_path`."""
 
     transport: asyncio.Transport
 
-    def __init__(self, pacer: Pacer) -> None:
-        self._pacer = pacer
+    def __init__(self) -> None:
         self._parser = httptools.HttpRequestParser(self)
         self._path = b""
         self._body: list[bytes] = []
-        self.is_closed = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is no subclass
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self.is_closed = True
 
     def data_received(self, data: bytes) -> None:
         self._parser.feed_data(data)
@@ -163,6 +159,22 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         body = b"".join(self._body)
         self._body.clear()
+        self.answer(body)
+
+    def answer(self, body: bytes) -> None:
+        raise NotImplementedError
+
+
+class Connection(Requests):
+    def __init__(self, pacer: Pacer) -> None:
+        super().__init__()
+        self._pacer = pacer
+        self.is_closed = False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.is_closed = True
+
+    def answer(self, body: bytes) -> None:
         found = _PACE.search(body[:_PACE_WITHIN])
         chunks, rate = (int(found[1]), int(found[2] or 0)) if found else (0, 0)
         if b"/text-to-speech/" in self._path:
@@ -189,16 +201,13 @@ class Connection(asyncio.Protocol):
             self.transport.write(_burst(chunks))
 
 
-async def serve() -> None:
-    """Serves until the process is terminated."""
-    pacer = Pacer()
-    server = await asyncio.get_running_loop().create_server(
-        lambda: Connection(pacer), "127.0.0.1", 0, backlog=4096
-    )
+async def serve(make: Callable[[], Requests]) -> None:
+    """Prints the URL of a server, and serves until the process is terminated."""
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0, backlog=4096)
     sys.stdout.write("http://{}:{}\n".format(*server.sockets[0].getsockname()))
     sys.stdout.flush()
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(serve())
+    uvloop.run(serve(partial(Connection, Pacer())))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -32,6 +31,7 @@ from tests.driver import Outcome, TaskRequest
 from tests.grpc_driver import GrpcDriver
 from tests.limits import limits
 from tests.rest_driver import RestDriver
+from tests.waiting import first
 
 RICH = 10**12
 """Microcredits that no test spends."""
@@ -142,9 +142,12 @@ class RunningApp:
 
     async def idle(self, account: Account, *, live: bool = False) -> None:
         """Returns when an account runs no task and has no reservation in one mode."""
-        async with asyncio.timeout(30):
-            while await self.concurrency(account, live=live) or (await self.balance(account, live=live)).held:
-                pass
+
+        async def busy() -> int:
+            tasks = await self.concurrency(account, live=live)
+            return tasks or (await self.balance(account, live=live)).held
+
+        await first(busy, lambda tasks_or_credits: tasks_or_credits == 0)
 
     async def assert_audit_clean(self) -> None:
         """Asserts that the audit finds nothing, and nothing that was not collected."""

@@ -81,7 +81,7 @@ async def _serve(folder: Path, variables: dict[str, str], *, fork: bool) -> Asyn
                 cwd=folder,
             )
     try:
-        async with asyncio.timeout(30), aiohttp.ClientSession() as session:
+        async with asyncio.timeout(60), aiohttp.ClientSession() as session:
             while True:
                 assert process.returncode is None, output.read_text()
                 # The greeting follows the start of the last worker, while the first one responds earlier.

@@ -22,6 +22,12 @@ TASK_BODIES: dict[str, dict[str, Any]] = {
 }
 """The REST body of a small task of each type."""
 
+PIXEL = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
+    "rkJggg=="
+)
+"""A PNG of one pixel, as a data: URI."""
+
 _DELIVERIES = {
     "url": media_pb2.MEDIA_DELIVERY_LINK,
     "b64_json": media_pb2.MEDIA_DELIVERY_INLINE,

@@ -127,6 +127,8 @@ class Pages:
     allowed: str
     foreign: str
     script: str = ""
+    policy: str = "unsafe-none"
+    """Its Cross-Origin-Embedder-Policy."""
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +136,8 @@ async def pages() -> AsyncIterator[Pages]:
     """Serves a page on two origins."""
 
     async def page(request: web.Request) -> web.Response:
-        return web.Response(text=PAGE % served.script, content_type="text/html")
+        headers = {"Cross-Origin-Embedder-Policy": served.policy}
+        return web.Response(text=PAGE % served.script, content_type="text/html", headers=headers)
 
     site = web.Application()
     site.router.add_get("/", page)
@@ -222,6 +225,17 @@ async def test_a_page_shows_a_linked_image_and_plays_linked_audio(
     assert shown["readable"] == (cross_origin != "null")
     assert shown["played"] == pytest.approx(shown["duration"], abs=0.1)
     assert shown["duration"] > 0.5
+
+
+async def test_a_page_that_requires_permission_to_embed_shows_a_linked_image_and_plays_linked_audio(
+    browser: Browser, pages: Pages, app: RunningApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller = await app.account("all")
+    monkeypatch.setattr(pages, "policy", "require-corp")
+    script = MEDIA.replace("URL", app.urls["rest"]).replace("KEY", caller.test)
+    pages.script = script.replace("CROSS_ORIGIN", "null")
+    shown = json.loads((await browser.read(pages.allowed, "printed", "finished")).splitlines()[0])
+    assert (shown["width"], shown["readable"]) == (320, False)
 
 
 @EACH_FRONT_END

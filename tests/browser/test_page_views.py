@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-import pytest
-
 from tests.app import Account, RunningApp, app_fixture
 from tests.browser.chromium import Browser
 from tests.browser.page import Page, open_page
@@ -26,18 +22,6 @@ DRAWN = """(() => {
     .map((each) => colours.has(each));
 })()"""
 """For each model of the legend, whether its colour is in the chart."""
-
-
-@pytest.fixture(name="caller")
-async def _caller(app: RunningApp) -> Account:
-    return await app.account("all")
-
-
-@pytest.fixture(name="page")
-async def _page(browser: Browser, app: RunningApp, caller: Account) -> AsyncIterator[Page]:
-    async with open_page(browser, app.urls["rest"]) as page:
-        await page.sign_in(caller.test)
-        yield page
 
 
 async def test_usage_is_charted_by_day_and_model_and_listed(

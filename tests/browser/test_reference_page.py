@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from tests.app import RunningApp, run_app
+from tests.browser.access import overflow
 from tests.browser.chromium import Browser
 from tests.browser.tab import Tab
 
@@ -63,6 +64,18 @@ async def test_the_page_shows_every_operation_and_runs_one_with_a_test_key(
     assert "Pomelo sandbox" in answer["body"]
     (record,) = await app.records(caller)
     assert record.model == "gpt-4"
+
+
+async def test_the_page_is_not_wider_than_a_small_screen_and_its_parts_have_names(
+    browser: Browser, app: RunningApp
+) -> None:
+    async with open_page(browser, f"{app.urls['rest']}/docs") as tab:
+        await tab.look(320, "light")
+        await tab.until(IS_SHOWN)
+        assert await overflow(tab) == []
+        assert await tab.run("document.querySelectorAll('main').length") == 1
+        unnamed = "[...document.querySelectorAll('select')].filter((each) => each.checkVisibility() && !each.labels[0])"
+        assert await tab.run(f"{unnamed}.length") == 0
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -68,6 +68,13 @@ async def read(stream: Any, pieces: list[Any]) -> Any:
     return stream.result
 
 
+def begin(client: Any, prompt: str, *, stream: bool) -> asyncio.Future[Any]:
+    """Starts a text task, whole or as a stream; the future has its result."""
+    return asyncio.ensure_future(
+        read(client.stream("gpt-4", prompt), []) if stream else client.text("gpt-4", prompt)
+    )
+
+
 async def _iterate(iterator: Any) -> AsyncIterator[Any]:
     while (item := await asyncio.to_thread(next, iterator, _END)) is not _END:
         yield item

@@ -26,6 +26,11 @@ WRONG_TASKS: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "function"}]}, "tools must be a list of Tool, not of dict"),
     ({"reasoning_effort": "some"}, "reasoning_effort must be one of none, minimal, .*, not 'some'"),
     ({"reasoning_effort": 5}, "reasoning_effort must be one of"),
+    ({"max_tokens": "5"}, "max_tokens can't be '5': "),
+    ({"seed": 2**63}, "seed can't be 9223372036854775808: "),
+    ({"temperature": "x" * 200}, "temperature can't be 'x{99}: "),
+    ({"stop": [5]}, r"stop can't be \[5\]: "),
+    ({"metadata": {"team": 5}}, "metadata must have texts, not 'team': 5"),
 ]
 
 WRONG_MESSAGES: list[tuple[Any, str]] = [
@@ -38,6 +43,7 @@ WRONG_MESSAGES: list[tuple[Any, str]] = [
     ([{"role": "user", "content": "Hi", "name": "Ann"}], "not 'name'"),
     ({"role": "user", "content": "Hi"}, "A message is a dict .*, not str"),
     ([None], "A message is a dict .*, not NoneType"),
+    (None, "messages must be a text or a list of messages, not NoneType"),
 ]
 
 MAKE: Any = user
@@ -50,6 +56,15 @@ WRONG_CALLS: list[tuple[Callable[[Any], Any], str]] = [
     (
         lambda client: client.transcribe("m", b"x", timestamps="line"),
         "timestamps must be one of none, word, ch",
+    ),
+    (lambda client: client.image("m", "Hi", width="64"), "width can't be '64': "),
+    (
+        lambda client: client.speech("m", "Hi", voice="adam", voice_settings={"pitch": 1}),
+        "voice_settings has no 'pitch'. It has stability, ",
+    ),
+    (
+        lambda client: client.convert_speech("m", b"x", voice="adam", voice_settings={"speed": "1"}),
+        "speed can't be '1': ",
     ),
     (lambda client: client.transcribe("m", bytearray(9)), "not of the type bytearray"),
     (lambda client: client.upload(io.StringIO("audio")), "not of the type StringIO"),

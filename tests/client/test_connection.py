@@ -13,7 +13,6 @@ from pomelo.client.connection import ClientBase, Connection
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.settings import load
 from pomelo.tls import read_certificate
-from tests.certificates import make_certificate
 from tests.client.conftest import ClientFactory
 from tests.conftest import Keys
 
@@ -67,9 +66,17 @@ def test_target_and_key_come_from_the_environment_which_a_server_accepts(
     assert load(None, variables)
 
 
+def test_the_key_has_no_line_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert connection(key="pml_test_of_a_file\n").key == "pml_test_of_a_file"
+    monkeypatch.setenv("POMELO_KEY", "pml_test_y\r\n")
+    assert connection(key=None).key == "pml_test_y"
+    with pytest.raises(ValueError, match="There is no key"):
+        connection(key=" \n")
+
+
 def test_the_key_is_never_shown() -> None:
     assert "pml_test_x" not in repr(connection())
-    for key in ("pml_test_\n", "pml_tést_secret", "two words"):
+    for key in ("pml\n_test_", "pml_tést_secret", "two words"):
         with pytest.raises(ValueError, match="characters that no key has") as caught:
             connection(key=key)
         assert key not in str(caught.value)
@@ -78,17 +85,6 @@ def test_the_key_is_never_shown() -> None:
 def test_a_stream_outside_a_block_says_how_to_open_it() -> None:
     with Client(key="pml_test_x") as client, pytest.raises(RuntimeError, match="with client"):
         next(client.stream("gpt-4", "Hi"))
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, and certificates for localhost and for a client."""
-    folder = tmp_path_factory.mktemp("tls")
-    make_certificate(folder, "ca", "Test authority")
-    issued = ("-addext", "subjectAltName=DNS:localhost", "-CA", "ca.pem", "-CAkey", "ca.key")
-    for name in ("server", "client"):
-        make_certificate(folder, name, name, *issued)
-    return folder
 
 
 @pytest.mark.parametrize("clients", [False, True], ids=["any client", "clients with a certificate"])

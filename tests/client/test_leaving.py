@@ -10,12 +10,20 @@ import pytest
 from pomelo.app import App
 from pomelo.client import AsyncClient, ClientClosed, IncompleteStream
 from pomelo.testing import Answer, Gate
-from tests.app import RunningApp, app_fixture
-from tests.client.clients import KINDS, make_client, read
+from tests.app import Account, RunningApp, app_fixture
+from tests.client.clients import KINDS, begin, make_client, read
 from tests.conftest import Keys
 from tests.waiting import cancel
 
 server = app_fixture()
+
+
+async def ended_at_the_vendor(server: RunningApp, account: Account) -> None:
+    """Returns when the call of the vendor has ended, and then the task."""
+    async with asyncio.timeout(20):
+        await server.upstream.requests[-1].left.wait()
+    await server.idle(account, live=True)
+
 
 KIND = pytest.mark.parametrize("kind", KINDS)
 
@@ -34,9 +42,7 @@ async def test_a_stream_that_is_left_ends_at_the_vendor_and_costs_what_was_deliv
             pieces.append(piece)
             if len(pieces) == 3:
                 break
-    async with asyncio.timeout(10):
-        await server.upstream.requests[-1].left.wait()
-    await server.idle(account, live=True)
+    await ended_at_the_vendor(server, account)
     record = await server.only_record(account)
     assert (record.complete, record.output_tokens) == (False, 3)
     await client.close()
@@ -50,15 +56,10 @@ async def test_a_cancelled_call_ends_at_the_vendor_and_costs_nothing(
     gate = Gate()
     server.upstream.script(Answer("never seen", at={0: gate}))
     client = make_client("asyncio", str(server.server.grpc), account.live)
-    if stream:
-        call: Any = asyncio.ensure_future(read(client.stream("gpt-4", "Hello"), []))
-    else:
-        call = asyncio.ensure_future(client.text("gpt-4", "Hello"))
+    call = begin(client, "Hello", stream=stream)
     await gate.reached.wait()
     await cancel(call)
-    async with asyncio.timeout(10):
-        await server.upstream.requests[-1].left.wait()
-    await server.idle(account, live=True)
+    await ended_at_the_vendor(server, account)
     assert await server.records(account) == []
     await client.close()
 
@@ -70,17 +71,12 @@ async def test_closing_the_client_ends_its_calls(kind: str, stream: bool, server
     gate = Gate()
     server.upstream.script(Answer("one two three", at={2 if stream else 0: gate}))
     client = make_client(kind, str(server.server.grpc), account.live)
-    if stream:
-        call: Any = asyncio.ensure_future(read(client.stream("gpt-4", "Hello"), []))
-    else:
-        call = asyncio.ensure_future(client.text("gpt-4", "Hello"))
+    call = begin(client, "Hello", stream=stream)
     await gate.reached.wait()
     await client.close()
     with pytest.raises(ClientClosed):
         await call
-    async with asyncio.timeout(10):
-        await server.upstream.requests[-1].left.wait()
-    await server.idle(account, live=True)
+    await ended_at_the_vendor(server, account)
 
 
 @KIND

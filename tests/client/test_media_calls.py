@@ -108,7 +108,7 @@ async def test_a_download_whose_file_cannot_be_written_ends_at_the_server(
     media.opens.set()
     with pytest.raises(OSError, match="full") as failure:
         await connect(keys.test, address).download("media_x", FullDisk())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         await media.left.wait()
     assert failure.value.__traceback__, "the call is not collected as garbage before"
 
@@ -121,5 +121,5 @@ async def test_a_download_that_is_cancelled_before_its_first_byte_ends_at_the_se
         call = asyncio.create_task(client.download("media_x", io.BytesIO()))
         await media.opening.wait()
         await cancel(call)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await media.left.wait()

@@ -28,11 +28,12 @@ from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import TaskService
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.app import RunningApp, app_fixture
-from tests.client.clients import KINDS, make_client, read
+from tests.client.clients import KINDS, begin, make_client, read
 from tests.client.conftest import ClientFactory
 from tests.conftest import Keys
 from tests.faults.tcp_proxy import Cut, TcpProxy
 from tests.ports import free_port
+from tests.waiting import until
 
 server = app_fixture()
 
@@ -83,37 +84,45 @@ async def failing(app: App) -> AsyncIterator[tuple[str, Failing]]:
         yield opened.address, tasks
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_a_call_is_repeated_after_the_wait_that_the_server_requests(
-    connect: ClientFactory, failing: tuple[str, Failing], keys: Keys, stream: bool
+    connect: ClientFactory, failing: tuple[str, Failing], keys: Keys
 ) -> None:
     address, tasks = failing
     client = connect(keys.test, address)
-    prompt = f"overloaded 2 {stream}"
-    began = time.monotonic()
-    if stream:
-        assert (await read(client.stream("gpt-4", prompt), [])).text
-    else:
-        assert (await client.text("gpt-4", prompt)).text
-    assert time.monotonic() - began >= 2, "the server asked for 1 s each time"
-    assert len(tasks.keys[prompt]) == 3
-    assert len(set(tasks.keys[prompt])) == 1
-    assert tasks.keys[prompt][0]
+
+    async def check(*, stream: bool) -> None:
+        prompt = f"overloaded 2 {stream}"
+        began = time.monotonic()
+        if stream:
+            assert (await read(client.stream("gpt-4", prompt), [])).text
+        else:
+            assert (await client.text("gpt-4", prompt)).text
+        assert time.monotonic() - began >= 2, "the server asked for 1 s each time"
+        assert len(tasks.keys[prompt]) == 3
+        assert len(set(tasks.keys[prompt])) == 1
+        assert tasks.keys[prompt][0]
+
+    await asyncio.gather(check(stream=False), check(stream=True))
 
 
 async def test_a_call_is_repeated_as_often_as_allowed(
     connect: ClientFactory, failing: tuple[str, Failing], keys: Keys
 ) -> None:
     address, tasks = failing
-    for retries, attempts in ((1, 2), (0, 1)):
-        prompt = f"overloaded 9 {retries}"
+
+    async def check(retries: int, attempts: int, *, of_client: bool) -> None:
+        prompt = f"overloaded 9 {retries} {of_client}"
+        allowed = {"retries": retries}
+        client = connect(keys.test, address, **(allowed if of_client else {}))
         with pytest.raises(Overloaded):
-            await connect(keys.test, address, retries=retries).text("gpt-4", prompt)
+            await client.text("gpt-4", prompt, **({} if of_client else allowed))
         assert len(tasks.keys[prompt]) == attempts
-        with pytest.raises(Overloaded):
-            await connect(keys.test, address).text("gpt-4", prompt + "!", retries=retries)
-        assert len(tasks.keys[prompt + "!"]) == attempts
-    assert tasks.keys["overloaded 9 0"] == [None], "a task that is never repeated has no key"
+
+    numbers = ((1, 2), (0, 1))
+    await asyncio.gather(
+        *(check(*each, of_client=of_client) for each in numbers for of_client in (True, False))
+    )
+    assert tasks.keys["overloaded 9 0 True"] == [None], "a task that is never repeated has no key"
 
 
 async def test_an_error_that_no_retry_can_mend_is_raised_immediately(
@@ -182,12 +191,9 @@ async def test_a_call_survives_the_restart_of_its_server(
     prompt = f"restart {time.monotonic_ns()}"
     upstream.when(prompt, Answer("never seen", at={0: gate}))
     options = ServerOptions(f"127.0.0.1:{free_port()}", grace=0.1)
-    client = connect(keys.live, str(options.address), retries=20)
+    client = connect(keys.live, options.address, retries=20)
     async with open_server(app.services, options, connections=ConnectionObserver()):
-        if stream:
-            call = asyncio.ensure_future(read(client.stream("gpt-4", prompt), []))
-        else:
-            call = asyncio.ensure_future(client.text("gpt-4", prompt))
+        call = begin(client, prompt, stream=stream)
         await gate.reached.wait()
     upstream.reset()
     upstream.when(prompt, Answer("one two"))
@@ -249,9 +255,7 @@ async def test_a_stream_that_breaks_after_the_first_piece_is_not_repeated(
     async with TcpProxy(int(server.server.grpc.rpartition(":")[2])) as proxy:
         client = make_client(kind, f"127.0.0.1:{proxy.port}", account.live)
         reading = asyncio.ensure_future(read(client.stream("gpt-4", "Hello"), pieces))
-        async with asyncio.timeout(10):
-            while len(pieces) < 2:  # noqa: ASYNC110 (the list has no event)
-                await asyncio.sleep(0.01)
+        await until(lambda: len(pieces) >= 2)
         proxy.cut(Cut.NOW)
         with pytest.raises(ServerUnavailable):
             await reading

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from pomelo.app import App
-from pomelo.client import InvalidParameter, assistant, system, to_credits, user
+from pomelo.client import InvalidParameter, TextResult, assistant, system, to_credits, user
 from pomelo.client.files import MAX_INLINE_BYTES
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.gen.v1.text_pb2 import TextOutput
 from pomelo.stores.accounts import Grant, Wallet
 from tests.client.conftest import ClientFactory
 from tests.conftest import Keys
@@ -40,6 +42,16 @@ async def test_a_text_has_its_usage_cost_and_limits(client: Any) -> None:
     assert result.limits.credits is not None
     assert result.tool_calls == []
     assert not result.replayed
+
+
+def test_a_finish_reason_that_only_a_newer_server_knows_is_empty() -> None:
+    newer: Any = 99
+    assert TextResult(TaskResult(text=TextOutput(finish_reason=newer)), {}).finish_reason == ""
+
+
+@pytest.mark.parametrize(("raw", "cost"), [(TaskResult(cost_micros=0), Decimal(0)), (TaskResult(), None)])
+def test_a_cost_of_nothing_differs_from_one_that_is_not_known(raw: TaskResult, cost: Decimal | None) -> None:
+    assert TextResult(raw, {}).cost == cost
 
 
 async def test_messages_can_be_dicts_or_made_by_functions(client: Any) -> None:
@@ -67,6 +79,20 @@ async def test_images_go_into_a_message_as_bytes_a_path_or_an_upload(client: Any
         "gpt-4", [user("What is it?", images=[PNG, path, str(path), media], detail="low")]
     )
     assert result.usage.input_tokens == 3 + 4 * 85
+
+
+async def test_a_result_is_shown_by_its_id_and_model_without_its_content(client: Any) -> None:
+    result = await client.text("gpt-4", "Say something")
+    assert repr(result) == f"TextResult(id='{result.id}', model='gpt-4')"
+
+
+async def test_a_field_of_rest_that_is_no_argument_is_refused_with_what_to_use(client: Any) -> None:
+    with pytest.raises(TypeError, match=r"^There is no argument 'response_format'. Use format for text, "):
+        await client.text("gpt-4", "Hi", response_format={"type": "json_object"})
+    with pytest.raises(TypeError, match=r"^There is no argument 'stream'. Use a method whose name begins "):
+        await client.text("gpt-4", "Hi", stream=True)
+    with pytest.raises(TypeError, match=r"^There is no argument 'maxTokens'$"):
+        await client.text("gpt-4", "Hi", maxTokens=3)
 
 
 async def test_a_stream_yields_text_and_then_has_the_same_result(client: Any) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
+from pomelo.stores.archive import open_archive
+from pomelo.stores.archive.base import Archive
 from tests.postgres_server import PostgresServer, programs, user
 
 ARCHIVES = ["sqlite", "postgres"]
@@ -39,3 +41,9 @@ async def new_url(request: pytest.FixtureRequest, kind: str, folder: Path) -> st
 async def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of each archive, without records."""
     return await new_url(request, request.param, tmp_path)
+
+
+@pytest.fixture
+async def archive(url: str) -> AsyncIterator[Archive]:
+    async with open_archive(url) as opened:
+        yield opened

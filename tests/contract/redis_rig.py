@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from tests.redis_server import RedisServer, binary, reply_of, shipped_binary
 
 
 @pytest.fixture(scope="module", params=["machine", "shipped"])
-def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
+def started_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
     """The server of this machine and the one that a package ships: Redis and Valkey, if both exist."""
     program = binary() if request.param == "machine" else shipped_binary()
     if request.param == "shipped" and binary() == program:
@@ -29,9 +30,11 @@ def server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
         yield started
 
 
-@pytest.fixture(autouse=True)
-def emptied(server: RedisServer) -> None:
-    server.do("FLUSHALL")
+@pytest.fixture
+def server(started_server: RedisServer) -> RedisServer:
+    """The server, emptied."""
+    started_server.do("FLUSHALL")
+    return started_server
 
 
 def open_on(url: str, folder: Path, **timing: float) -> Any:
@@ -45,6 +48,17 @@ async def open_with_credits(stack: AsyncExitStack, server: RedisServer, folder: 
     await store.add_account(WALLET.account, "pro", 1.0)
     await store.grant(Grant("g", WALLET, 1_000, 1.0))
     return store
+
+
+Opener = Callable[..., Awaitable[Any]]
+"""Opens a store with the `timing` that it is called with, in which WALLET has 1,000 microcredits."""
+
+
+@pytest.fixture
+async def opened(server: RedisServer, tmp_path: Path) -> AsyncIterator[Opener]:
+    """Opens stores on the server, with one archive. They are closed after the test."""
+    async with AsyncExitStack() as stack:
+        yield partial(open_with_credits, stack, server, tmp_path)
 
 
 async def refusal_message(url: str, folder: Path) -> str:

@@ -11,9 +11,7 @@ import pytest
 from pomelo.stores.accounts import Grant, OverdrawnError, UnknownAccountError, Wallet
 from pomelo.stores.acts import Act
 from pomelo.stores.keys import KeyRecord
-from tests.contract.ledger_rig import WALLET, Rig, request, rig
-
-__all__ = ["rig"]
+from tests.contract.ledger_rig import WALLET, Rig, request
 
 KEY = KeyRecord("k1", "acme", True, b"\x00\xff", ("gpt-4",), 1_790_000_001.523456, name="wëb")
 
@@ -58,6 +56,13 @@ async def test_each_change_writes_its_act_with_the_old_value(rig: Rig) -> None:
     ]
     assert found[2] == act("a3", live=True, old="1000", new="1250")
     assert found[8] == act("a9", key_id="k1", old="", new="5/day")
+
+
+async def test_a_grant_and_its_act_have_exactly_the_same_time(rig: Rig) -> None:
+    at = 1_790_000_001.5234567
+    await rig.store.grant(Grant("g", WALLET, 5, at), act("a1", at, live=True))
+    assert (await rig.store.list_grants(WALLET))[-1].at == at
+    assert [each.at for each in await acts(rig, "acme", since=at)] == [at]
 
 
 async def test_what_changes_nothing_writes_no_act(rig: Rig) -> None:

@@ -16,10 +16,8 @@ from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import Budget, Reserved, ReserveRequest, Settlement
 from pomelo.stores.usage import UsageRecord
-from tests.contract.ledger_rig import RedisRig, Rig, rig
+from tests.contract.ledger_rig import RedisRig, Rig
 from tests.unit.accounts.audited_store import ACME, PRICES, draft, reserve, run
-
-__all__ = ["rig"]
 
 TEST = Wallet("acme", False)
 

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
 from pomelo.accounts.audit import audit
 from pomelo.stores.accounts import Balance
-from pomelo.stores.archive import open_archive
 from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, Reserved, ReserveRequest, Settlement
 from pomelo.stores.records import decode_record, encode_record
-from pomelo.stores.sqlite import open_sqlite
 from pomelo.stores.usage import CANCELLED, UsageQuery, UsageRecord
-from tests.contract.archive_rig import postgres, url
-from tests.contract.ledger_rig import KEY, WALLET, Rig, balance, clock, record, request, rig, run_task
+from tests.contract.earlier_files import left_by, open_at
+from tests.contract.ledger_rig import KEY, WALLET, Rig, balance, record, request, run_task
 from tests.limits import counters, limits
-
-__all__ = ["clock", "postgres", "rig", "url"]
 
 BILLED, FAILED = UsageQuery(), UsageQuery(failed=True)
 
@@ -73,12 +64,6 @@ async def test_a_task_that_may_have_failed_before_is_not_settled_again(rig: Rig)
     assert await balance(rig) == (0, 0, 1_000)
 
 
-@pytest.fixture
-async def archive(url: str) -> AsyncIterator[Archive]:
-    async with open_archive(url) as opened:
-        yield opened
-
-
 async def test_archives_tell_failed_tasks_from_billed_ones(archive: Archive) -> None:
     uncollected = replace(failure("d"), uncollected=7)
     free = record("e")
@@ -105,12 +90,8 @@ AT_6 = 1_795_700_000.25
 
 
 async def test_a_file_of_the_version_before_is_opened_and_keeps_failed_tasks(tmp_path: Path) -> None:
-    path = tmp_path / "left" / "pomelo.db"
-    path.parent.mkdir()
-    with closing(sqlite3.connect(path)) as old:
-        old.execute("PRAGMA journal_mode = WAL")
-        old.executescript(Path(__file__).with_name("version_6.sql").read_text())
-    async with open_sqlite(path, now=lambda: AT_6, monotonic=lambda: 5.0) as store:
+    path = left_by(6, tmp_path)
+    async with open_at(path, AT_6) as store:
         assert await store.balance(WALLET) == Balance(1_000_000, 2 * 540 + 80, 0)
         again = ReserveRequest(record("again"), 0, 0, idempotency_key=IdempotencyKey("order-1", b"f"))
         assert isinstance(await store.reserve(again), ReplayedAnswer)
@@ -123,6 +104,6 @@ async def test_a_file_of_the_version_before_is_opened_and_keeps_failed_tasks(tmp
         assert await ids(store, FAILED) == ""
         await store.reserve(ReserveRequest(record("new"), 0, 9))
         await store.settle(Settlement(failure("new")))
-    async with open_sqlite(path, now=lambda: AT_6, monotonic=lambda: 5.0) as store:
+    async with open_at(path, AT_6) as store:
         assert (await store.list_usage(FAILED, limit=9))[0] == [failure("new")]
         assert not (await audit(store)).findings

@@ -10,9 +10,7 @@ import pytest
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, AccountRecord, Balance, Grant, UnknownAccountError, Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.usage import DIMENSIONS, Dimension, UsageQuery, UsageRecord, UsageTotal, WalletState
-from tests.contract.ledger_rig import WALLET, Rig, held, record, request, rig, run_task, settlement, wallets
-
-__all__ = ["rig"]
+from tests.contract.ledger_rig import WALLET, Rig, held, record, request, run_task, settlement, wallets
 
 ALL = UsageQuery()
 TEST = Wallet("acme", False)

@@ -15,11 +15,8 @@ from tests.contract.ledger_rig import (
     balance,
     record,
     request,
-    rig,
     settlement,
 )
-
-__all__ = ["rig"]
 
 DAY = 1_799_971_200.0
 NAME = "budget:k1.day"
@@ -181,6 +178,19 @@ async def test_a_budget_survives_a_restart(rig: Rig) -> None:
     await rig.close()
     await rig.open()
     assert await left(rig) == 40
+
+
+@pytest.mark.parametrize("cost", [0, 10])
+async def test_a_period_survives_a_restart_although_a_task_of_an_earlier_one_ended_last(
+    rig: Rig, cost: int
+) -> None:
+    await rig.store.reserve(limited("late", 40))
+    await rig.store.reserve(limited("a", 30, start=DAY + 86_400.0))
+    for task_id, charged in (("a", 30), ("late", cost)):
+        await rig.store.settle(settlement(task_id, charged))
+    await rig.close()
+    await rig.open()
+    assert await left(rig, start=DAY + 86_400.0) == 70
 
 
 async def test_a_budget_above_the_balance_does_not_replace_it(rig: Rig) -> None:

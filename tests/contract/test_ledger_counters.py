@@ -8,9 +8,7 @@ import pytest
 
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import Count, Counter, LimitStatus, Refused, Reserved, ReserveRequest, Settlement
-from tests.contract.ledger_rig import WALLET, Clock, Rig, clock, record, refusal, rig
-
-__all__ = ["clock", "rig"]
+from tests.contract.ledger_rig import WALLET, Clock, Rig, record, refusal
 
 DAY = 86_400.0
 

@@ -10,9 +10,7 @@ import pytest
 from pomelo.accounts.audit import audit
 from pomelo.stores.accounts import Balance, Grant, OverdrawnError, UnknownAccountError, Wallet
 from pomelo.stores.ledger import Refused, Reserved
-from tests.contract.ledger_rig import WALLET, Rig, amount, refusal, request, rig, run_task, settlement
-
-__all__ = ["rig"]
+from tests.contract.ledger_rig import WALLET, Rig, amount, refusal, request, run_task, settlement
 
 NOBODY = Wallet("nobody", True)
 

@@ -14,15 +14,11 @@ from tests.contract.ledger_rig import (
     Clock,
     Rig,
     balance,
-    clock,
     refusal,
     request,
-    rig,
     settlement,
 )
 from tests.limits import used
-
-__all__ = ["clock", "rig"]
 
 ALL = UsageQuery()
 

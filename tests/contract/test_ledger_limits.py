@@ -15,17 +15,13 @@ from tests.contract.ledger_rig import (
     Clock,
     Rig,
     balance,
-    clock,
     is_lost,
     refusal,
     request,
-    rig,
     run_task,
     settlement,
 )
 from tests.limits import limits, used
-
-__all__ = ["clock", "rig"]
 
 ALL = UsageQuery()
 

@@ -12,17 +12,13 @@ from tests.contract.ledger_rig import (
     WALLET,
     Rig,
     balance,
-    clock,
     is_lost,
     record,
     request,
-    rig,
     run_task,
     settlement,
 )
 from tests.limits import limits
-
-__all__ = ["clock", "rig"]
 
 ALL = UsageQuery()
 

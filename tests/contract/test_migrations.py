@@ -29,6 +29,7 @@ from pomelo.stores.ledger import (
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS, MIGRATIONS
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.stores.usage import UsageRecord
+from tests.contract.earlier_files import left_by, open_at
 from tests.contract.ledger_rig import wallets
 from tests.limits import counters
 
@@ -154,12 +155,7 @@ def record(task_id: str, **changes: Any) -> UsageRecord:
 @pytest.fixture
 async def migrated(tmp_path: Path) -> AsyncIterator[Store]:
     """The store in a file that version 4 left when its process died."""
-    path = tmp_path / "four" / "pomelo.db"
-    path.parent.mkdir()
-    with closing(sqlite3.connect(path)) as old:
-        old.execute("PRAGMA journal_mode = WAL")
-        old.executescript(Path(__file__).with_name("version_4.sql").read_text())
-    async with open_sqlite(path, now=lambda: AT_4, monotonic=lambda: 5.0) as opened:
+    async with open_at(left_by(4, tmp_path), AT_4) as opened:
         yield opened
 
 
@@ -223,19 +219,14 @@ async def test_tasks_of_version_4_can_not_be_ended_twice(migrated: Store, task_i
 
 
 async def test_tasks_of_version_4_are_recovered_and_its_minute_goes_on(tmp_path: Path) -> None:
-    path = tmp_path / "four" / "pomelo.db"
-    path.parent.mkdir()
-    with closing(sqlite3.connect(path)) as old:
-        old.execute("PRAGMA journal_mode = WAL")
-        old.executescript(Path(__file__).with_name("version_4.sql").read_text())
+    path = left_by(4, tmp_path)
     for _ in range(2):
-        async with open_sqlite(path, now=lambda: AT_4, monotonic=lambda: 5.0) as store:
+        async with open_at(path, AT_4) as store:
             assert await store.reservations() == []
             assert await store.balance(ACME) == Balance(1_000_000, 320 + 25, 0)
-            found = await store.limit_status(ACME, COUNTERS_4)
-            assert [found.counts[counter.name].used for counter in COUNTERS_4] == [4, 0, 332, 50]
+            assert await counts_4(store) == [4, 0, 332, 50]
             assert not (await audit(store)).findings
-    async with open_sqlite(path, now=lambda: AT_4 + 60, monotonic=lambda: 5.0) as store:
+    async with open_at(path, AT_4 + 60) as store:
         key = IdempotencyKey("order-7", b"other")
         await store.reserve(ReserveRequest(record("new"), 0, 0, counters(tokens=3), key))
     with closing(sqlite3.connect(path)) as left:  # neither ended windows nor what running tasks take is kept

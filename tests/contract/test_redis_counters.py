@@ -14,11 +14,8 @@ from pomelo.stores.ledger import Counter, ReplayedAnswer, Reserved, ReserveReque
 from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.redis.key_names import WORKERS, names
 from tests.contract.ledger_rig import KEY, WALLET, error_code, record, request, settlement
-from tests.contract.redis_rig import emptied, server
 from tests.limits import Used, limits
 from tests.redis_server import RedisServer
-
-__all__ = ["emptied", "server"]
 
 NOW = 1_800_000_000
 KEYS = names(WALLET)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,14 +17,13 @@ from pomelo.stores.redis import ordered_tasks, usage
 from pomelo.stores.redis.key_names import WORKERS, names
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import WALLET, abandon, held, record, request, settlement, wallets
-from tests.contract.redis_rig import FaultyClient, emptied, open_with_credits, until
+from tests.contract.redis_rig import FaultyClient, Opener, until
 from tests.redis_server import RedisServer
-
-__all__ = ["emptied"]
+from tests.unit.refusals import refused
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
+def started_server() -> Iterator[RedisServer]:
     """One server type is enough: in these tests the client fails."""
     with RedisServer() as started:
         yield started
@@ -46,84 +43,78 @@ async def own_tasks(store: Any) -> list[str]:
     return [one.record.task_id for one in await store.reservations(own=True)]
 
 
-async def test_each_process_lists_its_own_reservations(server: RedisServer, tmp_path: Path) -> None:
-    async with AsyncExitStack() as stack:
-        stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
-        for number in range(4):
-            await stores[number % 2].reserve(request(f"t{number}", 10 + number))
-        assert [await own_tasks(store) for store in stores] == [["t0", "t2"], ["t1", "t3"]]
-        found = await stores[0].reservations()
-        assert [(one.record.task_id, one.amount, one.own) for one in found] == [
-            ("t0", 10, True),
-            ("t1", 11, False),
-            ("t2", 12, True),
-            ("t3", 13, False),
-        ]
-        await stores[0].recover(WALLET, "t1")  # no effect on another process's task
-        await stores[0].recover(WALLET, "t2")
-        assert [await own_tasks(store) for store in stores] == [["t0"], ["t1", "t3"]]
-        assert (await stores[1].settle(settlement("t1", 5))).record.cost == 5
-        with pytest.raises(LostReservationError):
-            await stores[0].settle(settlement("t2", 5))
+async def test_each_process_lists_its_own_reservations(opened: Opener) -> None:
+    stores = [await opened() for _ in range(2)]
+    for number in range(4):
+        await stores[number % 2].reserve(request(f"t{number}", 10 + number))
+    assert [await own_tasks(store) for store in stores] == [["t0", "t2"], ["t1", "t3"]]
+    found = await stores[0].reservations()
+    assert [(one.record.task_id, one.amount, one.own) for one in found] == [
+        ("t0", 10, True),
+        ("t1", 11, False),
+        ("t2", 12, True),
+        ("t3", 13, False),
+    ]
+    await stores[0].recover(WALLET, "t1")  # no effect on another process's task
+    await stores[0].recover(WALLET, "t2")
+    assert [await own_tasks(store) for store in stores] == [["t0"], ["t1", "t3"]]
+    assert (await stores[1].settle(settlement("t1", 5))).record.cost == 5
+    with pytest.raises(LostReservationError):
+        await stores[0].settle(settlement("t2", 5))
 
 
-async def test_idle_wallets_are_not_checked_forever(server: RedisServer, tmp_path: Path) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path)
-        await store.reserve(request("a"))
-        for _ in range(5):
-            assert await own_tasks(store) == ["a"]
-        await store.settle(settlement("a"))
-        for _ in range(5):
-            assert await own_tasks(store) == []
-        assert store._checks == {}
-        # A check that began before a reserve does not count after it.
-        await store.reserve(request("late"))
-        await store.void(WALLET, "late")
-        store._count_check({WALLET: 2}, set())
-        assert store._checks == {WALLET: 3}
-        await store.reserve(request("b"))
-        assert await own_tasks(store) == ["b"]
+async def test_idle_wallets_are_not_checked_forever(opened: Opener) -> None:
+    store = await opened()
+    await store.reserve(request("a"))
+    for _ in range(5):
+        assert await own_tasks(store) == ["a"]
+    await store.settle(settlement("a"))
+    for _ in range(5):
+        assert await own_tasks(store) == []
+    assert store._checks == {}
+    # A check that began before a reserve does not count after it.
+    await store.reserve(request("late"))
+    await store.void(WALLET, "late")
+    store._count_check({WALLET: 2}, set())
+    assert store._checks == {WALLET: 3}
+    await store.reserve(request("b"))
+    assert await own_tasks(store) == ["b"]
 
 
 async def test_a_late_reservation_is_found_even_if_its_wallet_was_idle(
-    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, opened: Opener
 ) -> None:
     monkeypatch.setattr(ordered_tasks, "_MAX_UNDO_TIME", 0.1)
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path)
-        await store.reserve(request("before"))
-        await store.void(WALLET, "before")
-        faults = FaultyClient(store, 0.1)
-        faults.hits = uses_key(names(WALLET).wallet)
-        with pytest.raises(UnknownOutcomeError):
-            await store.reserve(request("late"))
-        await until(lambda: not store._operations.is_busy("late"))
-        faults.end()
-        for _ in range(10):
-            assert await own_tasks(store) == []
-        # The delayed command reaches the server only now.
-        await store._connection.send(*faults.failed[0])
-        assert await own_tasks(store) == ["late"]
-        await store.recover(WALLET, "late")
-        assert (await store.balance(WALLET)).held == 0
-
-
-async def test_a_task_that_the_store_is_about_to_end_is_not_listed(
-    server: RedisServer, tmp_path: Path
-) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path)
-        await store.reserve(request("a"))
-        faults = FaultyClient(store, 0.1)
-        faults.hits = uses_key(names(WALLET).usage)
-        with pytest.raises(UnknownOutcomeError):
-            await store.settle(settlement("a"))
+    store = await opened()
+    await store.reserve(request("before"))
+    await store.void(WALLET, "before")
+    faults = FaultyClient(store, 0.1)
+    faults.hits = uses_key(names(WALLET).wallet)
+    with pytest.raises(UnknownOutcomeError):
+        await store.reserve(request("late"))
+    await until(lambda: not store._operations.is_busy("late"))
+    faults.end()
+    for _ in range(10):
         assert await own_tasks(store) == []
-        assert [(one.record.task_id, one.own) for one in await store.reservations()] == [("a", False)]
-        faults.end()
-        await until(lambda: not store._operations.is_busy("a"))
-        assert (await store.settle(settlement("a"))).record.cost == 10
+    # The delayed command reaches the server only now.
+    await store._connection.send(*faults.failed[0])
+    assert await own_tasks(store) == ["late"]
+    await store.recover(WALLET, "late")
+    assert (await store.balance(WALLET)).held == 0
+
+
+async def test_a_task_that_the_store_is_about_to_end_is_not_listed(opened: Opener) -> None:
+    store = await opened()
+    await store.reserve(request("a"))
+    faults = FaultyClient(store, 0.1)
+    faults.hits = uses_key(names(WALLET).usage)
+    with pytest.raises(UnknownOutcomeError):
+        await store.settle(settlement("a"))
+    assert await own_tasks(store) == []
+    assert [(one.record.task_id, one.own) for one in await store.reservations()] == [("a", False)]
+    faults.end()
+    await until(lambda: not store._operations.is_busy("a"))
+    assert (await store.settle(settlement("a"))).record.cost == 10
 
 
 # --- unexpected errors
@@ -140,160 +131,150 @@ AFTER = pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @ANY_ERROR
 @AFTER
 async def test_any_error_of_the_client_is_store_unavailable_for_every_method(
-    server: RedisServer, tmp_path: Path, error: str, after: bool
+    error: str, after: bool, opened: Opener
 ) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path)
-        faults = FaultyClient(store, 0.05)
-        faults.error, faults.after, faults.hits = ERRORS[error], after, lambda command: True
-        calls = [
-            store.reserve(request("a")),
-            store.settle(settlement("b")),
-            store.void(WALLET, "c"),
-            store.note([record("a")]),
-            store.limit_status(WALLET),
-            store.reservations(),
-            store.recover(WALLET, "a"),
-            store.balance(WALLET),
-            store.list_grants(WALLET),
-            store.get_account("acme"),
-            store.list_accounts(),
-            store.set_plan("acme", "pro"),
-            store.add_account("other", "pro", 1.0),
-            store.get_key("k"),
-            store.list_keys(),
-            store.revoke_key("k", 1.0),
-            store.list_usage(UsageQuery(), limit=1),
-            store.sum_usage(UsageQuery(), ("day",)),
-            store.drafts(),
-            held(store, WALLET),
-            wallets(store),
-        ]
-        found = await asyncio.gather(*calls, return_exceptions=True)
-        assert {getattr(one, "code", one) for one in found} == {"store_unavailable"}
-        faults.end()
-        await until(lambda: not store._operations._all)
-        assert (await store.balance(WALLET)).held == 0
+    store = await opened()
+    faults = FaultyClient(store, 0.05)
+    faults.error, faults.after, faults.hits = ERRORS[error], after, lambda command: True
+    calls = [
+        store.reserve(request("a")),
+        store.settle(settlement("b")),
+        store.void(WALLET, "c"),
+        store.note([record("a")]),
+        store.limit_status(WALLET),
+        store.reservations(),
+        store.recover(WALLET, "a"),
+        store.balance(WALLET),
+        store.list_grants(WALLET),
+        store.get_account("acme"),
+        store.list_accounts(),
+        store.set_plan("acme", "pro"),
+        store.add_account("other", "pro", 1.0),
+        store.get_key("k"),
+        store.list_keys(),
+        store.revoke_key("k", 1.0),
+        store.list_usage(UsageQuery(), limit=1),
+        store.sum_usage(UsageQuery(), ("day",)),
+        store.drafts(),
+        held(store, WALLET),
+        wallets(store),
+    ]
+    found = await asyncio.gather(*calls, return_exceptions=True)
+    assert {getattr(one, "code", one) for one in found} == {"store_unavailable"}
+    faults.end()
+    await until(lambda: not store._operations._all)
+    assert (await store.balance(WALLET)).held == 0
 
 
 @ANY_ERROR
 @AFTER
-async def test_a_single_error_at_any_command_is_retried(
-    server: RedisServer, tmp_path: Path, error: str, after: bool
-) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path)
-        faults = FaultyClient(store)
-        faults.error, faults.after = ERRORS[error], after
-        for number in range(8):
-            commands = iter(range(100))
-            faults.hits = partial(hits_nth, commands, number)
-            assert isinstance(await store.reserve(request(f"t{number}", 20)), Reserved)
-            assert await store.note([record(f"t{number}", cost=3)]) == []
-            assert (await store.settle(settlement(f"t{number}", 7))).record.cost == 7
-            assert (await store.balance(WALLET)).held == 0
-        assert (await store.balance(WALLET)).spent == 8 * 7
+async def test_a_single_error_at_any_command_is_retried(error: str, after: bool, opened: Opener) -> None:
+    store = await opened()
+    faults = FaultyClient(store)
+    faults.error, faults.after = ERRORS[error], after
+    for number in range(8):
+        commands = iter(range(100))
+        faults.hits = partial(hits_nth, commands, number)
+        assert isinstance(await store.reserve(request(f"t{number}", 20)), Reserved)
+        assert await store.note([record(f"t{number}", cost=3)]) == []
+        assert (await store.settle(settlement(f"t{number}", 7))).record.cost == 7
+        assert (await store.balance(WALLET)).held == 0
+    assert (await store.balance(WALLET)).spent == 8 * 7
 
 
-async def test_repeated_settlements_do_not_pile_up(server: RedisServer, tmp_path: Path) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path)
-        await store.reserve(request("a"))
-        faults = FaultyClient(store, 0.02)
-        faults.hits = lambda command: True
-        for _ in range(20):
-            with pytest.raises(PomeloError):
-                await store.settle(settlement("a"))
-        assert len(store._operations._all) <= 2
-        faults.end()
-        await until(lambda: not store._operations._all)
-        assert (await store.settle(settlement("a"))).record.cost == 10
+async def test_repeated_settlements_do_not_pile_up(opened: Opener) -> None:
+    store = await opened()
+    await store.reserve(request("a"))
+    faults = FaultyClient(store, 0.02)
+    faults.hits = lambda command: True
+    for _ in range(20):
+        with pytest.raises(PomeloError):
+            await store.settle(settlement("a"))
+    assert len(store._operations._all) <= 2
+    faults.end()
+    await until(lambda: not store._operations._all)
+    assert (await store.settle(settlement("a"))).record.cost == 10
 
 
 async def test_undoing_a_reserve_with_unknown_outcome_is_not_retried_forever(
-    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, opened: Opener
 ) -> None:
     monkeypatch.setattr(ordered_tasks, "_MAX_UNDO_TIME", 0.2)
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path)
-        faults = FaultyClient(store, 0.02)
-        faults.hits = lambda command: True
-        for number in range(20):
-            with pytest.raises(PomeloError):
-                await store.reserve(request(f"t{number}"))
-        await until(lambda: not store._operations._all)
+    store = await opened()
+    faults = FaultyClient(store, 0.02)
+    faults.hits = lambda command: True
+    for number in range(20):
+        with pytest.raises(PomeloError):
+            await store.reserve(request(f"t{number}"))
+    await until(lambda: not store._operations._all)
 
 
 async def test_the_background_loops_survive_any_error(
-    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: RedisServer, caplog: pytest.LogCaptureFixture, opened: Opener
 ) -> None:
     caplog.set_level(logging.ERROR)
-    async with AsyncExitStack() as stack:
-        quick = {"heartbeat": 0.02, "dead_after": 2.0, "drain": 0.02}
-        store = await open_with_credits(stack, server, tmp_path, **quick)
-        other = await open_with_credits(stack, server, tmp_path, **quick)
-        faults = FaultyClient(store, 0.05)
-        faults.error = lambda: KeyError("reply")
-        faults.hits = lambda command: True
-        await until(lambda: len(faults.failed) > 40)
-        faults.end()
-        before = server.do("HGETALL", WORKERS)[store._worker.id.encode()]
-        await until(lambda: server.do("HGETALL", WORKERS)[store._worker.id.encode()] != before)
-        # It is still a worker, and its records still go to the archive.
-        await store.reserve(request("a"))
-        await store.settle(settlement("a"))
-        await until(lambda: server.do("XLEN", names(WALLET).usage) == 0)
-        assert (await other.list_usage(UsageQuery(), limit=9))[0][0].task_id == "a"
-        logged = [one.getMessage() for one in caplog.records]
-        assert len(logged) == 1, "once, however often it happened"
-        assert "builtins.KeyError" in logged[0]
+    quick = {"heartbeat": 0.02, "dead_after": 2.0, "drain": 0.02}
+    store = await opened(**quick)
+    other = await opened(**quick)
+    faults = FaultyClient(store, 0.05)
+    faults.error = lambda: KeyError("reply")
+    faults.hits = lambda command: True
+    await until(lambda: len(faults.failed) > 40)
+    faults.end()
+    before = server.do("HGETALL", WORKERS)[store._worker.id.encode()]
+    await until(lambda: server.do("HGETALL", WORKERS)[store._worker.id.encode()] != before)
+    # It is still a worker, and its records still go to the archive.
+    await store.reserve(request("a"))
+    await store.settle(settlement("a"))
+    await until(lambda: server.do("XLEN", names(WALLET).usage) == 0)
+    assert (await other.list_usage(UsageQuery(), limit=9))[0][0].task_id == "a"
+    logged = [one.getMessage() for one in caplog.records]
+    assert len(logged) == 1, "once, however often it happened"
+    assert "builtins.KeyError" in logged[0]
 
 
 async def test_an_archive_that_fails_with_an_unexpected_error_gets_the_records_later(
-    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, opened: Opener
 ) -> None:
     monkeypatch.setattr(usage, "_FULL_DRAIN", 10**9)  # the records of this process are moved without that
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path, drain=0.02)
-        archive = store._usage._archive
-        calls = asyncio.Semaphore(0)
+    store = await opened(drain=0.02)
+    archive = store._usage._archive
+    calls = asyncio.Semaphore(0)
 
-        async def fail(records: Any) -> None:
-            calls.release()
-            raise KeyError("row")
+    async def fail(records: Any) -> None:
+        calls.release()
+        raise KeyError("row")
 
-        with monkeypatch.context() as patch:
-            patch.setattr(archive, "add", fail)
-            await store.reserve(request("a"))
-            await store.settle(settlement("a"))
-            for _ in range(5):
-                await calls.acquire()
-            with pytest.raises(PomeloError) as caught:
-                await store.list_usage(UsageQuery(), limit=9)
-            assert caught.value.code == "store_unavailable"
-        await until(lambda: server.do("XLEN", names(WALLET).usage) == 0)
-        assert [one.task_id for one in (await store.list_usage(UsageQuery(), limit=9))[0]] == ["a"]
+    with monkeypatch.context() as patch:
+        patch.setattr(archive, "add", fail)
+        await store.reserve(request("a"))
+        await store.settle(settlement("a"))
+        for _ in range(5):
+            await calls.acquire()
+        with refused("store_unavailable"):
+            await store.list_usage(UsageQuery(), limit=9)
+    await until(lambda: server.do("XLEN", names(WALLET).usage) == 0)
+    assert [one.task_id for one in (await store.list_usage(UsageQuery(), limit=9))[0]] == ["a"]
 
 
 async def test_a_reservation_that_can_not_be_recovered_does_not_block_others(
-    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: RedisServer, opened: Opener
 ) -> None:
-    async with AsyncExitStack() as stack:
-        quick = {"heartbeat": 0.02, "dead_after": 0.2}
-        dying = await open_with_credits(stack, server, tmp_path, **quick)
-        other = Wallet("acme", False)
-        for number in range(3):
-            await dying.reserve(request(f"t{number}"))
-        await dying.reserve(request("t3", 0, live=False))
-        await dying.reserve(request("t4", 0, live=False, account="default"))
-        await abandon(dying)
-        # Damages two wallets.
-        server.do("SET", names(other).usage, "not a stream")
-        server.do("HSET", names(Wallet("default", False)).holds, "junk", "not a reservation")
-        watching = await open_with_credits(stack, server, tmp_path, **quick)
-        await until(lambda: server.do("HLEN", names(WALLET).holds) == 0)
-        await until(lambda: server.do("HKEYS", names(Wallet("default", False)).holds) == [b"junk"])
-        assert server.do("HKEYS", names(other).holds) == [b"t3"]
-        server.do("DEL", names(other).usage)
-        await until(lambda: server.do("HLEN", names(other).holds) == 0)
-        assert await own_tasks(watching) == []
+    quick = {"heartbeat": 0.02, "dead_after": 0.2}
+    dying = await opened(**quick)
+    other = Wallet("acme", False)
+    for number in range(3):
+        await dying.reserve(request(f"t{number}"))
+    await dying.reserve(request("t3", 0, live=False))
+    await dying.reserve(request("t4", 0, live=False, account="default"))
+    await abandon(dying)
+    # Damages two wallets.
+    server.do("SET", names(other).usage, "not a stream")
+    server.do("HSET", names(Wallet("default", False)).holds, "junk", "not a reservation")
+    watching = await opened(**quick)
+    await until(lambda: server.do("HLEN", names(WALLET).holds) == 0)
+    await until(lambda: server.do("HKEYS", names(Wallet("default", False)).holds) == [b"junk"])
+    assert server.do("HKEYS", names(other).holds) == [b"t3"]
+    server.do("DEL", names(other).usage)
+    await until(lambda: server.do("HLEN", names(other).holds) == 0)
+    assert await own_tasks(watching) == []

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pomelo.errors import PomeloError
-from pomelo.stores.accounts import Grant, Wallet
+from pomelo.stores.accounts import Grant, OverdrawnError, Wallet
 from pomelo.stores.acts import Act
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import Budget, IdempotencyKey, LostReservationError, Reserved, ReserveRequest
@@ -19,10 +16,9 @@ from pomelo.stores.redis import key_names
 from pomelo.stores.redis.key_names import names
 from pomelo.stores.redis.wallet_index import StoredReservation
 from tests.contract.ledger_rig import KEY, WALLET, record, request, settlement
-from tests.contract.redis_rig import emptied, open_with_credits, server
+from tests.contract.redis_rig import Opener
 from tests.redis_server import RedisServer
-
-__all__ = ["emptied", "server"]
+from tests.unit.refusals import refused
 
 NAMES = names(WALLET)
 ACT = Act("act", 5.0, "test", account="acme")
@@ -30,11 +26,9 @@ API_KEY = KeyRecord("k1", "acme", True, b"x", (), 5.0, name="web", budget="5/day
 
 
 @pytest.fixture
-async def store(server: RedisServer, tmp_path: Path) -> AsyncIterator[Any]:
+async def store(opened: Opener) -> Any:
     """A store that is alone with its server, and remembers ends of tasks for longer than answers."""
-    async with AsyncExitStack() as stack:
-        timing = {"drain": 3600.0, "heartbeat": 3600.0, "answer_ttl": 10_000.0, "tombstone_ttl": 50_000.0}
-        yield await open_with_credits(stack, server, tmp_path, **timing)
+    return await opened(drain=3600.0, heartbeat=3600.0, answer_ttl=10_000.0, tombstone_ttl=50_000.0)
 
 
 # --- what stays
@@ -178,11 +172,20 @@ async def test_a_key_of_a_wrong_type_leaves_no_change_half_done(
         # A tombstone is a text, so a text would be right there.
         server.do("SADD", damaged, "wrong")
         before = contents(server, damaged)
-        with pytest.raises(PomeloError) as caught:
+        with refused("store_unavailable"):
             await do(store)
-        assert caught.value.code == "store_unavailable"
         assert contents(server, damaged) == before, damaged
     server.do("FLUSHALL")  # ends the repetitions of settle and void
+
+
+async def test_a_wallet_that_was_overdrawn_gets_credits_and_a_higher_limit(
+    store: Any, server: RedisServer
+) -> None:
+    server.do("HINCRBY", NAMES.wallet, "spent", 5_000)
+    assert (await store.set_credit_limit(WALLET, 10)).available == 1_010 - 5_000
+    assert (await store.grant(Grant("more", WALLET, 20, 1.0))).available == 1_030 - 5_000
+    with pytest.raises(OverdrawnError):
+        await store.set_credit_limit(WALLET, 9)
 
 
 async def test_balances_and_states_are_those_of_their_wallets(store: Any) -> None:

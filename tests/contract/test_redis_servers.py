@@ -17,12 +17,9 @@ from pomelo.stores.redis.url import parse_url
 from pomelo.stores.usage import UsageQuery
 from tests.certificates import make_certificate
 from tests.contract.ledger_rig import record, request, settlement, wallets
-from tests.contract.redis_rig import emptied, open_on, refusal_message, server
+from tests.contract.redis_rig import open_on, refusal_message
 from tests.ports import free_port
 from tests.redis_server import RedisServer, binary
-
-__all__ = ["emptied", "server"]
-
 
 ALL = UsageQuery()
 

@@ -24,12 +24,9 @@ from pomelo.stores.redis.key_names import names
 from pomelo.stores.redis.store import RedisStore
 from pomelo.stores.usage import MetadataKey, UsageQuery, UsageRecord
 from tests.contract.ledger_rig import WALLET, record, refusal, request, run_task, settlement
-from tests.contract.redis_rig import emptied, open_with_credits, server
+from tests.contract.redis_rig import Opener, open_with_credits
 from tests.limits import limits, used
 from tests.redis_server import RedisServer
-
-__all__ = ["emptied", "server"]
-
 
 ALL = UsageQuery()
 
@@ -48,7 +45,7 @@ def test_all_keys_of_a_wallet_share_a_slot_and_belong_to_no_other_wallet() -> No
     assert len({names(Wallet(account, live)).wallet for account in accounts for live in (False, True)}) == 20
 
 
-async def test_a_script_uses_only_the_keys_that_are_passed_to_it(server: RedisServer, tmp_path: Path) -> None:
+def test_a_script_uses_only_the_keys_that_are_passed_to_it() -> None:
     folder = Path(__file__).parents[2] / "pomelo" / "stores" / "redis" / "lua"
     calls = re.compile(r"redis\.call\('(\w+)'(?:, ([^,)]+))?")
     for script in folder.glob("*.lua"):
@@ -61,24 +58,23 @@ async def test_a_script_uses_only_the_keys_that_are_passed_to_it(server: RedisSe
 
 
 async def test_accounts_and_keys_of_a_pomelo_without_orders_are_sorted(
-    server: RedisServer, tmp_path: Path
+    server: RedisServer, opened: Opener
 ) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path)
-        for n in range(5):
-            await store.add_account(f"acct{n}", "free", 1.0)
-            await store.add_key(KeyRecord(f"key{n}", f"acct{n % 2}", False, b"x", (), 9.0 - n))
-        accounts, keys = await store.list_accounts(), await store.list_keys()
-        assert [key.key_id for key in keys] == ["key4", "key3", "key2", "key1", "key0"]
-        for lost in await asyncio.to_thread(server.do, "KEYS", "*:order*"):
-            server.do("DEL", lost)
-        assert await store.list_keys("acct1") == [key for key in keys if key.account == "acct1"]
-        assert await store.list_keys() == keys
-        assert await store.list_accounts() == accounts
+    store = await opened()
+    for n in range(5):
+        await store.add_account(f"acct{n}", "free", 1.0)
+        await store.add_key(KeyRecord(f"key{n}", f"acct{n % 2}", False, b"x", (), 9.0 - n))
+    accounts, keys = await store.list_accounts(), await store.list_keys()
+    assert [key.key_id for key in keys] == ["key4", "key3", "key2", "key1", "key0"]
+    for lost in await asyncio.to_thread(server.do, "KEYS", "*:order*"):
+        server.do("DEL", lost)
+    assert await store.list_keys("acct1") == [key for key in keys if key.account == "acct1"]
+    assert await store.list_keys() == keys
+    assert await store.list_accounts() == accounts
 
 
 async def test_records_of_a_pomelo_without_user_and_metadata_are_read(
-    server: RedisServer, tmp_path: Path
+    server: RedisServer, opened: Opener
 ) -> None:
     old = (
         '{"task_id":"old","request_id":"req_1","account":"acme","live":true,"key_id":"k1","wire":"rest","model":"gpt-4",'
@@ -92,91 +88,84 @@ async def test_records_of_a_pomelo_without_user_and_metadata_are_read(
         cached_input_tokens=5, output_tokens=3, cost=7, at=1795690000.25, reasoning_tokens=0, user="", metadata="",
     )  # fmt: skip
     keys = names(WALLET)
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path)
-        await store.reserve(request("old"))
-        server.do("HSET", keys.drafts, "old", old)
-        assert await store.drafts() == [read]
-        assert [each.record for each in await store.reservations()] == [read]
-        await store.void(WALLET, "old")
-        server.do("XADD", keys.usage, "*", "record", old, "cost", 7, "uncollected", 0)
-        assert await store.list_usage(ALL, limit=9) == ([read], "")
-        (total,) = await store.sum_usage(ALL, ("user", MetadataKey("team")))
-        assert (total.groups, total.tasks, total.cost) == (("", ""), 1, 7)
-        key = IdempotencyKey("order-7", b"f")
-        await store.reserve(request("new", idempotency_key=key))
-        await store.settle(settlement("new", answer=b"answer"))
-        server.do("HSET", keys.answer("order-7"), "record", old)
-        replayed = await store.reserve(request("again", idempotency_key=key))
-        assert isinstance(replayed, ReplayedAnswer)
-        assert (replayed.record.task_id, replayed.record.user, replayed.record.metadata) == ("old", "", "")
+    store = await opened()
+    await store.reserve(request("old"))
+    server.do("HSET", keys.drafts, "old", old)
+    assert await store.drafts() == [read]
+    assert [each.record for each in await store.reservations()] == [read]
+    await store.void(WALLET, "old")
+    server.do("XADD", keys.usage, "*", "record", old, "cost", 7, "uncollected", 0)
+    assert await store.list_usage(ALL, limit=9) == ([read], "")
+    (total,) = await store.sum_usage(ALL, ("user", MetadataKey("team")))
+    assert (total.groups, total.tasks, total.cost) == (("", ""), 1, 7)
+    key = IdempotencyKey("order-7", b"f")
+    await store.reserve(request("new", idempotency_key=key))
+    await store.settle(settlement("new", answer=b"answer"))
+    server.do("HSET", keys.answer("order-7"), "record", old)
+    replayed = await store.reserve(request("again", idempotency_key=key))
+    assert isinstance(replayed, ReplayedAnswer)
+    assert (replayed.record.task_id, replayed.record.user, replayed.record.metadata) == ("old", "", "")
 
 
 # --- several processes
 
 
-async def test_two_processes_share_the_credits_of_a_wallet(server: RedisServer, tmp_path: Path) -> None:
-    async with AsyncExitStack() as stack:
-        stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
-        calls = [stores[n % 2].reserve(request(f"t{n}", 10)) for n in range(1_000)]
-        answers = await asyncio.gather(*calls)
-        assert sum(isinstance(answer, Reserved) for answer in answers) == 100
-        assert {answer.code for answer in answers if isinstance(answer, Refused)} == {"insufficient_credits"}
-        assert (await stores[0].balance(WALLET)).available == 0
+async def test_two_processes_share_the_credits_of_a_wallet(opened: Opener) -> None:
+    stores = [await opened() for _ in range(2)]
+    calls = [stores[n % 2].reserve(request(f"t{n}", 10)) for n in range(1_000)]
+    answers = await asyncio.gather(*calls)
+    assert sum(isinstance(answer, Reserved) for answer in answers) == 100
+    assert {answer.code for answer in answers if isinstance(answer, Refused)} == {"insufficient_credits"}
+    assert (await stores[0].balance(WALLET)).available == 0
 
 
 @pytest.mark.parametrize(
     ("limit", "counter"),
     [("requests_limit", "requests"), ("concurrency_limit", "concurrency")],
 )
-async def test_two_processes_share_a_limit(
-    server: RedisServer, tmp_path: Path, limit: str, counter: str
-) -> None:
-    async with AsyncExitStack() as stack:
-        stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
-        full: dict[str, Any] = {limit: 20}
-        calls = [stores[n % 2].reserve(request(f"t{n}", 1, **full)) for n in range(200)]
-        answers = await asyncio.gather(*calls)
-        assert sum(isinstance(answer, Reserved) for answer in answers) == 20
-        assert {answer.counter for answer in answers if isinstance(answer, Refused)} == {counter}
+async def test_two_processes_share_a_limit(limit: str, counter: str, opened: Opener) -> None:
+    stores = [await opened() for _ in range(2)]
+    full: dict[str, Any] = {limit: 20}
+    calls = [stores[n % 2].reserve(request(f"t{n}", 1, **full)) for n in range(200)]
+    answers = await asyncio.gather(*calls)
+    assert sum(isinstance(answer, Reserved) for answer in answers) == 20
+    assert {answer.counter for answer in answers if isinstance(answer, Refused)} == {counter}
 
 
-async def test_fifty_concurrent_requests_with_one_key_run_once(server: RedisServer, tmp_path: Path) -> None:
+async def test_fifty_concurrent_requests_with_one_key_run_once(opened: Opener) -> None:
     key = IdempotencyKey("order", b"digest")
-    async with AsyncExitStack() as stack:
-        stores = [await open_with_credits(stack, server, tmp_path) for _ in range(2)]
-        calls = [stores[n % 2].reserve(request(f"t{n}", idempotency_key=key)) for n in range(50)]
-        answers = await asyncio.gather(*calls)
-        [first] = [n for n, answer in enumerate(answers) if isinstance(answer, Reserved)]
-        codes = {answer.code for answer in answers if isinstance(answer, Refused)}
-        assert codes == {"idempotency_conflict"}
-        # The answer is stored even if another process than the one that reserved the task settles it.
-        await stores[(first + 1) % 2].settle(settlement(f"t{first}", answer=b"\x00answer"))
-        again = await stores[0].reserve(request("again", idempotency_key=key))
-        assert isinstance(again, ReplayedAnswer)
-        assert again.answer == b"\x00answer"
+    stores = [await opened() for _ in range(2)]
+    calls = [stores[n % 2].reserve(request(f"t{n}", idempotency_key=key)) for n in range(50)]
+    answers = await asyncio.gather(*calls)
+    [first] = [n for n, answer in enumerate(answers) if isinstance(answer, Reserved)]
+    codes = {answer.code for answer in answers if isinstance(answer, Refused)}
+    assert codes == {"idempotency_conflict"}
+    # The answer is stored even if another process than the one that reserved the task settles it.
+    await stores[(first + 1) % 2].settle(settlement(f"t{first}", answer=b"\x00answer"))
+    again = await stores[0].reserve(request("again", idempotency_key=key))
+    assert isinstance(again, ReplayedAnswer)
+    assert again.answer == b"\x00answer"
 
 
 async def test_a_record_settled_by_one_process_is_immediately_visible_to_another(
-    server: RedisServer, tmp_path: Path
+    server: RedisServer, opened: Opener
 ) -> None:
-    async with AsyncExitStack() as stack:
-        stores = [await open_with_credits(stack, server, tmp_path, drain=0.01) for _ in range(2)]
+    stores = [await opened(drain=0.01) for _ in range(2)]
 
-        async def run(n: int) -> None:
-            await stores[n % 2].reserve(request(f"t{n}", 1))
-            await stores[n % 2].settle(settlement(f"t{n}", 1))
-            stored, _ = await stores[(n + 1) % 2].list_usage(ALL, limit=1_000)
-            assert f"t{n}" in {found.task_id for found in stored}
+    async def run(n: int) -> None:
+        await stores[n % 2].reserve(request(f"t{n}", 1))
+        await stores[n % 2].settle(settlement(f"t{n}", 1))
+        stored, _ = await stores[(n + 1) % 2].list_usage(ALL, limit=1_000)
+        assert f"t{n}" in {found.task_id for found in stored}
 
-        await asyncio.gather(*[run(n) for n in range(100)])
-        stored, _ = await stores[0].list_usage(ALL, limit=1_000)
-        assert sorted(found.task_id for found in stored) == sorted(f"t{n}" for n in range(100))
-        assert server.do("XLEN", names(WALLET).usage) == 0
+    await asyncio.gather(*[run(n) for n in range(100)])
+    stored, _ = await stores[0].list_usage(ALL, limit=1_000)
+    assert sorted(found.task_id for found in stored) == sorted(f"t{n}" for n in range(100))
+    assert server.do("XLEN", names(WALLET).usage) == 0
 
 
 async def test_records_are_moved_to_the_archive_in_steps_of_few(
-    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch, opened: Opener
 ) -> None:
     monkeypatch.setattr(usage, "_ENTRIES", 10)
     monkeypatch.setattr(usage, "_WALLETS", 4)
@@ -190,19 +179,18 @@ async def test_records_are_moved_to_the_archive_in_steps_of_few(
     monkeypatch.setattr(_SqliteArchive, "add", noted)
     counts = [23, 0, 1, 2, 3, 10, 11]
     expected = [f"t{account}-{n}" for account, count in enumerate(counts) for n in range(count)]
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path, drain=3600.0)
-        for account, count in enumerate(counts):
-            wallet = Wallet(f"account-{account}", True)
-            await store.add_account(wallet.account, "pro", 1.0)
-            await store.grant(Grant(wallet.account, wallet, 1_000, 1.0))
-            for n in range(count):
-                await run_task(store, f"t{account}-{n}", 1, account=wallet.account)
-        steps.clear()
-        (total,) = await store.sum_usage(ALL, ())
-        assert total.tasks == len(expected)
-        assert sorted(task_id for step in steps for task_id in step) == sorted(expected)
-        assert max(map(len, steps)) <= 10
+    store = await opened(drain=3600.0)
+    for account, count in enumerate(counts):
+        wallet = Wallet(f"account-{account}", True)
+        await store.add_account(wallet.account, "pro", 1.0)
+        await store.grant(Grant(wallet.account, wallet, 1_000, 1.0))
+        for n in range(count):
+            await run_task(store, f"t{account}-{n}", 1, account=wallet.account)
+    steps.clear()
+    (total,) = await store.sum_usage(ALL, ())
+    assert total.tasks == len(expected)
+    assert sorted(task_id for step in steps for task_id in step) == sorted(expected)
+    assert max(map(len, steps)) <= 10
 
 
 PROCESS = """
@@ -223,37 +211,36 @@ asyncio.run(main())
 
 
 async def test_the_tasks_of_a_killed_process_are_recovered_by_another(
-    server: RedisServer, tmp_path: Path
+    server: RedisServer, tmp_path: Path, opened: Opener
 ) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path, heartbeat=0.1, dead_after=1.0)
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", PROCESS, server.url, f"sqlite:{tmp_path / 'usage.db'}"),
-            stdout=asyncio.subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-        )
-        assert process.stdout is not None
-        assert await process.stdout.readline() == b"reserved\n"
-        await store.reserve(request("mine", 100))
-        process.send_signal(signal.SIGKILL)
-        await process.wait()
-        async with asyncio.timeout(20):
-            while (await limits(store, WALLET)).concurrency > 1:  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
-        [stored], _ = await store.list_usage(ALL, limit=9)
-        assert (stored.task_id, stored.cost, stored.output_tokens, stored.source) == (
-            "t0",
-            30,
-            4,
-            "recovered",
-        )
-        assert not stored.complete
-        assert abs(stored.at - time.time()) < 60
-        with pytest.raises(LostReservationError):
-            await store.settle(settlement("t0", 40))
-        assert (await store.settle(settlement("mine", 50))).record.cost == 50
-        found = await store.balance(WALLET)
-        assert (found.spent, found.held) == (80, 0)
+    store = await opened(heartbeat=0.1, dead_after=1.0)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PROCESS, server.url, f"sqlite:{tmp_path / 'usage.db'}"),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"reserved\n"
+    await store.reserve(request("mine", 100))
+    process.send_signal(signal.SIGKILL)
+    await process.wait()
+    async with asyncio.timeout(20):
+        while (await limits(store, WALLET)).concurrency > 1:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+    [stored], _ = await store.list_usage(ALL, limit=9)
+    assert (stored.task_id, stored.cost, stored.output_tokens, stored.source) == (
+        "t0",
+        30,
+        4,
+        "recovered",
+    )
+    assert not stored.complete
+    assert abs(stored.at - time.time()) < 60
+    with pytest.raises(LostReservationError):
+        await store.settle(settlement("t0", 40))
+    assert (await store.settle(settlement("mine", 50))).record.cost == 50
+    found = await store.balance(WALLET)
+    assert (found.spent, found.held) == (80, 0)
 
 
 async def test_a_silent_worker_is_not_marked_dead_if_no_worker_was_watching(
@@ -288,57 +275,51 @@ async def test_a_silent_worker_is_not_marked_dead_if_no_worker_was_watching(
         await store.note([record("a")])
 
 
-async def test_a_reserve_that_arrives_after_its_void_is_not_done(server: RedisServer, tmp_path: Path) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path)
-        await store._void(WALLET, "late", True, "call-1")
-        with pytest.raises(LostReservationError):
-            await store._reserve(request("late"), "call-1")
-        assert isinstance(await store._reserve(request("late"), "call-2"), Reserved)
+async def test_a_reserve_that_arrives_after_its_void_is_not_done(opened: Opener) -> None:
+    store = await opened()
+    await store._void(WALLET, "late", True, "call-1")
+    with pytest.raises(LostReservationError):
+        await store._reserve(request("late"), "call-1")
+    assert isinstance(await store._reserve(request("late"), "call-2"), Reserved)
 
 
 async def test_an_idempotency_key_without_an_answer_leaves_nothing_in_the_server(
-    server: RedisServer, tmp_path: Path
+    server: RedisServer, opened: Opener
 ) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path)
-        answer = names(WALLET).answer("order-7")
-        ends: tuple[Callable[[str], Awaitable[object]], ...] = (
-            lambda task: store.settle(settlement(task)),
-            lambda task: store.void(WALLET, task),
-            lambda task: store.recover(WALLET, task),
-        )
-        for number, end in enumerate(ends):
-            await store.reserve(request(f"t{number}", idempotency_key=IdempotencyKey("order-7", b"digest")))
-            assert server.do("EXISTS", answer) == 1
-            await end(f"t{number}")
-            assert server.do("EXISTS", answer) == 0
-
-
-async def test_no_answer_is_stored_under_a_key_that_the_task_no_longer_has(
-    server: RedisServer, tmp_path: Path
-) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path)
-        answer = names(WALLET).answer("order-7")
-        await store.reserve(request("a", idempotency_key=IdempotencyKey("order-7", b"digest")))
-        server.do("DEL", answer)
-        await store.settle(settlement("a", answer=b"hello"))
+    store = await opened()
+    answer = names(WALLET).answer("order-7")
+    ends: tuple[Callable[[str], Awaitable[object]], ...] = (
+        lambda task: store.settle(settlement(task)),
+        lambda task: store.void(WALLET, task),
+        lambda task: store.recover(WALLET, task),
+    )
+    for number, end in enumerate(ends):
+        await store.reserve(request(f"t{number}", idempotency_key=IdempotencyKey("order-7", b"digest")))
+        assert server.do("EXISTS", answer) == 1
+        await end(f"t{number}")
         assert server.do("EXISTS", answer) == 0
 
 
-async def test_undoing_a_repeated_reserve_keeps_the_first_reservation(
-    server: RedisServer, tmp_path: Path
+async def test_no_answer_is_stored_under_a_key_that_the_task_no_longer_has(
+    server: RedisServer, opened: Opener
 ) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path)
-        await store.reserve(request("a", 100))
-        for _ in range(2):  # before and after its end
-            await store._void(WALLET, "a", True, "another-call")
-            assert (await store.settle(settlement("a", 60))).record.cost == 60
+    store = await opened()
+    answer = names(WALLET).answer("order-7")
+    await store.reserve(request("a", idempotency_key=IdempotencyKey("order-7", b"digest")))
+    server.do("DEL", answer)
+    await store.settle(settlement("a", answer=b"hello"))
+    assert server.do("EXISTS", answer) == 0
+
+
+async def test_undoing_a_repeated_reserve_keeps_the_first_reservation(opened: Opener) -> None:
+    store = await opened()
+    await store.reserve(request("a", 100))
+    for _ in range(2):  # before and after its end
         await store._void(WALLET, "a", True, "another-call")
-        with pytest.raises(LostReservationError):
-            await store.reserve(request("a", 100))
+        assert (await store.settle(settlement("a", 60))).record.cost == 60
+    await store._void(WALLET, "a", True, "another-call")
+    with pytest.raises(LostReservationError):
+        await store.reserve(request("a", 100))
 
 
 async def test_setting_the_server_clock_back_makes_no_window_longer(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,8 @@ from pomelo.stores.redis import Timing, open_redis, usage
 from pomelo.stores.redis.key_names import WALLETS, WORKERS, names
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import WALLET, abandon, record, request, run_task, settlement
-from tests.contract.redis_rig import FaultyClient, emptied, open_on, open_with_credits, until
+from tests.contract.redis_rig import FaultyClient, Opener, open_on, open_with_credits, until
 from tests.redis_server import RedisServer
-
-__all__ = ["emptied"]
 
 NAMES = names(WALLET)
 ALL = UsageQuery()
@@ -32,7 +30,7 @@ IDLE = {"heartbeat": 3600.0, "drain": 3600.0}
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[RedisServer]:
+def started_server() -> Iterator[RedisServer]:
     """One server type is enough: these tests are about processes."""
     with RedisServer() as started:
         yield started
@@ -42,33 +40,31 @@ def server() -> Iterator[RedisServer]:
 
 
 async def test_opening_recovers_the_tasks_of_workers_that_are_known_to_be_dead(
-    server: RedisServer, tmp_path: Path
+    server: RedisServer, tmp_path: Path, opened: Opener
 ) -> None:
-    async with AsyncExitStack() as stack:
-        dying = await open_with_credits(stack, server, tmp_path, **IDLE)
-        await dying.reserve(request("a"))
-        await abandon(dying)
-        server.do("HSET", WORKERS, dying._worker.id, "dead")
-        async with open_on(server.url, tmp_path, **IDLE) as store:
-            assert await store.drafts() == []
-            assert server.do("HKEYS", WORKERS) == [store._worker.id.encode()]
+    dying = await opened(**IDLE)
+    await dying.reserve(request("a"))
+    await abandon(dying)
+    server.do("HSET", WORKERS, dying._worker.id, "dead")
+    async with open_on(server.url, tmp_path, **IDLE) as store:
+        assert await store.drafts() == []
+        assert server.do("HKEYS", WORKERS) == [store._worker.id.encode()]
 
 
 async def test_opening_watches_workers_that_only_their_reservations_name(
-    server: RedisServer, tmp_path: Path
+    server: RedisServer, tmp_path: Path, opened: Opener
 ) -> None:
-    async with AsyncExitStack() as stack:
-        dying = await open_with_credits(stack, server, tmp_path, **IDLE)
-        await dying.reserve(request("a"))
-        await abandon(dying)
-        server.do("DEL", WORKERS)
-        async with open_on(server.url, tmp_path, **IDLE) as store:
-            workers = {dying._worker.id.encode(), store._worker.id.encode()}
-            assert set(server.do("HKEYS", WORKERS)) == workers
-            assert [each.task_id for each in await store.drafts()] == ["a"]
-        async with open_on(server.url, tmp_path, heartbeat=0.01) as store:
-            server.do("HDEL", WORKERS, dying._worker.id)
-            await until(lambda: server.do("HEXISTS", WORKERS, dying._worker.id) == 1)
+    dying = await opened(**IDLE)
+    await dying.reserve(request("a"))
+    await abandon(dying)
+    server.do("DEL", WORKERS)
+    async with open_on(server.url, tmp_path, **IDLE) as store:
+        workers = {dying._worker.id.encode(), store._worker.id.encode()}
+        assert set(server.do("HKEYS", WORKERS)) == workers
+        assert [each.task_id for each in await store.drafts()] == ["a"]
+    async with open_on(server.url, tmp_path, heartbeat=0.01) as store:
+        server.do("HDEL", WORKERS, dying._worker.id)
+        await until(lambda: server.do("HEXISTS", WORKERS, dying._worker.id) == 1)
 
 
 async def test_a_worker_that_was_silent_for_long_sends_a_heartbeat_before_it_reserves(
@@ -99,24 +95,35 @@ async def test_a_worker_that_was_silent_for_long_sends_a_heartbeat_before_it_res
         assert (found["a"], found["new"]) == (False, True)
 
 
-async def open_watcher(
-    stack: AsyncExitStack, server: RedisServer, tmp_path: Path, clock: Sequence[float]
-) -> Any:
-    """A store whose worker finds others dead after 100 seconds of `clock[0]`."""
+async def test_heartbeats_that_find_their_worker_marked_dead_agree_on_a_new_id(
+    server: RedisServer, opened: Opener
+) -> None:
+    worker = (await opened(**IDLE))._worker
+    server.do("HSET", WORKERS, worker.id, "dead")
+    await asyncio.gather(*[worker._send_heartbeat() for _ in range(3)])
+    live = [name for name in server.do("HKEYS", WORKERS) if server.do("HGET", WORKERS, name) != b"dead"]
+    assert live == [worker.id.encode()]
+
+
+@asynccontextmanager
+async def open_watched(
+    server: RedisServer, tmp_path: Path, clock: Sequence[float]
+) -> AsyncIterator[tuple[Any, Any]]:
+    """A store with the running task a; and one whose worker finds others dead after 100 s of `clock[0]`."""
     opening = open_redis(
         *(server.url, f"sqlite:{tmp_path / 'usage.db'}"),
         timing=Timing(timeout=20.0, heartbeat=3600.0, dead_after=100.0),
         monotonic=lambda: clock[0],
     )
-    return await stack.enter_async_context(opening)
+    async with AsyncExitStack() as stack:
+        other = await open_with_credits(stack, server, tmp_path, **IDLE)
+        await other.reserve(request("a"))
+        yield other, await stack.enter_async_context(opening)
 
 
 async def test_a_worker_that_is_alive_is_not_marked_dead(server: RedisServer, tmp_path: Path) -> None:
     clock = [0.0]
-    async with AsyncExitStack() as stack:
-        other = await open_with_credits(stack, server, tmp_path, **IDLE)
-        await other.reserve(request("a"))
-        watcher = await open_watcher(stack, server, tmp_path, clock)
+    async with open_watched(server, tmp_path, clock) as (other, watcher):
 
         async def check(seconds: float) -> None:
             clock[0] += seconds
@@ -134,14 +141,23 @@ async def test_a_worker_that_is_alive_is_not_marked_dead(server: RedisServer, tm
         assert await watcher.drafts() == []
 
 
+async def test_a_time_in_which_nobody_watched_marks_no_worker_dead(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    clock = [0.0]
+    async with open_watched(server, tmp_path, clock) as (_, watcher):
+        # This process, or the server, was stopped for more than three of its own heartbeats.
+        for seconds, running in ((3 * 3600.0 + 21.0, ["a"]), (99.0, ["a"]), (1.0, [])):
+            clock[0] += seconds
+            await watcher._worker._check_workers()
+            assert [each.task_id for each in await watcher.drafts()] == running
+
+
 async def test_a_heartbeat_that_comes_during_a_check_saves_its_worker(
     server: RedisServer, tmp_path: Path
 ) -> None:
     clock = [0.0]
-    async with AsyncExitStack() as stack:
-        other = await open_with_credits(stack, server, tmp_path, **IDLE)
-        await other.reserve(request("a"))
-        watcher = await open_watcher(stack, server, tmp_path, clock)
+    async with open_watched(server, tmp_path, clock) as (other, watcher):
         worker = other._worker.id
         count, _ = watcher._worker._counts[worker]
         await other._worker._send_heartbeat()
@@ -194,83 +210,81 @@ async def test_closing_waits_for_a_settlement_that_is_repeated(server: RedisServ
             assert await again.balance(WALLET) == Balance(1_000, 7, 0)
 
 
-async def test_the_list_of_wallets_is_restored_after_a_failover(server: RedisServer, tmp_path: Path) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path, heartbeat=0.01, drain=3600.0)
-        await store.reserve(request("a", 0, live=False))
-        before = set(server.do("SMEMBERS", WALLETS))
-        assert before == {b"live/acme", b"test/acme", b"test/default"}
-        server.do("DEL", WALLETS)
-        await until(lambda: set(server.do("SMEMBERS", WALLETS)) == before)
+async def test_the_list_of_wallets_is_restored_after_a_failover(server: RedisServer, opened: Opener) -> None:
+    store = await opened(heartbeat=0.01, drain=3600.0)
+    await store.reserve(request("a", 0, live=False))
+    before = set(server.do("SMEMBERS", WALLETS))
+    assert before == {b"live/acme", b"test/acme", b"test/default"}
+    server.do("DEL", WALLETS)
+    await until(lambda: set(server.do("SMEMBERS", WALLETS)) == before)
 
 
 # --- usage records
 
 
-async def test_closing_moves_the_records_of_this_process(server: RedisServer, tmp_path: Path) -> None:
+async def test_closing_moves_the_records_of_this_process_and_recovers_its_tasks(
+    server: RedisServer, tmp_path: Path
+) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path, **IDLE)
         await run_task(store, "a")
-    assert server.do("XLEN", NAMES.usage) == 0
+        await store.reserve(request("left"))
+    assert (server.do("XLEN", NAMES.usage), server.do("HLEN", NAMES.holds)) == (0, 0)
 
 
 async def test_records_that_another_process_left_are_moved_from_time_to_time(
-    server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, opened: Opener
 ) -> None:
     monkeypatch.setattr(usage, "_FULL_DRAIN", 3)
     text = records.encode_record(record("left", cost=4))
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path, heartbeat=3600.0, drain=0.01)
-        await until(lambda: store._usage._drains > 1)
-        server.do("XADD", NAMES.usage, "*", "record", text, "cost", 3, "uncollected", 1)
-        await until(lambda: server.do("XLEN", NAMES.usage) == 0)
-        assert await store._wallet_index.with_data("usage") == []
-        assert await store._usage._archive.get("left") == record("left", cost=3, uncollected=1)
+    store = await opened(heartbeat=3600.0, drain=0.01)
+    await until(lambda: store._usage._drains > 1)
+    server.do("XADD", NAMES.usage, "*", "record", text, "cost", 3, "uncollected", 1)
+    await until(lambda: server.do("XLEN", NAMES.usage) == 0)
+    assert await store._wallet_index.with_data("usage") == []
+    assert await store._usage._archive.get("left") == record("left", cost=3, uncollected=1)
 
 
 async def test_a_record_that_can_not_be_read_stays_and_blocks_no_other(
-    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    server: RedisServer, caplog: pytest.LogCaptureFixture, opened: Opener
 ) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path, **IDLE)
-        await run_task(store, "a")
-        for junk in (("record", "{", "cost", 1, "uncollected", 0), ("some", "field")):
-            server.do("XADD", NAMES.usage, "*", *junk)
-        await run_task(store, "b")
-        found, _ = await store.list_usage(ALL, limit=9)
-        assert [each.task_id for each in found] == ["b", "a"]
-        assert server.do("XLEN", NAMES.usage) == 2
-        assert "can't be read" in caplog.text
+    store = await opened(**IDLE)
+    await run_task(store, "a")
+    for junk in (("record", "{", "cost", 1, "uncollected", 0), ("some", "field")):
+        server.do("XADD", NAMES.usage, "*", *junk)
+    await run_task(store, "b")
+    found, _ = await store.list_usage(ALL, limit=9)
+    assert [each.task_id for each in found] == ["b", "a"]
+    assert server.do("XLEN", NAMES.usage) == 2
+    assert "can't be read" in caplog.text
 
 
 async def test_records_of_equal_times_are_in_the_order_of_the_entries_of_all_streams(
-    server: RedisServer, tmp_path: Path
+    server: RedisServer, opened: Opener
 ) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path, **IDLE)
-        await store.reserve(request("other", 0, live=False))
-        moving = store._usage._task  # which would move some of them earlier than others
-        moving.cancel()
-        await asyncio.wait({moving})
-        for number in range(20):
-            one = record(f"t{number:02}", live=number % 3 == 0, at=7.0)
-            entry = ("record", records.encode_record(one), "cost", 1, "uncollected", 0)
-            server.do("XADD", names(one.wallet).usage, f"{9 + number // 8}-{number}", *entry)
-        found, _ = await store.list_usage(ALL, limit=99)
-        assert [each.task_id for each in found] == [f"t{number:02}" for number in reversed(range(20))]
+    store = await opened(**IDLE)
+    await store.reserve(request("other", 0, live=False))
+    moving = store._usage._task  # which would move some of them earlier than others
+    moving.cancel()
+    await asyncio.wait({moving})
+    for number in range(20):
+        one = record(f"t{number:02}", live=number % 3 == 0, at=7.0)
+        entry = ("record", records.encode_record(one), "cost", 1, "uncollected", 0)
+        server.do("XADD", names(one.wallet).usage, f"{9 + number // 8}-{number}", *entry)
+    found, _ = await store.list_usage(ALL, limit=99)
+    assert [each.task_id for each in found] == [f"t{number:02}" for number in reversed(range(20))]
 
 
 async def test_a_settlement_that_was_forgotten_is_found_in_the_archive_of_its_wallet(
-    server: RedisServer, tmp_path: Path
+    server: RedisServer, opened: Opener
 ) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path, **IDLE)
-        first = await run_task(store, "a", 7)
-        server.do("DEL", NAMES.tombstone("a"))
-        again = await store.settle(settlement("a", 8))
-        assert again.record == first.record
-        assert again.limit_status.available == 993
-        assert await store._usage.get(Wallet("acme", False), "a") is None
+    store = await opened(**IDLE)
+    first = await run_task(store, "a", 7)
+    server.do("DEL", NAMES.tombstone("a"))
+    again = await store.settle(settlement("a", 8))
+    assert again.record == first.record
+    assert again.limit_status.available == 993
+    assert await store._usage.get(Wallet("acme", False), "a") is None
 
 
 # --- replies that are lost
@@ -293,18 +307,15 @@ CHANGES: dict[str, tuple[Callable[[Any, Act], Awaitable[Any]], Any]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-async def test_a_change_whose_reply_is_lost_is_made_once(
-    server: RedisServer, tmp_path: Path, change: str
-) -> None:
+async def test_a_change_whose_reply_is_lost_is_made_once(change: str, opened: Opener) -> None:
     act = Act("act", 5.0, "test", account="acme")
     do, expected = CHANGES[change]
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path, **IDLE)
-        await store.add_key(KEY)
-        faults = FaultyClient(store, 20.0)
-        faults.error, faults.after = lambda: ConnectionResetError(104, "reset"), True
-        # Twice: the first time, the server may not know the script.
-        faults.hits = lambda command: "act" in command and len(faults.failed) < 2
-        assert await do(store, act) == expected
-        assert len(faults.failed) == 2
-        assert len(await store.list_acts(limit=9)) == 1
+    store = await opened(**IDLE)
+    await store.add_key(KEY)
+    faults = FaultyClient(store, 20.0)
+    faults.error, faults.after = lambda: ConnectionResetError(104, "reset"), True
+    # Twice: the first time, the server may not know the script.
+    faults.hits = lambda command: "act" in command and len(faults.failed) < 2
+    assert await do(store, act) == expected
+    assert len(faults.failed) == 2
+    assert len(await store.list_acts(limit=9)) == 1

@@ -31,10 +31,8 @@ from pomelo.stores.usage import (
     decode_metadata,
     encode_metadata,
 )
-from tests.contract.archive_rig import ARCHIVES, new_url, postgres
+from tests.contract.archive_rig import ARCHIVES, new_url
 from tests.contract.ledger_rig import STORES, record
-
-__all__ = ["postgres"]
 
 ALL = UsageQuery()
 DAY = 86_400.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import AbstractAsyncContextManager, closing
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +12,12 @@ import pytest
 from pomelo.accounts.audit import audit
 from pomelo.stores.accounts import Balance
 from pomelo.stores.archive import open_archive
-from pomelo.stores.base import Store, StoreError
+from pomelo.stores.base import StoreError
 from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, ReserveRequest, Settlement
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS
-from pomelo.stores.sqlite import open_sqlite
 from pomelo.stores.usage import MetadataKey, UsageQuery, UsageRecord, encode_metadata
+from tests.contract.earlier_files import left_by, open_at
 from tests.contract.ledger_rig import WALLET, record
-
-
-def left_by(version: int, folder: Path) -> Path:
-    """A file as that version left it."""
-    path = folder / "left" / "pomelo.db"
-    path.parent.mkdir()
-    with closing(sqlite3.connect(path)) as old:
-        old.execute("PRAGMA journal_mode = WAL")
-        old.executescript(Path(__file__).with_name(f"version_{version}.sql").read_text())
-    return path
-
-
-def open_at(path: Path, at: float) -> AbstractAsyncContextManager[Store]:
-    """The store of that file at that time (Unix seconds): what is stored in these files expires."""
-    return open_sqlite(path, now=lambda: at, monotonic=lambda: 5.0)
-
 
 # --- version 3: records without cache counts, prices without tiers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,14 @@ def test_folders_of_shared_volumes_belong_to_the_user_in_the_image(config: Any) 
         assert {mount["target"] for mount in service["volumes"]} <= set(made)
 
 
-def test_the_servers_settings_are_valid_and_nginx_is_trusted(config: Any) -> None:
+def test_the_servers_settings_are_valid_and_only_nginx_is_trusted(config: Any) -> None:
     (network,) = config["networks"]["front"]["ipam"]["config"]
+    nginx = ip_address(config["services"]["nginx"]["networks"]["front"]["ipv4_address"])
+    assert nginx in ip_network(network["subnet"])
+    assert nginx not in ip_network(network["ip_range"]), "another container could get it"
     for service in servers(config).values():
         settings = load(None, {name: str(value) for name, value in service["environment"].items()})
-        assert settings.trusted_proxies == (network["subnet"],)
+        assert [ip_network(each) for each in settings.trusted_proxies] == [ip_network(nginx)]
         assert duration(service["stop_grace_period"]) > settings.grace + 30
 
 

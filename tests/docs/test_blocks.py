@@ -27,7 +27,7 @@ RUN = {
     "client.md": ("tests/docs/test_client_page.py", {"python"}),
     "errors.md": ("tests/docs/test_guides.py", {"bash", "python"}),
     "generated-clients.md": ("tests/generated/test_generated_clients.py", {"python", "typescript", "yaml"}),
-    "grpc.md": ("tests/docs/test_grpc_page.py", {"bash", "python", "json"}),
+    "grpc.md": ("tests/docs/test_grpc_page.py", {"bash", "python", "json", "javascript"}),
     "limits.md": ("tests/docs/test_guides.py", {"bash", "python"}),
     "migrating.md": ("tests/docs/test_guides.py", {"python"}),
     "openai-media.md": ("tests/docs/test_openai_media.py", {"bash", "python"}),

@@ -9,7 +9,6 @@ import shutil
 import sys
 from asyncio.subprocess import PIPE
 from base64 import b64decode
-from collections.abc import AsyncIterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import aiohttp
 import av
 import pytest
 
-from tests.serving import Served, serve
+from tests.serving import Served
 
 PAGE = Path(__file__).parents[2] / "docs" / "rest-api.md"
 BLOCKS = re.findall(r"```(bash|python|javascript)\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -42,13 +41,6 @@ RESOURCES = {
     "account": {"id", "object", "mode", "plan", "limits", "credits"},
     "list": {"object", "data", "next_page_token"},
 }
-
-
-@pytest.fixture(scope="module")
-async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    """A running server."""
-    async with serve(tmp_path_factory.mktemp("served")) as process:
-        yield process
 
 
 @pytest.fixture(scope="module")

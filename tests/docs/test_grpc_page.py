@@ -8,7 +8,6 @@ import os
 import re
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -20,23 +19,32 @@ from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.server import ServerOptions
+from tests import node_client
 from tests.calls import bearer
-from tests.protobuf.contract import Contract
+from tests.protobuf.contract import ROOT, Contract
 from tests.protobuf.test_python_stubs import generate
-from tests.serving import Served, serve
+from tests.serving import Served
 
 PAGE = (Path(__file__).parents[2] / "docs" / "grpc.md").read_text()
+CALL = """
+const grpc = require('@grpc/grpc-js');
+const loader = require('@grpc/proto-loader');
+const definition = loader.loadSync('pomelo/v1/task_service.proto', { includeDirs: [process.env.PROTO] });
+const { TaskService } = grpc.loadPackageDefinition(definition).pomelo.v1;
+const tasks = new TaskService('127.0.0.1:50051', grpc.credentials.createInsecure());
+const metadata = new grpc.Metadata();
+metadata.set('authorization', `Bearer ${process.env.POMELO_KEY}`);
+const text = { temperature: 3, messages: [{ role: 'ROLE_USER', content: [{ text: 'Hi' }] }] };
+tasks.RunTask({ spec: { model: 'gpt-4', text } }, metadata, (error) => {
+  console.log(JSON.stringify([errorInfo(error), errorInfo({ metadata: new grpc.Metadata() }) ?? null]));
+  tasks.close();
+});
+"""
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
 
 
 def blocks(language: str) -> list[str]:
     return [code for found, code in BLOCKS if found == language]
-
-
-@pytest.fixture(scope="module")
-async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    async with serve(tmp_path_factory.mktemp("served")) as process:
-        yield process
 
 
 async def run(served: Served, folder: Path, *command: str, **variables: str) -> str:
@@ -54,7 +62,7 @@ async def run(served: Served, folder: Path, *command: str, **variables: str) -> 
 
 
 def test_every_block_is_run() -> None:
-    assert {language for language, _ in BLOCKS} == {"bash", "json", "python"}
+    assert {language for language, _ in BLOCKS} == {"bash", "json", "python", "javascript"}
 
 
 async def test_the_generic_client(served: Served, tmp_path: Path) -> None:
@@ -73,6 +81,16 @@ async def test_the_blocks_for_python_with_generated_stubs(served: Served, tmp_pa
     assert "INVALID_ARGUMENT INVALID_PARAMETER temperature" in printed
     assert "media_" in printed
     assert (tmp_path / "copy.png").read_bytes() == (tmp_path / "kite.png").read_bytes()
+
+
+async def test_the_block_for_node_reads_the_reason_of_an_error(
+    served: Served, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    modules = node_client.install(Path(request.config.cache.mkdir("node")))
+    (code,) = blocks("javascript")
+    variables = {"NODE_PATH": str(modules), "PROTO": str(ROOT / "proto")}
+    info, absent = json.loads(await run(served, tmp_path, "node", "-e", code + CALL, **variables))
+    assert (info["reason"], info["metadata"]["field"], absent) == ("INVALID_PARAMETER", "temperature", None)
 
 
 async def test_the_retry_policy_is_accepted_and_names_every_status_that_a_retry_may_mend(

@@ -12,14 +12,13 @@ import re
 import shutil
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from tests.docs.blocks import blocks_of
-from tests.serving import Served, serve
+from tests.serving import Served
 
 DOCS = Path(__file__).parents[2] / "docs"
 GUIDES = ("streaming", "errors", "limits", "testing", "migrating")
@@ -52,13 +51,6 @@ EXAMPLES = [
     for guide in GUIDES
     for number, example in enumerate(examples(guide), 1)
 ]
-
-
-@pytest.fixture(scope="module")
-async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    """A running server."""
-    async with serve(tmp_path_factory.mktemp("served")) as process:
-        yield process
 
 
 def test_the_guides_have_examples_with_their_output() -> None:

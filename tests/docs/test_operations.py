@@ -242,7 +242,7 @@ async def test_the_root_secret_is_rotated_without_losing_keys_or_links(
         assert f"1 active key still uses the previous secret: {unused[9:21]}." in said
         assert await machine.task(http, unused) == 200
         new = await machine.create_key()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while not (said := await machine.run(ask)).startswith("ok"):
                 pass
         assert "you may remove it" in said

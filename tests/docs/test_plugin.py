@@ -195,7 +195,7 @@ async def test_doctor_reports_the_plug_in_and_the_hosts(site: Path, vendor: Vend
     result = await pomelo(served.data.parent, "doctor", "--json", **given)
     found = {finding["name"]: finding for finding in json.loads(result.out)}
     assert found["acme"] == {"name": "acme", "state": "ok", "detail": f"{vendor.url} takes the key"}
-    assert found["groq"]["detail"] == "GROQ_API_KEY is not set: its models need a test key"
+    assert found["groq"]["detail"] == "GROQ_API_KEY is not set: its models work with test keys only"
     assert found["ollama"]["detail"] == "OLLAMA_BASE_URL is not set"
     assert found["second-vllm"]["state"] == "off"
     assert KEY not in result.out + result.error

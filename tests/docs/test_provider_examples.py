@@ -21,7 +21,7 @@ from tests.serving import Served, serve
 from tests.tasks import text_body
 from tests.web_server import serve_application
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(64)
+PNG = b"\x89PNG\r\n\x1a\n" + bytes(64) + b"\0\0\0\0IEND\xaeB`\x82"
 KEY = "key-of-the-operator"
 
 

@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import pytest
 from tests import node_client
 from tests.docs.blocks import blocks_of
 from tests.protobuf.contract import ENVIRONMENT, ROOT
-from tests.serving import Served, serve
+from tests.serving import Served
 
 PAGE = (ROOT / "docs" / "quick-start.md").read_text()
 SECTIONS = {
@@ -42,12 +41,6 @@ DEBIANS_GO = {
     '\t"google.golang.org/grpc/credentials/insecure"\n': "",
 }
 """What Debian's gRPC for Go, which is older, has in place of what the page uses."""
-
-
-@pytest.fixture(scope="module")
-async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    async with serve(tmp_path_factory.mktemp("served")) as process:
-        yield process
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +146,17 @@ async def test_the_block_for_javascript(served: Served, folder: Path) -> None:
     (folder / "program.mjs").write_text(of(served, JAVASCRIPT).replace("Why is", "[[cut]] Why is"))
     with pytest.raises(AssertionError, match="did not give a usable answer"):
         await run(served, folder, "node program.mjs")
+
+
+async def test_leaving_the_loop_of_the_block_for_javascript_ends_the_task(
+    served: Served, folder: Path
+) -> None:
+    needs("node")
+    program = of(served, JAVASCRIPT).replace("Why is", "[[pace:600]] Why is")
+    (folder / "program.mjs").write_text(
+        program.replace("process.stdout.write(text);", "console.log(text); break;")
+    )
+    assert await run(served, folder, "node program.mjs") == "This\n"
 
 
 async def test_the_reader_of_events_takes_any_stream(served: Served, folder: Path) -> None:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
 from pomelo.testing import FaultUpstream
 from tests.faults.vendor import Vendor
 from tests.redis_server import RedisServer
-from tests.serving import Served, serve
-
-
-@pytest.fixture(scope="module")
-async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    """`pomelo serve` as a separate process."""
-    async with serve(tmp_path_factory.mktemp("served")) as process:
-        yield process
 
 
 @pytest.fixture

@@ -147,10 +147,11 @@ class Connection:
 
 
 @asynccontextmanager
-async def connect(host: str, port: int) -> AsyncIterator[Connection]:
-    """Opens a connection with the largest receive windows."""
+async def connect(host: str, port: int, *, wide: bool = True) -> AsyncIterator[Connection]:
+    """Opens a connection with the largest receive windows; if not `wide`, with windows of 64 KiB that are never
+    enlarged."""
     reader, writer = await asyncio.open_connection(host, port)
-    writer.write(frames.wide_hello())
+    writer.write(frames.wide_hello() if wide else frames.PREFACE + frame(frames.SETTINGS))
     connection = Connection(reader, writer)
     reading = asyncio.ensure_future(connection.read())
     try:

@@ -62,7 +62,7 @@ def base_urls(upstream: FaultUpstream) -> dict[str, str]:
     return {f"{vendor.upper()}_BASE_URL": getattr(upstream, f"{vendor}_base_url") for vendor in VENDORS}
 
 
-AUDIO = f"OggS{MARKER}-audio ".encode() * 2000
+AUDIO = f"OggS{MARKER}-audio ".encode() * 200
 _VOICE = "pNInz6obpgDQGcFmaJgB"
 _MESSAGES = [
     {"role": "system", "content": f"{MARKER}-system"},

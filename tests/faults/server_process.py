@@ -19,8 +19,8 @@ from pomelo.stores.accounts import Grant
 from pomelo.testing import FaultUpstream
 from tests.faults.books import LIVE, Books, state
 from tests.faults.drivers import GrpcDriver, RestDriver, open_drivers
-from tests.faults.waiting import first
 from tests.integration.commands import environment
+from tests.waiting import first
 
 REPOSITORY = Path(__file__).parents[2]
 DYING = ("tests.faults.crashing_server",)
@@ -131,7 +131,11 @@ class Deployment:
             await self._running.wait()
             return self._running
         read_addresses = _read_json_line if self._program == DYING else _read_banner
-        addresses = await read_addresses(process)
+        try:
+            addresses = await read_addresses(process)
+        except AssertionError as error:
+            error.add_note(self.errors.read_text())
+            raise
         self._running.rest, self._running.grpc = addresses["REST"], addresses["gRPC"]
         return self._running
 

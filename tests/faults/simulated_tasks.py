@@ -154,6 +154,8 @@ class Process:
             return
         try:
             await self._run(reservation, wallet, key)
+        except PomeloError as error:
+            facts.tally[f"end: {error.code}"] += 1
         finally:
             reservation.release()
 
@@ -185,10 +187,7 @@ class Process:
         if key is not None and random.random() < 0.8:
             answer = task_id.encode()
             facts.answers[wallet, key.key, answer] = Answer(task_id, key.fingerprint)
-        try:
-            facts.charged[task_id] = await reservation.settle(
-                Usage(output_tokens=used), counted=True, answer=answer
-            )
-            facts.tally["charged"] += 1
-        except PomeloError as error:
-            facts.tally[f"charge: {error.code}"] += 1
+        facts.charged[task_id] = await reservation.settle(
+            Usage(output_tokens=used), counted=True, answer=answer
+        )
+        facts.tally["charged"] += 1

@@ -71,7 +71,7 @@ class TcpProxy:
         if self._is_due(Cut.NOW):
             self._reset(writer)
             return
-        with suppress(OSError):
+        with suppress(OSError, asyncio.CancelledError):  # asyncio would log that `close` cancels it
             there, back = await asyncio.open_connection("127.0.0.1", self._server_port)
             forwarding = asyncio.create_task(self._forward_commands(reader, back, writer))
             try:

@@ -26,6 +26,7 @@ from pomelo.stores.usage import UsageQuery
 from tests.faults.file_damage import PAGE, bad_heads, bad_pages, cut, flipped
 from tests.integration.commands import free_addresses, pomelo, start_command
 from tests.unit.accounts.audited_store import PRICES, add_account, draft, reserve, run
+from tests.unit.refusals import refused
 
 
 async def fill(path: Path) -> None:
@@ -153,17 +154,31 @@ async def test_a_log_without_its_file_is_refused_and_not_initialised(tmp_path: P
     assert await store_error(path) == ""
 
 
-async def test_a_new_file_is_complete_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class DiskFullError(sqlite3.OperationalError):
-        sqlite_errorcode = sqlite3.SQLITE_FULL
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [
+        (sqlite3.SQLITE_FULL, "Free or mend the disk"),
+        (sqlite3.SQLITE_IOERR | 1 << 8, "Free or mend the disk"),
+        (sqlite3.SQLITE_CANTOPEN, "Let this user read and write it, the files beside it and its folder"),
+        (
+            sqlite3.SQLITE_READONLY | 5 << 8,
+            "Let this user read and write it, the files beside it and its folder",
+        ),
+    ],
+)
+async def test_a_new_file_is_complete_or_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
+) -> None:
+    class FileError(sqlite3.OperationalError):
+        sqlite_errorcode = code
 
     def fails(connection: sqlite3.Connection, path: Path) -> None:
         connection.execute("CREATE TABLE half (x)")
-        raise DiskFullError("database or disk is full")
+        raise FileError("the reason")
 
     with monkeypatch.context() as patched:
         patched.setattr("pomelo.stores.sqlite.file._run_migrations", fails)
-        assert "Free or mend the disk" in await store_error(tmp_path / "pomelo.db")
+        assert f"can't be used: the reason. {remedy}" in await store_error(tmp_path / "pomelo.db")
     assert os.listdir(tmp_path) == ["pomelo.db.lock"]  # noqa: PTH208
     assert await store_error(tmp_path / "pomelo.db") == ""
 
@@ -248,9 +263,8 @@ async def test_damage_found_by_a_statement_is_logged_once_and_reported_by_the_au
     async with open_sqlite(path) as store:
         ruin(path)
         for _ in range(3):
-            with pytest.raises(PomeloError) as caught:
+            with refused("store_unavailable"):
                 await store.list_usage(UsageQuery(), limit=500)
-            assert caught.value.code == "store_unavailable"
         (line,) = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
         assert line.startswith(f"{path} is damaged: ")
         assert damage.REMEDY in line

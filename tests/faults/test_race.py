@@ -18,9 +18,9 @@ from tests.faults.books import Books
 from tests.faults.drivers import GrpcDriver, Outcome, RestDriver
 from tests.faults.server_process import SERVE, Deployment, ServerProcess
 from tests.faults.vendor import Vendor
-from tests.faults.waiting import first
 from tests.redis_server import RedisServer
 from tests.tasks import TASK_BODIES
+from tests.waiting import first
 
 STORES = ("one process on SQLite", "two workers on Redis")
 

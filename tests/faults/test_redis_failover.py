@@ -25,8 +25,8 @@ from tests.faults.redis_rig import (
     wait_until_available,
     wait_until_released,
 )
-from tests.faults.waiting import until
 from tests.redis_server import RedisServer
+from tests.waiting import until
 
 
 async def test_a_process_that_was_only_paused_has_lost_its_reservations(

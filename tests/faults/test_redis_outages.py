@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 
@@ -32,8 +32,9 @@ from tests.faults.redis_rig import (
     wait_until_released,
 )
 from tests.faults.tcp_proxy import TcpProxy
-from tests.faults.waiting import until
 from tests.redis_server import RedisServer
+from tests.unit.refusals import refused
+from tests.waiting import first, until
 
 SETTLES = int(os.environ.get("POMELO_REDIS_SETTLES", "2000"))
 """The number of tasks that run while replies are lost."""
@@ -116,6 +117,34 @@ async def test_a_server_that_is_out_of_memory_reserves_nothing_and_settles_runni
     await audit(store, {"before"})
     server.do("CONFIG", "SET", "maxmemory", "0")
     assert isinstance(await store.reserve(request("after")), Reserved)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [
+        (("CONFIG", "SET", "maxmemory", "1"), ("CONFIG", "SET", "maxmemory", "0")),
+        (("REPLICAOF", "127.0.0.1", "1"), ("REPLICAOF", "NO", "ONE")),
+    ],
+    ids=["out of memory", "replica"],
+)
+async def test_the_check_of_a_store_fails_while_its_server_refuses_to_write(
+    server: RedisServer, tmp_path: Path, begin: Sequence[str], end: Sequence[str]
+) -> None:
+    async def check() -> str:
+        try:
+            await opened.check()
+        except PomeloError as error:
+            return error.code
+        return ""
+
+    async with open_on(server.url, tmp_path, heartbeat=0.1) as opened:
+        assert await check() == ""
+        server.do(*begin)
+        await first(check, "store_unavailable".__eq__)
+        assert await opened.balance(WALLET)  # it can be read
+        server.do(*end)
+        await first(check, "".__eq__)
+        await run(opened, "after")
 
 
 def is_loading(server: RedisServer) -> bool:
@@ -261,8 +290,7 @@ async def test_settlements_continue_while_the_archive_is_locked(store: Store, tm
         other.execute("BEGIN EXCLUSIVE")
         for number in range(20):
             await run(store, f"t{number}")
-        with pytest.raises(PomeloError) as caught:
+        with refused("store_unavailable"):
             await store.list_usage(ALL, limit=1)
-        assert caught.value.code == "store_unavailable"
         other.execute("ROLLBACK")
     await audit(store, {f"t{number}" for number in range(20)})

@@ -13,9 +13,9 @@ import pytest
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.faults.server_process import SERVE, Deployment
 from tests.faults.vendor import Vendor, text
-from tests.faults.waiting import first
 from tests.integration.commands import pomelo
 from tests.redis_server import RedisServer
+from tests.waiting import first
 
 REFUSED_WITHIN = 1.0
 """Seconds from a task to its refusal."""

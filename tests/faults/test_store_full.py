@@ -28,6 +28,7 @@ from tests.faults.books import Books
 from tests.faults.drivers import ChunkCounter, GrpcDriver, Outcome, RestDriver
 from tests.faults.server_process import Deployment, ServerProcess
 from tests.faults.vendor import Vendor, speech, text
+from tests.waiting import first
 
 CREDITS = 10**12
 SMALL_DISK = "16m"
@@ -241,7 +242,9 @@ async def test_tasks_that_end_during_a_disk_failure_are_settled_after_it(
     process = await deployment.start(stderr=subprocess.DEVNULL)
     async with process.drivers() as clients:
         outcomes = await run_into_failure(failure, clients, process, upstream, vendor)
+        assert await health(process, 503) == "store_unavailable"
         await failure.end(process)
+        assert await health(process, 200) == ""
         books = await process.settled_books()
         check(books, outcomes)
         for name, result in outcomes.items():
@@ -320,6 +323,17 @@ async def test_media_leave_disk_space_for_the_ledger(
     books.check_idle()
     assert all(record["complete"] for name in outcomes for record in books.records[name])
     assert {f"more-{number}" for number in range(200)} <= set(books.records)
+
+
+async def health(process: ServerProcess, status: int) -> str:
+    """Waits until the server's health check answers with a status; returns the code of its error."""
+
+    async def read(session: aiohttp.ClientSession) -> tuple[int, str]:
+        async with session.get(f"{process.rest}/healthz") as answer:
+            return answer.status, (await answer.json()).get("error", {}).get("code", "")
+
+    async with aiohttp.ClientSession() as session:
+        return (await first(lambda: read(session), lambda found: found[0] == status))[1]
 
 
 async def form(

@@ -18,11 +18,11 @@ from pomelo.providers.http.client import Timeouts
 from pomelo.testing import Answer, FaultUpstream, Gate, Stop, error_reply
 from tests.app import Account, RunningApp, run_app
 from tests.driver import PROTOCOLS
-from tests.faults.waiting import until
 from tests.tasks import text_body
+from tests.waiting import until
 
-OPENS_WITHIN = 4.0
-"""Twice the promised maximum, for a busy machine; the circuit breaker's unit tests check 2 s on a fake
+OPENS_WITHIN = 15.0
+"""Much more than the promised maximum, for a busy machine; the circuit breaker's unit tests check 2 s on a fake
 clock."""
 
 CLOSES_WITHIN = 15.0
@@ -162,9 +162,9 @@ async def test_the_circuit_of_a_vendor_that_is_down_opens_and_closes_again(
         limit = OPENS_WITHIN + (SILENCE if failure == "silence" else 0)  # from the first failure
         seconds = await until(lambda: breaker.state is not State.CLOSED, limit)
         assert seconds < limit
-        await until(lambda: breaker.running == 0, 5)  # calls that were running
+        await until(lambda: breaker.running == 0, 20)  # calls that were running
         breaker.attempts = breaker.max_running = 0
-        seconds = await until(lambda: breaker.attempts > 0, PROBE_WAIT_MAX + 1)
+        seconds = await until(lambda: breaker.attempts > 0, PROBE_WAIT_MAX + 10)
         assert breaker.attempts <= 1 + seconds / PROBE_WAIT, "only probes"
         assert breaker.max_running == 1
 

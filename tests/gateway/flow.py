@@ -15,6 +15,7 @@ from gateway.connections.http import HttpConnection
 from gateway.connections.limits import ConnectionLimits, Connections, Slot, StartQueues
 from gateway.options import GatewayOptions
 from pomelo.service import Services
+from pomelo.telemetry.readiness import Readiness
 
 
 class ClientTransport(asyncio.Transport):
@@ -101,7 +102,7 @@ class Clients:
     def connection(self, slot: Slot) -> Connection:
         """Returns a new connection that occupies `slot`."""
         return Connection(
-            self._respond, self._live, self.connections, StartQueues(), self._options, None, slot
+            self._respond, self._live, self.connections, StartQueues(), self._options, Readiness(), None, slot
         )
 
     def accept(self, transport_type: type[ClientTransport] = ClientTransport) -> ClientTransport:
@@ -125,7 +126,7 @@ async def open_clients(
 ) -> AsyncIterator[Clients]:
     """Runs a gateway over `services`, without listening. On exit, its requests have `closing_time` seconds."""
     given = GatewayOptions(**options)
-    gateway = make_gateway(services, given, lambda: "")
+    gateway = make_gateway(services, given, Readiness())
     live: set[HttpConnection] = set()
     limits = ConnectionLimits(max_connections=given.max_connections, lifetime=given.untrusted_timeout)
     connections = Connections(limits)
@@ -134,10 +135,3 @@ async def open_clients(
     finally:
         connections.stop()
         await close_connections(live, closing_time)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Returns once the condition holds."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.005)

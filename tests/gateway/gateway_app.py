@@ -41,6 +41,7 @@ from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource, Job
 from pomelo.service import Services
 from pomelo.stores import open_store
+from pomelo.telemetry.readiness import Readiness
 from pomelo.turns import Turns
 from tests.app import endow
 from tests.gateway.requests import HAIKU_ONLY, HEALTH, KEY, TTS, Sending, read_status
@@ -198,7 +199,7 @@ async def run_gateway(
     folder: Path,
     *,
     tls: ssl.SSLContext | None = None,
-    healthy: Callable[[], bool] = lambda: True,
+    readiness: Readiness | None = None,
     in_flight: InFlightLimits | None = None,
     authenticate: Callable[[Call], Awaitable[Principal]] = authenticate,
     **options: Any,
@@ -229,7 +230,7 @@ async def run_gateway(
                 "127.0.0.1",
                 0,
                 tls,
-                unready=lambda: "" if healthy() else "shutting_down",
+                readiness=readiness,
             )
         )
         http = await stack.enter_async_context(aiohttp.ClientSession())

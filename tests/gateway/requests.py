@@ -67,7 +67,7 @@ def headers_of(head: bytes) -> dict[str, str]:
 
 async def read_response(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
     """Reads the next response: status, headers by name in lower case, body."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         head = await reader.readuntil(b"\r\n\r\n")
         headers = headers_of(head)
         return int(head.split()[1]), headers, await reader.readexactly(int(headers.get("content-length", 0)))

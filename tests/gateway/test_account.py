@@ -107,6 +107,7 @@ def test_a_time_is_a_date_or_an_rfc_3339_time(text: str, seconds: int) -> None:
         *[("group_by", text) for text in ("", "account", "MODEL", "hour", "metadata", "metadata.", "\udcff")],
         *[("failed", text) for text in ("", "1", "True", "yes")],
         *[(name, "\udcff") for name in ("model", "key_id", "page_token")],
+        *[(name, "") for name in ("model", "key_id")],
         ("from_time", "2026-11-24"),
         ("limit", "5"),
         ("\udcff", "5"),

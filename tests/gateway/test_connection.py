@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import json
 import logging
@@ -35,6 +36,7 @@ from tests.gateway.requests import (
     read_until_closed,
 )
 from tests.gateway.scripts import audio, play, word
+from tests.waiting import soon, until
 
 KEPT = raw_task(HI, close=False)
 RAW_AUDIO = raw_task({**TTS, "response_format": "b64_json"}, "Accept: audio/*")
@@ -86,6 +88,7 @@ class TracebackCounter(logging.Filter):
 
 @pytest.fixture
 def traces() -> Iterator[TracebackCounter]:
+    gc.collect()  # asyncio logs an error of a task of an earlier test when the task is collected
     found = TracebackCounter()
     loggers = [logging.getLogger(name) for name in ("pomelo.gateway", "aiohttp.server", "asyncio")]
     for logger in loggers:
@@ -214,10 +217,15 @@ async def test_an_idle_connection_from_a_trusted_proxy_stays_longer(
     times: dict[str, Any] = {"idle_timeout": 0.1, "proxy_idle_timeout": 3.0, "idle_slack": 0.3}
     times |= {"untrusted_timeout": 0.2, "trusted_proxies": tuple(map(ip_network, networks))}
     async with open_gateway(**times) as gateway:
-        took = await closed_after(gateway, KEPT)
-        assert (3.1 if kept else 0.25) < took < (20 if kept else 3.0)
+
+        async def closed(_: int) -> float:
+            took = await closed_after(gateway, KEPT)
+            assert took > (3.1 if kept else 0.25)
+            return took
+
+        await soon(closed, 20.0 if kept else 3.0)
         # Without a valid key it is closed soon, from a proxy too.
-        assert await closed_after(gateway, BAD) < 3.0
+        await soon(lambda _: closed_after(gateway, BAD), 3.0)
 
 
 @pytest.mark.parametrize(
@@ -231,16 +239,16 @@ async def test_a_connection_without_a_valid_key_is_closed_soon(
     async with open_gateway(
         untrusted_timeout=0.5, idle_timeout=60, head_timeout=60, linger_timeout=60
     ) as gateway:
-        assert 0.4 < await closed_after(gateway, *pieces) < 4
+        assert 0.4 < await closed_after(gateway, *pieces) < 20
 
 
 async def test_a_valid_key_keeps_a_connection_open_and_an_invalid_one_closes_it(
     open_gateway: OpenApp,
 ) -> None:
-    async with open_gateway(untrusted_timeout=0.5) as gateway, gateway.connect() as (reader, writer):
+    async with open_gateway(untrusted_timeout=1.0) as gateway, gateway.connect() as (reader, writer):
         loop = asyncio.get_running_loop()
         begin = loop.time()
-        while loop.time() - begin < 1.2:
+        while loop.time() - begin < 1.6:
             writer.write(ACCOUNT)
             assert await read_status(reader) == 200
             await asyncio.sleep(0.2)  # an idle caller
@@ -257,13 +265,15 @@ async def test_a_client_that_reads_nothing_is_disconnected_and_its_task_closed(o
         while True:
             yield audio(AUDIO)
 
-    async with open_gateway(write_timeout=0.3) as gateway, asyncio.timeout(10):
+    async with open_gateway(write_timeout=0.3) as gateway, asyncio.timeout(20):
         gateway.provider.script = script
         with socket.create_connection((gateway.host, gateway.port)) as quiet:
             quiet.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             quiet.sendall(RAW_AUDIO)
             await started.wait()
             await gateway.provider.closed.wait()
+            # Otherwise the kernel would keep megabytes, and a client of HTTP/1.0 would take them for complete.
+            await until(lambda: quiet.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET)
 
 
 async def test_a_client_that_reads_slowly_receives_everything(open_gateway: OpenApp) -> None:
@@ -324,11 +334,11 @@ async def test_an_oversized_head_does_not_corrupt_a_running_response(gateway: Ga
     started = asyncio.Event()
     gateway.provider.script = play(word(), started.set, asyncio.Event().wait)
     async with gateway.connect(raw_task({**HI, "stream": True}, close=False)) as (reader, writer):
-        await asyncio.wait_for(started.wait(), 5)
+        await asyncio.wait_for(started.wait(), 20)
         with suppress(ConnectionError):
             await send_long_head(writer)
         assert b"400 Bad Request" not in await read_until_closed(reader)
-        await asyncio.wait_for(gateway.provider.closed.wait(), 5)
+        await asyncio.wait_for(gateway.provider.closed.wait(), 20)
 
 
 @pytest.mark.parametrize("times", [1, 3])

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
 
 import pytest
 
 from gateway.connections.limits import ConnectionLimits, Connections, Slot, SlotGroups
 from pomelo.origin import network
-
-ROOMY = ConnectionLimits(max_connections=1000, lifetime=60.0)
+from tests.waiting import until
 
 
 class ConnectionSet:
@@ -32,12 +30,6 @@ class ConnectionSet:
             self.table.trust(slot, owner)
         slot.busy = busy
         return slot
-
-    async def wait_until(self, condition: Callable[[], bool]) -> None:
-        """Returns when the condition holds; the table checks every quarter of a second."""
-        async with asyncio.timeout(5):
-            while not condition():  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
 
 
 def test_slot_groups_track_the_oldest_slot_of_the_largest_group() -> None:
@@ -90,6 +82,30 @@ async def test_with_only_trusted_connections_the_longest_idle_one_of_the_largest
     assert not new.surplus
 
 
+async def test_a_few_untrusted_connections_replace_idle_ones_and_not_each_other() -> None:
+    connections = ConnectionSet(ConnectionLimits(max_connections=32))
+    idle = [connections.open(owner="acme") for _ in range(32)]
+    new = [connections.open() for _ in range(3)]
+    assert connections.ended == dict.fromkeys(idle[:3], False)
+    new.append(connections.open())
+    assert connections.ended == {**dict.fromkeys(idle[:3], False), new[0]: True}
+    connections.table.trust(new[1], "other")
+    connections.table.trust(new[2], "other")
+    connections.open()
+    assert connections.ended == {**dict.fromkeys(idle[:4], False), new[0]: True}
+    connections.table.stop()
+
+
+async def test_a_few_untrusted_connections_replace_each_other_if_all_others_are_busy() -> None:
+    connections = ConnectionSet(ConnectionLimits(max_connections=32))
+    for _ in range(31):
+        connections.open(owner="acme", busy=True)
+    new = connections.open()
+    connections.open()
+    assert connections.ended == {new: True}
+    connections.table.stop()
+
+
 async def test_when_all_connections_are_busy_new_ones_are_surplus_and_the_oldest_is_evicted() -> None:
     connections = ConnectionSet(ConnectionLimits(max_connections=2, reserve=2))
     for _ in range(2):
@@ -103,25 +119,25 @@ async def test_when_all_connections_are_busy_new_ones_are_surplus_and_the_oldest
 async def test_an_untrusted_connection_is_closed_after_its_lifetime_and_a_trusted_one_stays() -> None:
     connections = ConnectionSet(ConnectionLimits(lifetime=0.3))
     early, caller = connections.open(), connections.open(owner="acme")
-    await connections.wait_until(lambda: early in connections.ended)
+    await until(lambda: early in connections.ended)
     assert connections.ended == {early: False}
     assert caller.open
     connections.table.distrust(caller)
-    await connections.wait_until(lambda: caller in connections.ended)
+    await until(lambda: caller in connections.ended)
 
 
 async def test_each_lifetime_starts_when_its_connection_becomes_untrusted() -> None:
     connections = ConnectionSet(ConnectionLimits(lifetime=0.6))
     loop = asyncio.get_running_loop()
     first, caller = connections.open(), connections.open(owner="acme")
-    await connections.wait_until(lambda: first in connections.ended)
+    await until(lambda: first in connections.ended)
     begin = loop.time()
     later = connections.open()
     connections.table.distrust(caller)
     assert len(connections.table) == 2
-    await connections.wait_until(lambda: later in connections.ended or caller in connections.ended)
+    await until(lambda: later in connections.ended or caller in connections.ended)
     assert loop.time() - begin > 0.5
-    await connections.wait_until(lambda: connections.ended.keys() >= {later, caller})
+    await until(lambda: connections.ended.keys() >= {later, caller})
     assert len(connections.table) == 0
 
 
@@ -137,10 +153,10 @@ async def test_slow_requests_beyond_the_share_of_an_address_are_evicted_and_sile
         connections.table.mark_request_started(slot)
     waiting = slow[1]
     waiting.waiting = True  # the client waits for the server
-    await connections.wait_until(lambda: len(connections.ended) == 2)
+    await until(lambda: len(connections.ended) == 2)
     assert set(connections.ended) == {slow[0], slow[2]}
     others = [connections.open(f"198.51.100.{i}") for i in range(85)]
-    await connections.wait_until(lambda: len(connections.ended) >= 6)
+    await until(lambda: len(connections.ended) >= 6)
     assert not set(others) & set(connections.ended)
     assert all(connections.ended.values())
     assert waiting.open
@@ -209,7 +225,7 @@ async def test_a_client_that_waits_for_the_server_at_the_end_of_its_lifetime_is_
     connections = ConnectionSet(ConnectionLimits(lifetime=0.1))
     slot = connections.open()
     slot.waiting = True
-    await connections.wait_until(lambda: slot in connections.ended)
+    await until(lambda: slot in connections.ended)
     assert connections.ended == {slot: True}
 
 
@@ -231,7 +247,7 @@ async def test_a_few_health_checks_are_not_evicted_until_their_lifetime_ends(max
         connections.table.protect_health_check(slot)
     others = [connections.open() for _ in range(20)]
     assert set(connections.ended) == {*checks[4:], *others[: 20 - 4]}
-    await connections.wait_until(lambda: connections.ended.keys() >= set(checks))
+    await until(lambda: connections.ended.keys() >= set(checks))
     assert len(connections.table) == 0
 
 

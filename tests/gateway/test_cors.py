@@ -150,12 +150,12 @@ async def test_preflights_are_limited_like_other_unauthenticated_requests(open_g
         assert got.count(b"HTTP/1.1 204 ") == got.count(b"HTTP/1.1 ") == 4
         begin = asyncio.get_running_loop().time()
         assert (await gateway.exchange(PREFLIGHT)).startswith(b"HTTP/1.1 204 ")
-        assert asyncio.get_running_loop().time() - begin < 4  # the connection is closed soon
+        assert asyncio.get_running_loop().time() - begin < 9  # the connection is closed soon
 
 
 async def test_a_preflight_leaves_a_trusted_connection_trusted(open_gateway: OpenApp) -> None:
     async with (
-        open_gateway(cors_origins=(APP,), untrusted_timeout=0.3) as gateway,
+        open_gateway(cors_origins=(APP,), untrusted_timeout=0.6) as gateway,
         gateway.connect() as (reader, writer),
     ):
         for request, status in ((ACCOUNT, 200), (PREFLIGHT, 204), (ACCOUNT, 200)):
@@ -263,7 +263,7 @@ async def test_an_error_on_a_surplus_connection_is_readable_across_origins(
     async with open_gateway(max_connections=1, cors_origins=(APP,)) as gateway:
         gateway.provider.script = play(started.set, asyncio.Event().wait)
         async with gateway.connect(task(APP)):  # the only connection is busy
-            await asyncio.wait_for(started.wait(), 5)
+            await asyncio.wait_for(started.wait(), 20)
             assert is_refused(await gateway.exchange(task(origin)), origin)
 
 
@@ -283,7 +283,7 @@ async def test_an_error_during_the_key_check_is_readable_across_origins(
         open_gateway(max_connections=1, cors_origins=(APP,), authenticate=slow) as gateway,
         gateway.connect(task(origin)) as (reader, _),
     ):
-        await asyncio.wait_for(started.wait(), 5)
+        await asyncio.wait_for(started.wait(), 20)
         async with gateway.connect(task(APP)):  # evicts the first, which is not trusted yet
             assert is_refused(await reader.read(), origin)
 
@@ -300,7 +300,7 @@ async def test_an_error_for_an_unparsed_request_is_readable_across_origins(
             each.sendall(task(origin, header))
         for each, origin in zip(sockets[:16], origins, strict=False):
             reader, writer = await asyncio.open_connection(sock=each)
-            refused = await asyncio.wait_for(reader.read(), 5)
+            refused = await asyncio.wait_for(reader.read(), 20)
             writer.close()
             assert is_refused(refused, origin)
         for each in sockets[16:]:

@@ -25,6 +25,7 @@ from tests.gateway.requests import (
     read_until_closed,
 )
 from tests.gateway.scripts import play
+from tests.waiting import until
 
 KEPT = raw_task(HI, close=False)
 
@@ -57,7 +58,7 @@ async def test_an_idle_connection_is_evicted_and_a_busy_one_is_not(open_gateway:
     async with open_gateway(max_connections=2) as gateway:
         gateway.provider.script = play(started.set, asyncio.Event().wait)
         async with gateway.connect(KEPT), gateway.connect() as (idle, others):
-            await asyncio.wait_for(started.wait(), 5)
+            await asyncio.wait_for(started.wait(), 20)
             others.write(ACCOUNT)
             assert await read_status(idle) == 200
             async with gateway.connect(ACCOUNT) as (new, _):
@@ -104,7 +105,7 @@ async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_healt
     async with open_gateway(max_connections=1, linger_timeout=5.0) as gateway:
         gateway.provider.script = play(started.set, asyncio.Event().wait)
         async with gateway.connect(KEPT):
-            await asyncio.wait_for(started.wait(), 5)
+            await asyncio.wait_for(started.wait(), 20)
             oversized = raw_task(b"x", framing="Content-Length: 1000000")
             for data in (GOOD, ACCOUNT, BAD, oversized, b"GET / HTTP/1.1\r\n\r\n"):
                 async with gateway.connect(data) as (reader, writer):
@@ -126,7 +127,7 @@ async def test_a_health_check_is_not_evicted_by_later_connections(open_gateway: 
             for _ in range(2):
                 started.clear()
                 await stack.enter_async_context(gateway.connect(KEPT))
-                await asyncio.wait_for(started.wait(), 5)
+                await asyncio.wait_for(started.wait(), 20)
         reader, writer = await stack.enter_async_context(gateway.connect(HEALTH[:20]))
         others = [await stack.enter_async_context(gateway.connect(BAD[:20])) for _ in range(100)]
         assert await is_overloaded(others[0][0])
@@ -184,9 +185,7 @@ async def test_without_descriptors_an_unauthenticated_connection_is_evicted_and_
             with suppress(OSError):
                 while True:
                     sockets.append(socket.socket())
-            async with asyncio.timeout(5):
-                while "Raise the limit of open files" not in caplog.text:  # noqa: ASYNC110
-                    await asyncio.sleep(0.01)
+            await until(lambda: "Raise the limit of open files" in caplog.text)
             assert await is_overloaded(untrusted)
             await asyncio.sleep(0.5)  # several further attempts to accept
             assert caplog.text.count("Raise the limit of open files") == 1

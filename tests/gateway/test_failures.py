@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import aiohttp
 import pytest
 
-from gateway.errors import unrouted_headers
+from gateway.errors import rename_field, unrouted_headers
 from pomelo.call import Call
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
@@ -82,7 +82,7 @@ async def lose_a_connection(call: Call) -> None:
 async def test_a_cancellation_or_a_lost_connection_of_the_service_is_an_internal_error(
     gateway: GatewayApp, during: Callable[[Call], Awaitable[None]]
 ) -> None:
-    async with asyncio.timeout(5), response_to(gateway, during) as response:
+    async with asyncio.timeout(20), response_to(gateway, during) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (500, "internal_error")
         assert response.headers["X-Request-Id"] == "mine-7"
 
@@ -113,3 +113,23 @@ async def test_a_call_has_the_address_of_its_client(gateway: GatewayApp) -> None
     async with response_to(gateway, run) as response:
         assert response.status == 200
     assert addresses == ["127.0.0.1"]
+
+
+def test_an_error_names_its_field_as_the_caller_does() -> None:
+    names = {"max_tokens": "max_completion_tokens"}
+    error = PomeloError(
+        "invalid_parameter", "Invalid max_tokens: use xmax_tokens", field="max_tokens", values={"a": "1"}
+    )
+    renamed = rename_field(error, lambda field: names[field])
+    assert (renamed.code, renamed.field, dict(renamed.values)) == (
+        error.code,
+        "max_completion_tokens",
+        {"a": "1"},
+    )
+    assert renamed.message == "Invalid max_completion_tokens: use xmax_tokens"
+
+
+@pytest.mark.parametrize("field", [None, "", "seed"])
+def test_an_error_whose_field_has_no_other_name_stays_as_it_is(field: str | None) -> None:
+    error = PomeloError("invalid_body", "The body is not JSON", field=field)
+    assert rename_field(error, lambda name: name) is error

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import socket
+import sys
+import termios
+import time
+from contextlib import ExitStack, suppress
 from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -12,15 +19,27 @@ from gateway.connections.connection import MAX_HEAD
 from gateway.request import Request
 from gateway.responses import ResponseStream
 from pomelo.call import Call, Principal
+from pomelo.gen.v1.task_pb2 import TaskEvent as Event
+from pomelo.gen.v1.task_pb2 import TaskResult
+from pomelo.in_flight import InFlightLimits
 from pomelo.service import Services
-from tests.gateway.flow import ClientTransport, open_clients, until
-from tests.gateway.gateway_app import GatewayApp, OpenApp
-from tests.gateway.requests import ACCOUNT, HI, raw_get, raw_task
-from tests.gateway.scripts import STARTED, ScriptedTasks, Step, play, word
+from tests.gateway.flow import ClientTransport, open_clients
+from tests.gateway.gateway_app import PNG, GatewayApp, OpenApp
+from tests.gateway.requests import ACCOUNT, FLUX, HI, raw_get, raw_task
+from tests.gateway.scripts import STARTED, ScriptedTasks, Step, play, text_events, word
 from tests.unit.loop import iterations
+from tests.waiting import until
 
+IMAGE_STREAM = {**FLUX, "stream": True, "response_format": "b64_json"}
 STREAM = raw_task({**HI, "stream": True}, close=False)
 LONG_HEAD = b"GET / HTTP/1.1\r\n" + (b"A: " + b"x" * 1000 + b"\r\n") * (MAX_HEAD // 1000 + 1)
+
+
+class ProxiedTransport(ClientTransport):
+    """The connection of a proxy."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return ("192.0.2.1", 50_000) if name == "peername" else default
 
 
 def playing(gateway: GatewayApp, *steps: Step) -> Services:
@@ -58,7 +77,7 @@ async def test_a_client_that_leaves_bytes_unread_is_disconnected(gateway: Gatewa
         client = await clients.connect(ACCOUNT)
         await until(lambda: client.unread)
         client.read(len(client.unread) - left)
-        await asyncio.wait_for(client.closed.wait(), 5)
+        await asyncio.wait_for(client.closed.wait(), 20)
         assert client.is_aborted
 
 
@@ -78,6 +97,79 @@ async def test_a_client_must_read_at_the_minimum_rate(gateway: GatewayApp, step:
         assert client.is_aborted is not survives
 
 
+def full_sockets(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Returns the two ends of a connection; the first has sent until the kernel buffers no more."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        near = stack.enter_context(socket.create_connection(listening.getsockname()))
+        far = stack.enter_context(listening.accept()[0])
+    near.setblocking(False)
+    far.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            near.send(bytes(64 * 1024))
+    return near, far
+
+
+class KernelTransport(ClientTransport):
+    """A transport whose client reads some of what the kernel buffers in `near`, at least `step` bytes, whenever the
+    connection asks for the size of the transport's own buffer, which does not change."""
+
+    near: socket.socket
+    far: socket.socket
+    step = 0
+    checks = 0
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self.near if name == "socket" else default
+
+    def get_write_buffer_size(self) -> int:
+        type(self).checks += 1
+        most = unread_kernel_bytes(self.near) - self.step
+        until_time = time.monotonic() + 5
+        while unread_kernel_bytes(self.near) > most and time.monotonic() < until_time:
+            with suppress(BlockingIOError):
+                self.far.recv(64 * 1024)
+        return super().get_write_buffer_size()
+
+
+def unread_kernel_bytes(connected: socket.socket) -> int:
+    """Returns the bytes that the kernel has for the other end of a connection."""
+    return int.from_bytes(fcntl.ioctl(connected, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux reports what it buffers")
+@pytest.mark.parametrize(("step", "survives"), [(0, False), (1_000, True)], ids=["nothing", "slowly"])
+async def test_a_client_that_reads_what_the_kernel_buffers_is_not_disconnected(
+    gateway: GatewayApp, step: int, survives: bool
+) -> None:
+    class Transport(KernelTransport):
+        """The transport of this test."""
+
+    with ExitStack() as stack:
+        Transport.near, Transport.far = full_sockets(stack)
+        Transport.step = step
+        async with open_clients(gateway.services, write_timeout=0.05) as clients:
+            client = await clients.connect(ACCOUNT, Transport)
+            await until(lambda: client.closed.is_set() or Transport.checks > 10)
+            assert client.is_aborted is not survives
+            client.read_everything()
+
+
+async def test_the_clients_of_a_proxy_may_read_more_slowly(gateway: GatewayApp) -> None:
+    async with open_clients(
+        gateway.services, write_timeout=0.05, trusted_proxies=(ip_network("192.0.2.1"),)
+    ) as clients:
+        client = clients.accept(ProxiedTransport)
+        client.connection.connection_made(client)
+        client.connection.data_received(ACCOUNT)
+        await until(lambda: client.unread)
+        direct = await clients.connect(ACCOUNT)
+        await asyncio.wait_for(direct.closed.wait(), 5)
+        assert direct.is_aborted
+        assert not client.is_closing()
+        client.read_everything()
+
+
 async def test_each_stall_is_timed_from_its_beginning(gateway: GatewayApp) -> None:
     loop = asyncio.get_running_loop()
     async with open_clients(gateway.services, write_timeout=0.5) as clients:
@@ -88,7 +180,7 @@ async def test_each_stall_is_timed_from_its_beginning(gateway: GatewayApp) -> No
         client.connection.data_received(ACCOUNT)
         await until(lambda: client.unread)
         begin = loop.time()
-        await asyncio.wait_for(client.closed.wait(), 5)
+        await asyncio.wait_for(client.closed.wait(), 20)
         assert loop.time() - begin > 0.4
 
 
@@ -136,7 +228,7 @@ async def test_a_refused_client_that_reads_nothing_is_disconnected(gateway: Gate
         clients.connections.lingering = clients.connections.limits.max_connections
         client = await clients.connect(LONG_HEAD)
         assert client.unread.startswith(b"HTTP/1.1 400 ")
-        await asyncio.wait_for(client.closed.wait(), 5)
+        await asyncio.wait_for(client.closed.wait(), 20)
         assert client.is_aborted
 
 
@@ -180,10 +272,10 @@ async def test_a_refused_request_is_cancelled_before_its_connection_ends(open_ga
 
     async with open_gateway(authenticate=wait) as gateway, open_clients(gateway.services) as clients:
         client = await clients.connect(ACCOUNT)
-        await asyncio.wait_for(started.wait(), 5)
+        await asyncio.wait_for(started.wait(), 20)
         client.connection.end(send_refusal=True)
         assert client.unread.startswith(b"HTTP/1.1 503 ")
-        await asyncio.wait_for(ended.wait(), 5)
+        await asyncio.wait_for(ended.wait(), 20)
         assert not client.closed.is_set()
 
 
@@ -191,10 +283,10 @@ async def test_a_deadline_while_the_client_reads_slowly_ends_the_stream_with_an_
     gateway: GatewayApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     gateway.provider.script = play(word("x" * 200_000), asyncio.Event().wait)
-    asked = raw_task({**HI, "stream": True}, "X-Request-Timeout: 0.2", close=False)
+    asked = raw_task({**HI, "stream": True}, "X-Request-Timeout: 0.6", close=False)
     async with open_clients(gateway.services) as clients:
         client = await clients.connect(asked)
-        await asyncio.wait_for(gateway.provider.closed.wait(), 5)
+        await asyncio.wait_for(gateway.provider.closed.wait(), 20)
         await until(lambda: client.unread.endswith(b"0\r\n\r\n"))
         client.read_everything()
         assert b'"code":"deadline_exceeded"' in client.received
@@ -227,8 +319,41 @@ async def test_the_events_of_a_client_that_leaves_are_dropped_silently(
     async with open_clients(playing(gateway, word("one"), word("two"), leave, after)) as clients:
         client = await clients.connect(STREAM)
         client.read_everything()
-        await asyncio.wait_for(client.closed.wait(), 5)
+        await asyncio.wait_for(client.closed.wait(), 20)
         await asyncio.sleep(0.05)
     assert b'"one"' in client.received
     assert b'"two"' not in client.received
     assert not caplog.records
+
+
+@pytest.mark.parametrize("reads", [True, False], ids=["reads at last", "leaves"])
+@pytest.mark.parametrize("asked", [HI, IMAGE_STREAM], ids=["whole", "stream"])
+async def test_a_caller_who_does_not_read_large_responses_can_start_no_call(
+    open_gateway: OpenApp, reads: bool, asked: dict[str, Any]
+) -> None:
+    limit = 150_000
+    async with open_gateway(in_flight=InFlightLimits(account_unread=limit)) as gateway:
+        result = TaskResult()
+        result.image.images.add(data=PNG + bytes(75_000), content_type="image/png")
+        events = text_events("x" * 100_000) if asked is HI else [Event(completed=result)]
+        gateway.provider.script = play(*events)
+        async with open_clients(gateway.services) as clients:
+            large = [await clients.connect(raw_task(asked, close=False)) for _ in range(2)]
+            await until(lambda: all(len(client.unread) > 100_000 for client in large))
+            refused = await clients.connect(ACCOUNT)
+            await until(lambda: b"overloaded" in refused.unread)
+            if reads:
+                large[0].read_everything()
+            else:
+                large[0].abort()
+            await until(lambda: gateway_unread(gateway) < limit)
+            allowed = await clients.connect(ACCOUNT)
+            await until(lambda: allowed.unread.startswith(b"HTTP/1.1 200 "))
+            large[1].abort()
+            await until(lambda: not gateway_unread(gateway))
+
+
+def gateway_unread(gateway: GatewayApp) -> int:
+    """Returns the bytes of responses that callers have yet to read."""
+    in_flight = gateway.services.access.in_flight  # type: ignore[attr-defined]
+    return sum(used.unread for used in in_flight._owners.values())

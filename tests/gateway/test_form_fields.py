@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.parsing.task import build_task
-from tests.gateway.test_fields import HI, STT, TEXT, TTS, build, refusal
+from tests.gateway.fields import HI, STT, TEXT, TTS, build, refusal
 
 
 def test_form_fields_equal_the_same_json_values() -> None:
@@ -71,3 +71,22 @@ def test_white_space_around_a_form_value_that_is_no_text_is_ignored() -> None:
     assert (text.tool_choice.tool, text.parallel_tool_calls) == ("f", True)
     assert build(STT, {"diarize": " True "}, form=True).speech_to_text.diarize
     assert build_task("m", TEXT, {"stream": " true\n"}, form=True).stream is True
+
+
+@pytest.mark.parametrize("null", ["null", " null\n"])
+def test_null_in_a_form_leaves_out_a_field_that_is_no_text(null: str) -> None:
+    names = [
+        *("max_tokens", "temperature", "seed", "tools", "tool_choice", "parallel_tool_calls", "metadata"),
+        *("response_format", "n", "logprobs", "top_logprobs", "logit_bias", "stream"),
+    ]
+    texts = {"messages": '[{"role":"user","content":"Hi"}]', **dict.fromkeys(names, null)}
+    assert build(TEXT, texts, form=True) == build(TEXT, {"messages": HI})
+    speech = {"text": "Hi", "voice": "adam"}
+    assert build(TTS, {**speech, "voice_settings": null}, form=True) == build(TTS, speech)
+    assert not build_task("m", TEXT, {"stream": null}, form=True).stream
+
+
+def test_null_in_a_form_is_a_text_for_a_field_of_text() -> None:
+    spec = build(TEXT, {"user": "null", "stop": "null"}, form=True)
+    assert (spec.user, list(spec.text.stop)) == ("null", ["null"])
+    assert refusal(STT, {"timestamps": "null"}, form=True).field == "timestamps"

@@ -12,7 +12,8 @@ import pytest
 
 from gateway.responses import encode_head
 from pomelo.gen.v1.task_pb2 import TaskResult
-from tests.gateway.flow import open_clients, until
+from pomelo.telemetry.readiness import Readiness
+from tests.gateway.flow import open_clients
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import (
     CHUNKED,
@@ -20,6 +21,7 @@ from tests.gateway.requests import (
     HEALTH,
     HI,
     KEY,
+    headers_of,
     raw_get,
     raw_task,
     read_response,
@@ -27,6 +29,7 @@ from tests.gateway.requests import (
     read_until_closed,
 )
 from tests.gateway.scripts import ScriptedTasks, play, text_events
+from tests.waiting import until
 
 TASK = raw_task(HI, close=False)
 STREAM = {**HI, "stream": True}
@@ -42,7 +45,7 @@ def model(name: str, *lines: str) -> bytes:
 async def test_pipelined_requests_are_answered_in_order(gateway: GatewayApp, piece: int | None) -> None:
     sent = b"".join(model(f"m{number}") + TASK + HEALTH for number in range(8)) + LAST
     size = piece or len(sent)
-    async with gateway.connect() as (reader, writer), asyncio.timeout(10):
+    async with gateway.connect() as (reader, writer), asyncio.timeout(20):
         for at in range(0, len(sent), size):
             writer.write(sent[at : at + size])
             await asyncio.sleep(0)
@@ -162,9 +165,19 @@ async def test_a_client_of_http_1_0_may_keep_its_connection(gateway: GatewayApp)
             assert (status, headers["connection"]) == (200, "keep-alive")
 
 
-async def test_a_client_of_http_1_0_gets_no_interim_response(gateway: GatewayApp) -> None:
+async def test_a_chunked_request_of_http_1_0_is_the_last_one_on_its_connection(gateway: GatewayApp) -> None:
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(json.dumps(HI)), json.dumps(HI).encode())
+    chunked = raw_task(b"", "Connection: keep-alive", framing=CHUNKED, version="1.0", close=False)
+    received = await gateway.exchange(chunked + body + HEALTH)
+    assert re.findall(rb"HTTP/1.0 (\d+)", received) == [b"200"]
+
+
+@pytest.mark.parametrize(("version", "expectation"), [("1.0", "100-continue"), ("1.1", "200-ok")])
+async def test_a_client_of_http_1_0_or_with_another_expectation_gets_no_interim_response(
+    gateway: GatewayApp, version: str, expectation: str
+) -> None:
     body = json.dumps(HI).encode()
-    asked = raw_task(body, "Expect: 100-continue", version="1.0")
+    asked = raw_task(body, f"Expect: {expectation}", version=version)
     async with gateway.connect(asked[: -len(body)]) as (reader, writer):
         assert await gateway.is_healthy()
         writer.write(body)
@@ -173,7 +186,7 @@ async def test_a_client_of_http_1_0_gets_no_interim_response(gateway: GatewayApp
 
 async def test_a_path_that_does_not_exist_is_refused_before_the_body_is_sent(gateway: GatewayApp) -> None:
     asked = raw_get("/nope", "Expect: 100-continue", "Content-Length: 1000000")
-    assert (await gateway.exchange(asked)).startswith(b"HTTP/1.1 404 ")
+    assert await gateway.status_of(asked) == 404
 
 
 @pytest.mark.parametrize("value", ["a\r\nB: c", "a\nb", "a\0", "\x7f"])
@@ -211,12 +224,40 @@ async def test_a_closing_gateway_cancels_what_takes_too_long(gateway: GatewayApp
         finally:
             ended.set()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         async with open_clients(replace(gateway.services, tasks=_whole(wait))) as clients:
             client = await clients.connect(TASK)
             await begun.wait()
         await ended.wait()
-    assert not client.unread
+    assert client.unread.startswith(b"HTTP/1.1 503 ")
+    assert b'"code":"shutting_down"' in client.unread
+
+
+async def test_a_closing_gateway_refuses_a_request_whose_body_has_not_arrived(gateway: GatewayApp) -> None:
+    async with open_clients(gateway.services) as clients:
+        client = await clients.connect(TASK[:-1])
+        client.read_everything()
+    assert client.received.startswith(b"HTTP/1.1 503 ")
+    assert client.received.count(b"HTTP/1.1 ") == 1
+    assert b"\r\nRetry-After: 1\r\n" in client.received
+    assert b'"code":"shutting_down"' in client.received
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize("fields", [HI, STREAM], ids=["whole", "stream"])
+async def test_each_response_of_a_draining_gateway_is_the_last_one_on_its_connection(
+    open_gateway: OpenApp, fields: dict[str, Any], version: str
+) -> None:
+    readiness = Readiness()
+    kept = raw_task(fields, "Connection: keep-alive", version=version, close=False)
+    async with open_gateway(readiness=readiness) as gateway, gateway.connect(TASK) as (reader, writer):
+        assert await read_status(reader) == 200
+        readiness.drain()
+        writer.write(kept + HEALTH)
+        received = await reader.read()
+    head = headers_of(received)
+    assert received.count(b"HTTP/1.") == 1
+    assert head.get("connection") == ("close" if version == "1.1" else None)
 
 
 async def test_a_closing_gateway_cancels_a_stream_whose_client_does_not_read(gateway: GatewayApp) -> None:
@@ -224,7 +265,7 @@ async def test_a_closing_gateway_cancels_a_stream_whose_client_does_not_read(gat
     async with open_clients(gateway.services) as clients:
         client = await clients.connect(raw_task(STREAM, close=False))
         await until(lambda: client.unread)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await gateway.provider.closed.wait()
     assert not client.closed.is_set()  # the rest may still be read
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.parsing.json import MAX_ESCAPES, MAX_OUTSIDE_STRINGS, MAX_VALUES, JsonScan, parse_json
@@ -50,6 +50,10 @@ def test_a_duplicate_name_in_an_object_is_refused(data: bytes) -> None:
         ('{"a":1}'.encode("utf-16-be"), "UTF-16"),
         ('{"a":1}'.encode("utf-32"), "UTF-32"),
         (b'{"a":"\\u12"}', "not JSON"),
+        (
+            b"--B\r\nContent-Disposition: form-data",
+            "looks like a form. Let your HTTP client set Content-Type",
+        ),
         (b"", "The body is empty. Send a JSON object"),
         (b" \r\n", "The body is empty"),
         (b"\xef\xbb\xbf", "The body is empty"),
@@ -145,10 +149,14 @@ def scan_split(data: bytes, cuts: list[int]) -> JsonScan:
     return scan
 
 
-@given(JSON, st.booleans(), st.lists(st.integers(0, 10_000), max_size=8))
+@example(["\\", '\\"', 1, 2, 3], False, 0, [])  # the quotes after an escaped backslash end a text
+@example(["\\", '\\"', 1, 2, 3], False, 4_000, [])
+@example(["\\", '\\"', 1, 2, 3], False, 4_000, [4])
+@given(JSON, st.booleans(), st.sampled_from([0, 4_000]), st.lists(st.integers(0, 10_000), max_size=8))
 def test_values_outside_strings_are_counted_in_any_split(
-    value: Any, ascii_only: bool, cuts: list[int]
+    value: Any, ascii_only: bool, padding: int, cuts: list[int]
 ) -> None:
+    value = [value, " " * padding]  # in a long text, the same escapes are sparse
     data = json.dumps(value, ensure_ascii=ascii_only).encode()
     empty = sum(data.count(pair) for pair in (b"[]", b"{}"))  # at most: they may also be in strings
     counted = scan_split(data, cuts)._values

@@ -95,7 +95,7 @@ async def test_a_completed_slow_request_no_longer_counts_against_its_connection(
 
 
 async def test_a_health_check_leaves_a_trusted_connection_trusted(open_gateway: OpenApp) -> None:
-    async with open_gateway(untrusted_timeout=0.3) as gateway, gateway.connect() as (reader, writer):
+    async with open_gateway(untrusted_timeout=0.6) as gateway, gateway.connect() as (reader, writer):
         for each in (ACCOUNT, HEALTH, ACCOUNT):
             writer.write(each)
             assert await read_status(reader) == 200

@@ -15,6 +15,7 @@ import pytest
 
 from gateway.app import open_rest
 from gateway.connections.listener import bind
+from gateway.options import GatewayOptions
 from pomelo.call import Call, Principal
 from tests.gateway.gateway_app import GatewayApp, OpenApp, authenticate
 from tests.gateway.requests import ACCOUNT, HEALTH, HI, raw_get, raw_task, read_status, read_until_closed
@@ -95,7 +96,7 @@ async def test_closing_the_gateway_ends_running_requests_and_frees_the_port(open
             gateway.provider.script = play(word(), started.set, asyncio.Event().wait)
             url = f"{gateway.url}/api/v1/task"
             response = await client.post(url, json={**HI, "stream": True}, headers=gateway.headers)
-            await asyncio.wait_for(started.wait(), 5)
+            await asyncio.wait_for(started.wait(), 20)
             begin = asyncio.get_running_loop().time()
         assert asyncio.get_running_loop().time() - begin < 5
         assert gateway.provider.closed.is_set()
@@ -113,7 +114,7 @@ async def test_requests_that_have_arrived_when_the_gateway_closes_are_answered(o
             sockets[-1].sendall(raw_get("/nowhere"))
     for each in sockets:
         with each:
-            each.settimeout(5)
+            each.settimeout(20)
             assert each.recv(1000).startswith(b"HTTP/1.1 404 ")
 
 
@@ -130,11 +131,11 @@ async def test_closing_the_gateway_closes_connections_without_a_request(
             assert not data or await read_status(reader) == 401
             assert await gateway.is_healthy()
             await stack.aclose()
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 assert await read_until_closed(reader) == b""
 
 
 async def test_a_port_is_not_shared_unless_asked_for(gateway: GatewayApp) -> None:
     with pytest.raises(OSError, match="in use"):
-        async with open_rest(gateway.services, None, gateway.host, gateway.port):
+        async with open_rest(gateway.services, GatewayOptions(), gateway.host, gateway.port):
             pass

@@ -12,11 +12,12 @@ import pytest
 from gateway.connections.connection import MAX_HEAD
 from gateway.connections.limits import StartQueues
 from pomelo.call import Call, Principal
-from tests.gateway.flow import Clients, ClientTransport, open_clients, until
+from tests.gateway.flow import Clients, ClientTransport, open_clients
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import ACCOUNT, HI, raw_task
 from tests.gateway.scripts import play
 from tests.unit.telemetry.reports import Reports
+from tests.waiting import until
 
 LONG_HEAD = b"GET / HTTP/1.1\r\nA: " + b"x" * MAX_HEAD
 STREAM = raw_task({**HI, "stream": True}, close=False)
@@ -70,7 +71,7 @@ async def test_a_call_whose_client_has_left_is_reported_without_a_status(open_ga
         open_clients(gateway.services, observers=[reports]) as clients,
     ):
         client = await clients.connect(ACCOUNT)
-        await asyncio.wait_for(begun.wait(), 5)
+        await asyncio.wait_for(begun.wait(), 20)
         client.abort()
         await until(lambda: reports.calls)
     assert [(report.code, report.http_status) for report in reports.calls] == [("", 0)]
@@ -92,8 +93,8 @@ async def test_a_client_that_is_leaving_gets_no_comment(
     gateway.provider.script = play(asyncio.Event().wait)
     async with open_clients(gateway.services, keep_alive=0.02) as clients:
         client = await clients.connect(STREAM, LeavingTransport)
-        await until(lambda: client.checks == 2)  # type: ignore[attr-defined]
+        await until(lambda: client.checks >= 2)  # type: ignore[attr-defined]
         assert not client.unread
         client.connection.connection_lost(None)
-        await asyncio.wait_for(gateway.provider.closed.wait(), 5)
+        await asyncio.wait_for(gateway.provider.closed.wait(), 20)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

@@ -259,7 +259,7 @@ async def test_an_unusable_file_is_refused_before_it_is_read(
         yield AUDIO
 
     headers = {"Content-Type": FORM, "Authorization": f"Bearer {key}"}
-    async with asyncio.timeout(5), gateway.post_task(data=pieces(), headers=headers) as response:
+    async with asyncio.timeout(20), gateway.post_task(data=pieces(), headers=headers) as response:
         assert (response.status, (await response.json())["error"]["code"]) == (status, code)
         refused.set()
 
@@ -316,7 +316,7 @@ async def wait_for_files(gateway: GatewayApp, *, some: bool) -> None:
 async def test_a_disconnect_during_an_upload_leaves_no_file(open_gateway: OpenApp) -> None:
     long = ('name="audio"; filename="a.mp3"', AUDIO * 20)
     sent = raw_task(b"", content_type=FORM, framing="Content-Length: 1000000", close=False)
-    async with open_gateway() as gateway, asyncio.timeout(5):
+    async with open_gateway() as gateway, asyncio.timeout(20):
         async with gateway.connect(sent + form(long, end=b"")):
             await wait_for_files(gateway, some=True)
         await wait_for_files(gateway, some=False)

@@ -122,20 +122,22 @@ async def test_a_head_that_can_not_be_read_has_no_path_and_so_the_plain_shape(op
 
 
 @pytest.mark.parametrize(
-    ("code", "retry", "retry_after"),
+    ("error", "retry", "retry_after"),
     [
-        ("provider_unavailable", "true", "5"),
-        ("provider_not_configured", "false", "60"),
-        ("provider_failed", "false", None),
-        ("deadline_exceeded", "false", None),
+        (PomeloError("provider_unavailable"), "true", "5"),
+        (PomeloError("provider_not_configured"), "false", "60"),
+        (PomeloError("provider_failed"), "false", None),
+        (PomeloError("deadline_exceeded"), "false", None),
+        (PomeloError("token_limit_exceeded"), "true", "60"),
+        (PomeloError("token_limit_exceeded", values={"requested": 50_000}), "false", "60"),
     ],
 )
 async def test_an_error_says_whether_sdks_should_retry(
-    gateway: GatewayApp, code: str, retry: str, retry_after: str | None
+    gateway: GatewayApp, error: PomeloError, retry: str, retry_after: str | None
 ) -> None:
-    gateway.provider.script = play(PomeloError(code))
+    gateway.provider.script = play(error)
     async with post_chat(gateway, HI) as response:
-        assert (await response.json())["error"]["code"] == code
+        assert (await response.json())["error"]["code"] == error.code
         assert response.headers["X-Should-Retry"] == retry
         assert response.headers.get("Retry-After") == retry_after
 

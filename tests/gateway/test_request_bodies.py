@@ -18,6 +18,7 @@ from pomelo.call import Call
 from pomelo.gen.v1.model_service_pb2 import Model
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.in_flight import InFlightLimits
+from pomelo.telemetry.readiness import Readiness
 from tests.calls import call_of
 from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp
 from tests.gateway.requests import (
@@ -70,7 +71,7 @@ async def test_a_body_of_exactly_the_limit_is_accepted(
 async def test_a_call_counts_as_in_flight_while_its_body_is_read(open_gateway: OpenApp) -> None:
     async with open_gateway(in_flight=InFlightLimits(account_calls=1)) as gateway:
         async with gateway.connect(raw_task(HI)[: 5 - len(BODY)]) as (reader, writer):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 while await code_of(gateway.post_task(HI)) != (503, "overloaded"):
                     pass
             writer.write(BODY[5:])
@@ -148,7 +149,7 @@ async def test_a_form_that_begins_with_empty_lines_is_refused_early(gateway: Gat
 
 async def test_the_deadline_of_a_request_ends_the_wait_for_its_body(gateway: GatewayApp) -> None:
     async with gateway.connect(incomplete("X-Request-Timeout: 0.1") + b"{") as (reader, _):
-        status, _, body = await asyncio.wait_for(read_response(reader), 5)
+        status, _, body = await asyncio.wait_for(read_response(reader), 20)
     assert (status, b'"code":"deadline_exceeded"' in body) == (504, True)
 
 
@@ -170,7 +171,7 @@ async def test_a_body_below_the_minimum_rate_is_refused_and_one_at_the_rate_acce
                 for at in range(0, len(body), step):
                     writer.write(body[at : at + step])
                     await asyncio.wait([line], timeout=0.02)
-                return await asyncio.wait_for(line, 5)
+                return await asyncio.wait_for(line, 20)
 
         slow, steady = await asyncio.gather(send(1), send(20))
         assert slow == b"HTTP/1.1 400 Bad Request\r\n"
@@ -183,7 +184,7 @@ async def test_a_body_below_the_minimum_rate_is_refused_and_one_at_the_rate_acce
 async def test_bytes_sent_fast_do_not_allow_a_long_stall(open_gateway: OpenApp) -> None:
     times = {"read_rate": 1, "read_grace": 0.3, "read_timeout": 0.3, "linger_timeout": 0.1}
     async with (
-        asyncio.timeout(5),
+        asyncio.timeout(20),
         open_gateway(**times) as gateway,
         gateway.connect(incomplete()) as (reader, writer),
     ):
@@ -211,7 +212,7 @@ async def test_tiny_chunks_are_refused_and_small_chunks_accepted(gateway: Gatewa
             await asyncio.sleep(0)
         assert await answered == b"HTTP/1.1 400 Bad Request\r\n"
         assert sent < 2_000_000
-        assert b"too small chunks" in await asyncio.wait_for(reader.readuntil(b"}}"), 5)
+        assert b"too small chunks" in await asyncio.wait_for(reader.readuntil(b"}}"), 20)
 
 
 async def test_tiny_chunks_in_bursts_are_counted(gateway: GatewayApp) -> None:
@@ -326,7 +327,7 @@ async def test_a_model_is_looked_up_once_until_the_cache_is_full(gateway: Gatewa
 
     models: Any = Models()
     services = replace(gateway.services, models=models)
-    state = make_gateway(services, GatewayOptions(), lambda: "")
+    state = make_gateway(services, GatewayOptions(), Readiness())
     call = call_of(KEY)
     for name in ("m0", "first") * 2:
         assert await state.task_type(name, call) == TaskType.TASK_TYPE_IMAGE

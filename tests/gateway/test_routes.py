@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from yarl import URL
 
+from gateway.routes import OPEN_ROUTES, OPENAI_ROUTES, ROUTES
+from pomelo.in_flight import InFlightLimits
+from pomelo.telemetry.readiness import Readiness
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import HI, KEY, code_of, headers_of, raw_get
 
@@ -18,6 +21,25 @@ from tests.gateway.requests import HI, KEY, code_of, headers_of, raw_get
 )
 async def test_an_unknown_path_is_a_json_error(gateway: GatewayApp, path: str) -> None:
     assert await code_of(gateway.http.get(gateway.url + path)) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        *[
+            (path, "/api/v1/task")
+            for path in ("/api/v1/task/", "/API/v1/Task", "//api//v1/task", "/v1/task", "/task")
+        ],
+        *[(path, "/v1/chat/completions") for path in ("/chat/completions", "/api/v1/chat/completions")],
+        ("/v1/Models/", "/v1/models"),
+    ],
+)
+async def test_the_error_for_a_path_names_the_one_that_was_meant(
+    gateway: GatewayApp, path: str, meant: str
+) -> None:
+    async with gateway.http.get(URL(gateway.url + path, encoded=True)) as response:
+        assert response.status == 404
+        assert (await response.json())["error"]["message"] == f"Not found. Use {meant}"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +110,17 @@ async def test_a_query_parameter_that_a_path_does_not_take_is_named(
             assert (answer["error"]["code"], answer["error"]["message"]) == ("invalid_parameter", message)
 
 
+@pytest.mark.parametrize(
+    ("escaped", "name"), [("a%2Fb", "a/b"), ("a%252Fb", "a%2Fb"), ("a%2525", "a%25"), ("%C3%A9%20b", "é b")]
+)
+async def test_the_name_of_a_model_in_a_path_is_decoded_once(
+    gateway: GatewayApp, escaped: str, name: str
+) -> None:
+    url = URL(f"{gateway.url}/api/v1/models/{escaped}", encoded=True)
+    async with gateway.http.get(url, headers=gateway.headers) as response:
+        assert (await response.json())["error"]["message"].endswith(f": {name}")
+
+
 async def test_models_are_listed_with_limits_and_prices(gateway: GatewayApp) -> None:
     async with gateway.get("/api/v1/models") as response:
         listed = await response.json()
@@ -113,12 +146,29 @@ async def test_models_are_listed_with_limits_and_prices(gateway: GatewayApp) -> 
         assert await code_of(gateway.get(f"/api/v1/models/{unknown}")) == (400, "unsupported_model")
 
 
+async def test_no_route_leaves_a_call_in_flight(open_gateway: OpenApp) -> None:
+    async with open_gateway(in_flight=InFlightLimits(account_calls=1)) as gateway:
+        for path, status in (
+            *[
+                (path, 200)
+                for method, path in (*ROUTES, *OPENAI_ROUTES)
+                if method == "GET" and "{" not in path
+            ],
+            *[(path, 200) for path in OPEN_ROUTES if "{" not in path],
+            *(("/api/v1/models/gpt-4", 200), ("/v1/models/nope", 404), ("/media/nope", 404), ("/nope", 404)),
+            *(("/api/v1/account?a=b", 400), ("/api/v1/task", 405)),
+        ):
+            for _ in range(2):
+                async with gateway.get(path) as response:
+                    assert (path, response.status) == (path, status)
+
+
 async def test_health_needs_no_key_and_reports_draining(open_gateway: OpenApp) -> None:
-    healthy = True
-    async with open_gateway(healthy=lambda: healthy) as gateway:
+    readiness = Readiness()
+    async with open_gateway(readiness=readiness) as gateway:
         async with gateway.http.get(f"{gateway.url}/healthz") as response:
             assert (response.status, await response.json()) == (200, {"status": "ok"})
         async with gateway.http.head(f"{gateway.url}/healthz") as response:
             assert response.status == 200
-        healthy = False
+        readiness.drain()
         assert await code_of(gateway.http.get(f"{gateway.url}/healthz")) == (503, "shutting_down")

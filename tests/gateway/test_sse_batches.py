@@ -62,7 +62,7 @@ async def test_ready_events_are_sent_before_the_next_event_arrives(gateway: Gate
     gate = asyncio.Event()
     *pieces, fifth, last = text_events("one", "two", "three", "four", "five")
     gateway.provider.script = play(*pieces, gate.wait, fifth, last)
-    async with asyncio.timeout(10), gateway.post_task(STREAM) as response:
+    async with asyncio.timeout(20), gateway.post_task(STREAM) as response:
         received = [await response.content.readuntil(b"\n\n") for _ in range(4)]
         assert texts(b"".join(received)) == ["one", "two", "three", "four"]
         gate.set()
@@ -73,7 +73,7 @@ async def test_ready_events_are_sent_before_the_next_event_arrives(gateway: Gate
 async def test_events_before_a_failure_are_sent_before_the_error(gateway: GatewayApp, pieces: int) -> None:
     begin = map(word, ["first", *MANY[:pieces]])
     gateway.provider.script = play(*begin, PomeloError("provider_failed"))
-    async with asyncio.timeout(10), gateway.post_task(STREAM) as response:
+    async with asyncio.timeout(20), gateway.post_task(STREAM) as response:
         assert texts(await response.read()) == ["first", *MANY[:pieces], "provider_failed"]
 
 
@@ -96,7 +96,7 @@ async def test_a_client_that_does_not_read_stops_the_stream(gateway: GatewayApp)
             before = made
             await asyncio.sleep(0.5)
         assert made < 20_000
-    await asyncio.wait_for(gateway.provider.closed.wait(), 5)
+    await asyncio.wait_for(gateway.provider.closed.wait(), 20)
 
 
 @pytest.mark.parametrize("failure", [None, "provider_failed"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from typing import Any
 
 import aiohttp
 import pytest
@@ -140,6 +141,22 @@ async def test_an_unsupported_content_type_or_encoding_is_a_415_after_the_key_ch
     assert await code_of(gateway.post_task(data=b"{}", headers=headers)) == (415, "unsupported_media_type")
     unauthenticated = {**headers, "Authorization": "Bearer x"}
     assert await code_of(gateway.post_task(data=b"{}", headers=unauthenticated)) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize(
+    ("audio", "expected"),
+    [
+        ("https://host.example/a.mp3", "base64 or a data: URI; other URLs are not fetched"),
+        (" BLOB:http://localhost/1", "base64 or a data: URI; other URLs are not fetched"),
+        ({"type": "Buffer", "data": [1]}, "base64 or a data: URI, as text"),
+    ],
+)
+async def test_audio_that_is_a_link_or_an_object_is_refused_with_what_it_must_be(
+    gateway: GatewayApp, audio: Any, expected: str
+) -> None:
+    async with gateway.post_task({**STS, "audio": audio}) as response:
+        assert response.status == 400
+        assert (await response.json())["error"]["message"] == f"Invalid audio: must be {expected}"
 
 
 @pytest.mark.parametrize("audio", ["", "data:audio/mpeg;base64,"])

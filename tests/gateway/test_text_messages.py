@@ -234,7 +234,7 @@ def function(**more: Any) -> dict[str, Any]:
         ({"messages": [{"role": "user", "content": [{"type": "refusal"}]}]}, "messages[0].content[0].type"),
         ({"messages": [{"role": "assistant", "content": [{"type": "refusal"}]}]}, "messages[0].content[0].refusal"),
         ({"messages": [{"role": "assistant", "content": "x", "annotations": [1]}]}, "messages[0].annotations"),
-        ({"messages": [{"role": "assistant", "tool_calls": {}}]}, "messages[0].content"),
+        ({"messages": [{"role": "assistant", "tool_calls": {}}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "assistant", "content": "x", "tool_calls": {}}]}, "messages[0].tool_calls"),
         (call(id=None), "messages[0].tool_calls[0].id"),
         (call(id=1), "messages[0].tool_calls[0].id"),

@@ -36,7 +36,7 @@ async def test_an_unfinished_tls_handshake_times_out(
             async with gateway.connect(data) as (reader, _):
                 begin = loop.time()
                 await read_until_closed(reader)
-                assert loop.time() - begin < 4
+                assert loop.time() - begin < 9
         assert await is_served(gateway, trusting)
         async with gateway.connect(ssl=trusting) as (reader, _):
             assert await read_until_closed(reader) == b""
@@ -79,9 +79,10 @@ async def test_only_responses_over_tls_ask_browsers_to_use_tls(
                 head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 %d " % status) or status == 400
             assert headers_of(head)["strict-transport-security"] == "max-age=31536000"
-        async with secure.connect(b"GET / HTTP/1.1\r\nX: " + b"x" * 40_000, ssl=trusting) as (reader, _):
-            head = await reader.readuntil(b"\r\n\r\n")  # no request was parsed
-            assert headers_of(head)["strict-transport-security"] == "max-age=31536000"
+        for fields in (b"X: " + b"x" * 40_000, b"".join([b"X%d: %400d\r\n" % (n, n) for n in range(100)])):
+            async with secure.connect(b"GET / HTTP/1.1\r\n" + fields, ssl=trusting) as (reader, _):
+                head = await reader.readuntil(b"\r\n\r\n")  # no request was parsed
+                assert headers_of(head)["strict-transport-security"] == "max-age=31536000"
     async with gateway.get("/api/v1/account") as response:
         assert "Strict-Transport-Security" not in response.headers
 

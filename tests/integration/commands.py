@@ -118,7 +118,7 @@ class RunningCommand:
     async def read_until(self, words: str) -> str:
         """Returns the next line that contains `words`."""
         assert self.process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while line := (await self.process.stdout.readline()).decode():
                 self.lines.append(line)
                 if words in line:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.integration.commands import create_data
 from tests.redis_server import RedisServer
-from tests.serving import Served, serve
+from tests.serving import serve
 
 
 @pytest.fixture(scope="module", params=["sqlite", "redis"])
@@ -21,13 +21,6 @@ def store_settings(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
     else:
         with RedisServer() as server:
             yield {"store": server.url}
-
-
-@pytest.fixture(scope="module")
-async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Served]:
-    """A running server."""
-    async with serve(tmp_path_factory.mktemp("served")) as process:
-        yield process
 
 
 @pytest.fixture(params=["with a server", "without one"])

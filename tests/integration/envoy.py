@@ -51,7 +51,7 @@ class Envoy(Proxy):
 
     async def all_healthy(self) -> None:
         """Returns when all servers are healthy."""
-        async with aiohttp.ClientSession() as session, asyncio.timeout(30):
+        async with aiohttp.ClientSession() as session, asyncio.timeout(60):
             while True:
                 async with session.get(f"http://127.0.0.1:{self.admin}/clusters") as answer:
                     flags = re.findall(r"::health_flags::(\S+)$", await answer.text(), re.MULTILINE)
@@ -86,7 +86,7 @@ async def open_envoy(folder: Path, port: int, *servers: Upstream) -> AsyncIterat
             return False
 
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not await answers():  # noqa: ASYNC110 (it has no event)
                 await asyncio.sleep(0.05)
         yield envoy

@@ -83,7 +83,7 @@ async def check(
         account = await app.account()
         caplog.clear()
         request_id = f"id-{protocol}"
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             outcome = await app.ask(
                 protocol, account.live, body, stream=stream, headers={"X-Request-Id": request_id}
             )

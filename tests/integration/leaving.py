@@ -34,12 +34,12 @@ class LeavingClient:
 
     async def has(self, chunks: int) -> None:
         """Returns when at least that many chunks have been received."""
-        async with asyncio.timeout(5), self._received:
+        async with asyncio.timeout(20), self._received:
             await self._received.wait_for(lambda: self.chunks >= chunks)
 
     async def has_audio(self, size: int) -> None:
         """Returns when at least that many bytes of audio have been received."""
-        async with asyncio.timeout(5), self._received:
+        async with asyncio.timeout(20), self._received:
             await self._received.wait_for(lambda: self.audio_bytes >= size)
 
     async def leave(self) -> None:

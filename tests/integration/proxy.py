@@ -110,11 +110,13 @@ class Client:
                     if text := choice["delta"].get("content"):
                         yield text
 
-    async def keep_calling(self, protocol: str, stop: asyncio.Event, pause: float = 0) -> list[str]:
-        """Runs one task after the other until `stop` is set, with a pause of seconds between them, and returns their
-        codes."""
-        codes = []
-        while not stop.is_set():
+    async def keep_calling(
+        self, protocol: str, stop: asyncio.Event, pause: float = 0, enough: int = 0
+    ) -> list[str]:
+        """Runs one task after the other until `stop` is set and `enough` have ended, with a pause of seconds between
+        them, and returns their codes."""
+        codes: list[str] = []
+        while not stop.is_set() or len(codes) < enough:
             codes.append((await self.run(protocol, "more")).code)
             await asyncio.sleep(pause)
         return codes

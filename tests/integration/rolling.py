@@ -64,7 +64,7 @@ class RollingServers:
         self, proxy: Proxy, restart: Callable[[int], Awaitable[None]], pause: float = 0
     ) -> list[str]:
         """Returns the codes of all calls that six clients of the proxy make while `restart` is awaited for one server
-        after the other, each with a pause of seconds between its calls."""
+        after the other, and until each has made ten, each with a pause of seconds between its calls."""
         stop = asyncio.Event()
         async with (
             proxy.client(development_key(self._folders[0])) as client,
@@ -72,7 +72,7 @@ class RollingServers:
             asyncio.TaskGroup() as tasks,
         ):
             calls = [
-                tasks.create_task(client.keep_calling(protocol, stop, pause))
+                tasks.create_task(client.keep_calling(protocol, stop, pause, 10))
                 for protocol in ("rest", "grpc")
                 for _ in range(3)
             ]

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from typing import Any
 
 import grpc
@@ -19,13 +20,14 @@ from pomelo.gen.v1.model_service_pb2 import ListModelsRequest, ListModelsRespons
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec, TaskStarted
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, TaskOptions
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.gen.v1.text_pb2 import TextDelta
+from pomelo.gen.v1.text_pb2 import ContentPart, Message, TextDelta, TextOutput
 from pomelo.origin import GatewayProof
 from pomelo.server.call_limits import CallLimits
-from pomelo.server.connection_limits import ConnectionObserver
+from pomelo.server.connection_limits import ConnectionLimits, ConnectionObserver
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import Services
 from pomelo.telemetry.events import Observer
+from pomelo.telemetry.readiness import Readiness
 from tests.calls import bearer
 from tests.faults import http2
 from tests.tasks import text_task
@@ -35,7 +37,6 @@ PROOF = GatewayProof(b"p" * 32)
 UPLOAD = "/pomelo.v1.MediaService/UploadMedia"
 GATEWAY = PROOF.metadata("rest", "192.0.2.7", f"Bearer {KEY}")
 STARTED = TaskEvent(started=TaskStarted(id="task_7"))
-TEXT = TaskEvent(text_delta=TextDelta(text="one"))
 
 
 class RecordingVisit:
@@ -46,10 +47,20 @@ class RecordingVisit:
         self.refused: list[tuple[str, str]] = []
         self.refusal = refusal
         self.closed = 0
+        self.unread = 0
 
     def reserve(self, size: int) -> None:
         """Records the size."""
         self.reserved.append(size)
+
+    def hold(self, size: int) -> Callable[[], None]:
+        """Counts the size in `unread`."""
+        self.unread += size
+
+        def release() -> None:
+            self.unread -= size
+
+        return release
 
     def is_alone(self) -> bool:
         """Says that no other account has a call in flight."""
@@ -76,7 +87,8 @@ async def complete(call: Call) -> None:
 @dataclass
 class ScriptedServices:
     """All services. One key is valid. `admission`, `before`, `during`, `upload` and `download` are awaited during
-    the admission of a call, before and after the first event of a task, and in uploads and downloads."""
+    the admission of a call, before and after the first event of a task, and in uploads and downloads. Tasks answer
+    with `text`."""
 
     during: Callable[[Call], Awaitable[None]] = complete
     before: Callable[[Call], Awaitable[None]] = complete
@@ -85,6 +97,7 @@ class ScriptedServices:
     download: Callable[[], Awaitable[None]] | None = None
     refusal: PomeloError | None = None
     chunks: tuple[bytes, ...] = (b"abc",)
+    text: str = "one"
     calls: list[Call] = field(default_factory=list)
     visits: list[RecordingVisit] = field(default_factory=list)
     uploads: int = 0
@@ -106,22 +119,23 @@ class ScriptedServices:
         return self.visits[-1]
 
     async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
-        """Awaits `before` and `during`, and returns a result."""
+        """Awaits `before` and `during`, and returns a result with `text`."""
         await self.before(call)
         await self.during(call)
-        return TaskResult(id="task_7")
+        message = Message(content=[ContentPart(text=self.text)])
+        return TaskResult(id="task_7", text=TextOutput(message=message))
 
     @asynccontextmanager
     async def stream_task(
         self, spec: TaskSpec, options: TaskOptions, call: Call
     ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
-        """Awaits `before` and then `during`, and streams two events."""
+        """Awaits `before` and then `during`, and streams two events, the second with `text`."""
         await self.before(call)
 
         async def produce() -> AsyncIterator[TaskEvent]:
             await self.during(call)
             yield STARTED
-            yield TEXT
+            yield TaskEvent(text_delta=TextDelta(text=self.text))
 
         yield produce()
 
@@ -160,6 +174,25 @@ class ScriptedServices:
         yield Media(id=media_id, size_bytes=sum(map(len, self.chunks))), produce()
 
 
+@dataclass
+class ChargedAtTheEnd(ScriptedServices):
+    """Services whose streams have one event, and then the header of their cost. `fails`: they end with an error."""
+
+    fails: bool = False
+
+    @asynccontextmanager
+    async def stream_task(
+        self, spec: TaskSpec, options: TaskOptions, call: Call
+    ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
+        async def produce() -> AsyncIterator[TaskEvent]:
+            yield STARTED
+            call.response_trailers["X-Credits-Charged"] = "0.5"
+            if self.fails:
+                raise PomeloError("provider_failed")
+
+        yield produce()
+
+
 def raises(error: Exception) -> Callable[..., Awaitable[None]]:
     """Returns a function that raises the error."""
 
@@ -196,7 +229,7 @@ class ScriptedServer:
     async def upload_seconds(self, *metadata: tuple[str, str]) -> float:
         """Returns the seconds until the server ends an upload of one message that its caller leaves open."""
         host, _, port = self.server.address.rpartition(":")
-        async with http2.connect(host, int(port)) as connection, asyncio.timeout(10):
+        async with http2.connect(host, int(port)) as connection, asyncio.timeout(20):
             call = connection.begin(UPLOAD, [*bearer(KEY), *metadata])
             message = UploadMediaRequest(chunk=b"x").SerializeToString()
             await connection.send(call, http2.prefixed(message))
@@ -209,15 +242,27 @@ async def serve_scripted(
     services: ScriptedServices | None = None,
     connections: ConnectionObserver | None = None,
     observers: Sequence[Observer] = (),
+    readiness: Readiness | None = None,
+    trusted: Sequence[str] = (),
     **limits: Any,
 ) -> AsyncIterator[ScriptedServer]:
-    """Serves scripted services on a free port, for at most ten seconds."""
+    """Serves scripted services on a free port, for at most twenty seconds. `trusted` are networks of proxies."""
     services = services or ScriptedServices()
-    options = ServerOptions("127.0.0.1:0", grace=0, limits=CallLimits(**limits), observers=observers)
+    options = ServerOptions(
+        "127.0.0.1:0",
+        grace=0,
+        limits=CallLimits(**limits),
+        connections=ConnectionLimits(trusted=tuple(map(ip_network, trusted))),
+        observers=observers,
+    )
     async with (
-        asyncio.timeout(10),
+        asyncio.timeout(20),
         open_server(
-            services.services(), options, proof=PROOF, connections=connections or ConnectionObserver()
+            services.services(),
+            options,
+            proof=PROOF,
+            connections=connections or ConnectionObserver(),
+            readiness=readiness,
         ) as server,
         grpc.aio.insecure_channel(server.address, [("grpc.use_local_subchannel_pool", 1)]) as channel,
     ):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_network
 from typing import Any
 
 import grpc
@@ -24,7 +25,7 @@ from pomelo.gen.v1.text_pb2 import TextInput
 from pomelo.in_flight import InFlight, InFlightLimits
 from pomelo.origin import GatewayProof
 from pomelo.server.call_limits import CallLimits
-from pomelo.server.connection_limits import ConnectionObserver
+from pomelo.server.connection_limits import ConnectionLimits, ConnectionObserver
 from pomelo.server.server import Server, ServerOptions, open_server
 from tests.calls import bearer, failure, reason_of
 from tests.faults import http2
@@ -106,23 +107,26 @@ class ServerUnderTest:
         return self.channel.unary_unary(path)(data, metadata=bearer(key) if key else [], **options)
 
     @asynccontextmanager
-    async def raw(self) -> AsyncIterator[http2.Connection]:
-        """Opens a connection that can send what no gRPC client sends."""
+    async def raw(self, *, wide: bool = True) -> AsyncIterator[http2.Connection]:
+        """Opens a connection that can send what no gRPC client sends; if not `wide`, it receives only 64 KiB."""
         host, _, port = self.server.address.rpartition(":")
-        async with http2.connect(host, int(port)) as connection:
+        async with http2.connect(host, int(port), wide=wide) as connection:
             yield connection
 
 
 @asynccontextmanager
 async def open_server_under_test(
-    app: App, in_flight: InFlightLimits | None = None, **limits: Any
+    app: App, in_flight: InFlightLimits | None = None, *, proxies: Sequence[str] = (), **limits: Any
 ) -> AsyncIterator[ServerUnderTest]:
-    """Opens a server with these limits of calls."""
+    """Opens a server with these limits of calls, which trusts `proxies`."""
     inner = app.services.access._access  # type: ignore[attr-defined]
     access = Access(inner._keyring, inner._plans, inner._catalog, inner._limits, in_flight)
     reports = RecordedReports()
     services = replace(app.services, access=access)
-    options = ServerOptions("127.0.0.1:0", limits=CallLimits(**limits))
+    trusted = tuple(map(ip_network, proxies))
+    options = ServerOptions(
+        "127.0.0.1:0", limits=CallLimits(**limits), connections=ConnectionLimits(trusted=trusted)
+    )
     channel_options = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
     async with (
         open_server(services, options, proof=PROOF, connections=reports) as server,
@@ -143,7 +147,7 @@ async def exchange(
     its side too."""
     call = connection.begin(path, metadata, end=end and not data)
     await connection.send(call, data, end=end)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await connection.over(call)
     return call
 

@@ -287,8 +287,8 @@ async def test_strict_handling_refuses_before_limits_and_credits(
     [
         (text_body(stop=["END"]), "Invalid stop: must be left out: the model does not take it"),
         (text_body(model=HAIKU, temperature=2), "Invalid temperature: must be a number from 0 to 1"),
-        ({**IMAGE, "width": 1000}, "Invalid width: must be a multiple of 32 from 256 to 1440"),
-        (text_body(max_tokens=200_000), "Invalid max_tokens: must be a whole number from 1 to 128000"),
+        ({**IMAGE, "width": 1000}, "Invalid width: must be a multiple of 32 from 256 to 1,440"),
+        (text_body(max_tokens=200_000), "Invalid max_tokens: must be a whole number from 1 to 128,000"),
     ],
 )
 async def test_an_error_has_the_range_that_the_model_accepts(

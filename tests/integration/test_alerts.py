@@ -19,12 +19,12 @@ from pomelo.testing import Answer, error_reply
 from tests.alerts import Receiver, open_receiver
 from tests.app import Account, RunningApp, run_app
 from tests.redis_server import RedisServer
-from tests.tasks import text_body
+from tests.tasks import TASK_BODIES, text_body
 from tests.waiting import until
 
 SECRET = "whsec_" + "cG9tZWxv" * 4
 ROOT = "the same root secret of both servers"
-IMAGE = {"model": "flux-1-pro", "prompt": "A kite", "width": 96, "height": 64}
+IMAGE = TASK_BODIES["image"]
 IMAGE_COST = 40_000
 SEARCHED = 30.0
 """Seconds in which a search has certainly found what has happened."""

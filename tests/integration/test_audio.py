@@ -217,23 +217,30 @@ def padded(wav: bytes) -> bytes:
     return wav[:12] + b"JUNK" + (4_000_000).to_bytes(4, "little") + bytes(4_000_000) + wav[12:]
 
 
-# The files are made when a test first needs one, because encoding all of them takes long.
+def encoded(name: str, seconds: float, rate: int) -> bytes:
+    return corpus.make(name, seconds, rate, silent=True)
+
+
+# The files are made when a test first needs one, silent and of low rates, because encoding all of them takes long.
 TOO_LONG: dict[str, tuple[str, Callable[[], bytes]]] = {
     "mp3": ("audio/mpeg", lambda: corpus.mp3(301)),
     "mp3 without a label": ("", lambda: corpus.mp3(301)),
     "mp3 declared as samples": ("audio/pcm;rate=48000", lambda: corpus.mp3(301)),
-    "flv declared as samples": ("audio/pcm;rate=48000", lambda: corpus.make("flv", 302)),
-    "mpeg-ts declared as samples": ("audio/basic", lambda: corpus.make("mpeg-ts", 302)),
+    "flv declared as samples": ("audio/pcm;rate=48000", lambda: encoded("flv", 302, 11_025)),
+    "mpeg-ts declared as samples": ("audio/basic", lambda: encoded("mpeg-ts", 302, 8_000)),
     "mp3 declared as big-endian samples": ("audio/L16;rate=48000", lambda: corpus.mp3(301)),
     "wav": ("audio/wav", lambda: corpus.wav(301, rate=6_000)),
     "wav that declares no length": ("audio/wav", lambda: corpus.wav(301, rate=6_000, per_second=0xFFFFFFFF)),
     "wav that declares no samples": ("audio/wav", lambda: corpus.wav(301, rate=6_000, data=0)),
-    "flac from a pipe": ("audio/flac", lambda: corpus.make("flac", 301)),
-    "ogg opus": ("audio/ogg", lambda: corpus.make("ogg opus", 301)),
-    "ogg of two codecs": ("audio/ogg", lambda: corpus.make("ogg opus", 151) + corpus.make("ogg vorbis", 151)),
+    "flac from a pipe": ("audio/flac", lambda: encoded("flac", 301, 8_000)),
+    "ogg opus": ("audio/ogg", lambda: encoded("ogg opus", 301, 8_000)),
+    "ogg of two codecs": (
+        "audio/ogg",
+        lambda: encoded("ogg opus", 151, 8_000) + encoded("ogg vorbis", 151, 8_000),
+    ),
     "adts of two rates": (
         "audio/aac",
-        lambda: corpus.make("adts", 1, 96_000) + corpus.make("adts", 301, 8_000),
+        lambda: encoded("adts", 1, 96_000) + encoded("adts", 301, 8_000),
     ),
     "samples": ("audio/pcm;rate=8000", lambda: bytes(301 * 16_000)),
     "samples of one byte": ("audio/basic", lambda: bytes(301 * 8_000)),
@@ -241,9 +248,12 @@ TOO_LONG: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 FITS: dict[str, tuple[str, Callable[[], bytes]]] = {
     "mp3": ("audio/mpeg", lambda: corpus.mp3(299)),
-    "mp3 of the limit, with the encoder's padding": ("audio/mpeg", lambda: corpus.make("mp3", MAX_SECONDS)),
-    "m4a of the limit": ("audio/mp4", lambda: corpus.make("m4a", MAX_SECONDS)),
-    "ogg opus of the limit": ("audio/ogg", lambda: corpus.make("ogg opus", MAX_SECONDS)),
+    "mp3 of the limit, with the encoder's padding": (
+        "audio/mpeg",
+        lambda: encoded("mp3", MAX_SECONDS, 22_050),
+    ),
+    "m4a of the limit": ("audio/mp4", lambda: encoded("m4a", MAX_SECONDS, 8_000)),
+    "ogg opus of the limit": ("audio/ogg", lambda: encoded("ogg opus", MAX_SECONDS, 8_000)),
     "samples of one byte": ("audio/basic", lambda: bytes(299 * 8_000)),
     "wav with padding": ("audio/wav", lambda: padded(corpus.wav(50, rate=6_000))),
     "bytes that can't be measured": ("", lambda: b"some audio " * 60_000),

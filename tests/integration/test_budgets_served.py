@@ -13,9 +13,9 @@ import pytest
 
 from tests.app import Account, RunningApp, run_app
 from tests.driver import PROTOCOL, STREAM, Outcome
-from tests.tasks import text_body
+from tests.tasks import TASK_BODIES, text_body
 
-IMAGE = {"model": "flux-1-pro", "prompt": "A kite", "width": 96, "height": 64}
+IMAGE = TASK_BODIES["image"]
 IMAGE_COST = 40_000
 
 

@@ -71,7 +71,7 @@ async def test_an_account_is_created_funded_moved_to_another_plan_and_shown(comm
         ),
         ("accounts show nobody", "pomelo: not_found: There is no account 'nobody'"),
         ("accounts plan nobody pro", "pomelo: not_found: There is no account 'nobody'"),
-        ("accounts plan default no", "pomelo: invalid_parameter: Invalid P: "),
+        ("accounts plan default no", "pomelo: invalid_parameter: Invalid PLAN: "),
         ("accounts grant nobody 1", "pomelo: not_found: There is no account 'nobody'"),
         ("usage --account nobody", "pomelo: not_found: There is no account 'nobody'"),
         ("keys create nobody", "pomelo: not_found: There is no account 'nobody'"),

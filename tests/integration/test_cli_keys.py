@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from tests.integration.commands import (
 )
 from tests.rest_driver import RestDriver
 from tests.serving import Served
+from tests.tasks import TASK_BODIES
 
-IMAGE = {"model": "flux-1-pro", "prompt": "A kite", "width": 96, "height": 64}
+IMAGE = TASK_BODIES["image"]
 
 
 async def test_a_key_is_created_listed_rotated_and_revoked(command_folder: Path) -> None:
@@ -100,15 +102,13 @@ def test_a_list_of_several_pages_opens_the_store_or_the_channel_once(
 
     count(sqlite3, "connect")
     count(grpc.aio, "insecure_channel")
-    accounts = list_pages(
-        settings, pb.ListAccountsRequest(), lambda operator, query: operator.list_accounts(query)
-    )
-    assert len(list(accounts)) == 1
+    accounts = pb.ListAccountsRequest()
+    assert len(list(list_pages(settings, accounts, lambda operator: operator.list_accounts(accounts)))) == 1
     opened_for_one_page = opened.copy()
     assert opened_for_one_page
     opened.clear()
-    keys = list_pages(settings, pb.ListKeysRequest(), lambda operator, query: operator.list_keys(query))
-    pages = list(keys)
+    keys = pb.ListKeysRequest()
+    pages = list(list_pages(settings, keys, lambda operator: operator.list_keys(keys)))
     assert len(pages) == 2
     assert len({key.id for page in pages for key in page.keys}) > PAGE_SIZE
     assert opened == opened_for_one_page
@@ -132,7 +132,8 @@ async def test_a_list_of_keys_shows_what_is_used_of_a_budget(
     answer = await RestDriver(http, served.url)(TaskRequest(IMAGE, created["key"]))
     rotated = await pomelo_json(folder, "keys", "rotate", created["id"], "--grace", "1h")
     used = {key["id"]: key["budget_used"] for key in await pomelo_json(folder, "keys", "list")}
-    assert used[created["id"]] == used[rotated["id"]] == answer.metadata["x-credits-charged"] == "0.04"
+    assert used[created["id"]] == used[rotated["id"]] == Decimal("0.04")
+    assert answer.metadata["x-credits-charged"] == "0.04"
     assert None in used.values()  # the first key has no budget
     table = (await pomelo(folder, "keys", "list")).out
     (row,) = [line.split() for line in table.splitlines() if line.startswith(created["id"])]

@@ -42,6 +42,7 @@ async def test_credits_are_corrected_lent_and_listed_in_the_log(command_folder: 
         ("adjust_credits", "live", "1000", "99.5"),
     ]
     assert log[5]["note"] == "a zero too many"
+    assert {(act["object"], type(act["time"])) for act in log} == {("act", int)}
     table = (await pomelo(folder, "log", "--since", "2026-01-01")).out
     assert "adjust_credits" in table
     for status in (0, 1):

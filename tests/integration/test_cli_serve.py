@@ -87,7 +87,7 @@ async def test_settings_of_connections_reach_the_server(tmp_path: Path) -> None:
         writer.write(
             f"GET /api/v1/account HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
         )
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(20):
             assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
             writer.close()
             silent = [await asyncio.open_connection(host, int(port)) for _ in range(9)]
@@ -105,12 +105,12 @@ async def test_a_signal_lets_running_tasks_finish_and_removes_the_socket(
         await server.read_until("curl ")
         headers = {"Authorization": f"Bearer {development_key(tmp_path)}"}
         url = f"http://{addresses['POMELO_REST']}"
-        body = text_body("[[words:40]] [[pace:0.05]]", stream=True)
+        body = text_body("[[words:50]] [[pace:0.1]]", stream=True)
         async with http.post(f"{url}/api/v1/task", json=body, headers=headers) as answer:
             await answer.content.readline()
             server.process.send_signal(number)
             await server.read_until("Ending")
-            async with asyncio.timeout(1.5):
+            async with asyncio.timeout(20):
                 while (health := await http.get(f"{url}/healthz")).status == 200:
                     pass  # the signal may not have been handled yet
                 assert (health.status, (await health.json())["error"]["code"]) == (503, "shutting_down")
@@ -128,7 +128,7 @@ async def test_calls_are_accepted_during_the_drain_delay_while_health_checks_fai
         url = f"http://{addresses['POMELO_REST']}"
         server.process.send_signal(signal.SIGTERM)
         await server.read_until("Ending")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while (health := await http.get(f"{url}/healthz")).status == 200:
                 pass  # the signal may not have been handled yet
         assert (health.status, (await health.json())["error"]["code"]) == (503, "shutting_down")
@@ -181,6 +181,12 @@ async def test_an_address_in_use_is_refused(tmp_path: Path, variable: str) -> No
         assert f"{variable}: {addresses[variable]}: Address already in use" in result.error
         assert "set another address" in result.error
         assert result.error.count("\n") == 1
+
+
+async def test_an_address_of_another_machine_is_refused(tmp_path: Path) -> None:
+    result = await pomelo(tmp_path, "serve", POMELO_REST="nowhere.invalid:80", POMELO_INSECURE="1")
+    assert_refused(result, "POMELO_REST: nowhere.invalid:80: ")
+    assert "End the program" not in result.error
 
 
 async def test_a_secret_other_than_that_of_the_keys_is_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 
 import aiohttp
@@ -137,9 +138,10 @@ async def test_a_gateway_starts_a_tls_handshake_only_if_tls_is_on(
     seen: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        byte = await reader.read(1)
-        if not seen.done():
-            seen.set_result(byte)
+        with suppress(ConnectionError):
+            byte = await reader.read(1)
+            if not seen.done():
+                seen.set_result(byte)
         writer.close()
 
     server = await asyncio.start_server(listen, "127.0.0.1", 0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from tests.driver import TaskRequest
 from tests.integration.commands import create_key, pomelo, pomelo_json
@@ -53,13 +54,25 @@ async def test_usage_is_the_same_with_a_running_server_and_without(
             assert Decimal(row["cost"]) == sum(Decimal(record["cost"]) for record in group_records)
         assert sum(row["tasks"] for row in rows.values()) == 4
     for cells, record in zip(csv.DictReader(io.StringIO(running["csv"])), records, strict=True):
-        for name in cells.keys() & record.keys() - {"time", "code"}:
+        assert (cells["user"], cells["metadata"]) == ("", "")
+        for name in cells.keys() & record.keys() - {"time", "code", "user", "metadata"}:
             value = record[name]
             assert cells[name] == (str(value).lower() if isinstance(value, bool) else str(value))
         assert cells["time"].startswith(day(record["time"]))
         details = record["prompt_tokens_details"]
         assert cells["cached_input_tokens"] == str(details["cached_tokens"])
     assert [line.split()[-1] for line in running["table"].splitlines()[1:]] == [r["id"] for r in records]
+
+
+@pytest.mark.parametrize("by", [(), ("--by", "day")])
+async def test_a_period_that_ends_before_it_begins_is_refused(tmp_path: Path, by: tuple[str, ...]) -> None:
+    assert (await pomelo(tmp_path, "accounts", "create", "acme")).status == 0
+    period = ("--from", "2026-12-01", "--to", "2026-11-01")
+    refused = await pomelo(tmp_path, "usage", *period, *by)
+    assert (refused.status, refused.out) == (1, "")
+    assert (
+        refused.error == "pomelo: invalid_parameter: Invalid --to: must be the start of the period or later\n"
+    )
 
 
 def day(seconds: int) -> str:
@@ -134,19 +147,22 @@ async def test_failed_tasks_are_listed_by_the_command_and_over_rest(
     assert (nothing.status, nothing.out, nothing.error) == (0, "", "Nothing has failed.\n")
 
 
-async def test_a_request_id_that_looks_like_a_formula_is_escaped_in_csv(
+async def test_a_text_that_looks_like_a_formula_is_escaped_in_csv(
     served: Served, http: aiohttp.ClientSession
 ) -> None:
     folder = served.data.parent
     assert (await pomelo(folder, "accounts", "create", "formula")).status == 0
     formula = '=HYPERLINK("http://evil.example","usage")'
-    request = TaskRequest(text_body(), await create_key(folder, "formula"), request_id=formula)
+    metadata = {"team": "=1+1", "city": "Málaga"}
+    body = text_body(user="@ann", metadata=metadata)
+    request = TaskRequest(body, await create_key(folder, "formula"), request_id=formula)
     assert (await RestDriver(http, served.url)(request)).status == 200
     (record,) = await pomelo_json(folder, "usage", "--account", "formula")
     assert record["request_id"] == formula
     out = (await pomelo(folder, "usage", "--account", "formula", "--format", "csv")).out
     (row,) = csv.DictReader(io.StringIO(out))
-    assert row["request_id"] == "'" + formula
+    assert (row["request_id"], row["user"]) == ("'" + formula, "'@ann")
+    assert json.loads(row["metadata"]) == metadata
     assert (row["cost"], row["output_tokens"]) == (str(record["cost"]), str(record["output_tokens"]))
 
 

@@ -12,8 +12,10 @@ import pytest
 from yarl import URL
 
 from pomelo.catalog.pricing import Usage, cost, decode_prices
+from pomelo.engine import reservation
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.server.remote import channel
 from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Gate, Received, Speech
 from tests.app import Account, RunningApp, run_app
@@ -97,7 +99,7 @@ async def test_a_caller_who_leaves_pays_for_what_was_delivered(
     assert await app.concurrency(account, live=True) == 1
     await client.leave()
     await app.idle(account, live=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await received(app, prompt).left.wait()
     await check_billed(app, account, words, stream=stream)
 
@@ -119,7 +121,7 @@ async def test_a_caller_who_shuts_down_its_side_of_the_connection_has_left(
     writer.write(f"{head}{body}".encode())
     await gate.reached.wait()
     writer.write_eof()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert await reader.read() == b""
         await received(app, prompt).left.wait()
     writer.close()
@@ -128,24 +130,32 @@ async def test_a_caller_who_shuts_down_its_side_of_the_connection_has_left(
 
 
 @PROTOCOL
-@STREAM
-@POINT
 async def test_a_deadline_bills_what_was_delivered(
-    app: RunningApp, words: int | None, protocol: str, stream: bool
+    app: RunningApp, protocol: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    account = await app.account("wide")
-    prompt = f"late at {words}: {protocol} {stream}"
-    wait(app, prompt, words)
-    body = text_body(prompt, max_tokens=50)
-    outcome = await app.ask(protocol, account.live, body, stream=stream, within=1.5)
-    assert outcome.code == "deadline_exceeded"
-    assert not outcome.done
-    await app.idle(account, live=True)
-    async with asyncio.timeout(10):
-        await received(app, prompt).left.wait()
-    await check_billed(app, account, words, stream=stream)
-    if protocol != "grpc" and not (stream and words):  # a stream's headers were sent before
-        assert outcome.headers["x-credits-charged"] == "0"
+    """All points concurrently, because each lasts until its deadline."""
+    # The machine may be busy: the server, and a gateway that waits for it, get time to report the deadline.
+    monkeypatch.setattr(reservation, "STATUS_TIMEOUT", 20.0)
+    monkeypatch.setattr(channel, "_GRACE", 20.0)
+
+    async def check(words: int | None, *, stream: bool) -> None:
+        account = await app.account("wide")
+        prompt = f"late at {words}: {protocol} {stream}"
+        wait(app, prompt, words)
+        body = text_body(prompt, max_tokens=50)
+        outcome = await app.ask(protocol, account.live, body, stream=stream, within=3)
+        assert outcome.code == "deadline_exceeded", prompt
+        assert not outcome.done, prompt
+        await app.idle(account, live=True)
+        async with asyncio.timeout(20):
+            await received(app, prompt).left.wait()
+        await check_billed(app, account, words, stream=stream)
+        if protocol != "grpc" and not (stream and words):  # a stream's headers were sent before
+            assert outcome.headers["x-credits-charged"] == "0", prompt
+
+    await asyncio.gather(
+        *(check(words, stream=stream) for words in POINTS.values() for stream in (False, True))
+    )
 
 
 @PROTOCOL
@@ -173,7 +183,7 @@ async def test_a_caller_who_leaves_an_image_pays_nothing(app: RunningApp, protoc
     account = await app.account("wide")
     body = {"model": "flux-1-pro", "prompt": "[[stall]] a kite", "width": 96, "height": 64}
     client = LeavingClient(app, protocol, account.test, body, stream=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not await app.concurrency(account):
             pass
     await client.leave()
@@ -206,14 +216,14 @@ async def test_leaving_frees_the_slot_and_closes_the_upstream_call_within_a_tent
         prompt = f"again {protocol} {stream} {number}."
         gate = wait(app, prompt, 1)
         client = LeavingClient(app, protocol, account.live, text_body(prompt, max_tokens=5), stream=stream)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await gate.reached.wait()
         left = asyncio.get_running_loop().time()
         await client.leave()
         await app.idle(account, live=True)
         release_times.append(asyncio.get_running_loop().time() - left)
         request = received(app, prompt)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await request.left.wait()
         assert request.left_at is not None
         upstream.append(request.left_at - left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.settings import Settings
+from pomelo.testing import Answer, FaultUpstream, Gate
+from tests.app import app_settings, endow
 from tests.calls import bearer, call_of
-from tests.driver import STREAM, TaskRequest
+from tests.driver import STREAM, Outcome, TaskRequest
 from tests.grpc_driver import GrpcDriver
 from tests.rest_driver import RestDriver
 from tests.tasks import text_body
+from tests.waiting import until
 
 
 def ask(key: str, text: str, *, stream: bool) -> TaskRequest:
@@ -37,14 +41,12 @@ async def warm(clients: list[Any], key: str) -> None:
 
 async def started(app: App, tasks: int) -> None:
     """Returns when that many tasks are running."""
-    async with asyncio.timeout(5):
-        while app.draining.running < tasks:  # noqa: ASYNC110 (it has no event)
-            await asyncio.sleep(0.005)
+    await until(lambda: app.draining.running >= tasks)
 
 
 @STREAM
 async def test_short_tasks_complete_and_long_ones_get_shutting_down(tmp_path: Path, stream: bool) -> None:
-    settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=1.0)
+    settings = Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0", data=tmp_path / "data", grace=3.0)
     async with aiohttp.ClientSession() as session:
         async with open_app(settings) as app:
             assert app.rest is not None
@@ -83,7 +85,7 @@ async def test_two_apps_live_in_one_process(tmp_path: Path) -> None:
 
 async def test_a_separate_gateway_drains(tmp_path: Path) -> None:
     settings = Settings(rest="", grpc="127.0.0.1:0", data=tmp_path / "data")
-    alone = Settings(rest="127.0.0.1:0", data=tmp_path / "none", grace=0.8)
+    alone = Settings(rest="127.0.0.1:0", data=tmp_path / "none", grace=2.0)
     async with open_app(settings) as app, aiohttp.ClientSession() as session:
         assert app.grpc is not None
         _, key = await app.keyring.create()
@@ -94,7 +96,7 @@ async def test_a_separate_gateway_drains(tmp_path: Path) -> None:
             long = [asyncio.create_task(client(ask(key, "[[stall]]", stream=s))) for s in (False, True)]
             await started(app, 3)
             began = asyncio.get_running_loop().time()
-        assert asyncio.get_running_loop().time() - began < alone.grace + 2
+        assert asyncio.get_running_loop().time() - began < alone.grace + 15
         assert (await short).code == "ok"
         assert [(await task).code for task in long] == ["shutting_down", "shutting_down"]
 
@@ -139,3 +141,44 @@ async def test_the_account_is_shown_until_draining_begins(tmp_path: Path) -> Non
             with pytest.raises(PomeloError) as caught:
                 await request
             assert caught.value.code == "shutting_down"
+
+
+async def test_clients_without_a_running_call_are_led_to_another_server(tmp_path: Path) -> None:
+    own = [("grpc.use_local_subchannel_pool", 1)]
+    gate = Gate()
+    async with AsyncExitStack() as stack:
+        vendor = await stack.enter_async_context(FaultUpstream())
+        vendor.when("until it drains", Answer("one two", at={0: gate}))
+        session = await stack.enter_async_context(aiohttp.ClientSession())
+        settings = app_settings(tmp_path / "data", vendor, grace=20.0)
+        async with asyncio.timeout(60), open_app(settings) as app:
+            assert app.rest is not None
+            assert app.grpc is not None
+            await endow(app.store)
+            _, key = await app.keyring.create(live=True)
+            busy, unused = [
+                await stack.enter_async_context(grpc.aio.insecure_channel(app.grpc, own)) for _ in range(2)
+            ]
+            rest = RestDriver(session, "http://{}:{}".format(*app.rest))
+            await warm([GrpcDriver(busy), GrpcDriver(unused), rest], key)
+            running = [
+                asyncio.create_task(client(ask(key, "until it drains", stream=stream)))
+                for client, stream in ((GrpcDriver(busy), True), (rest, False))
+            ]
+            await until(lambda: vendor.serving == 2)
+
+            async def call_while_it_drains() -> Outcome:
+                try:
+                    state = unused.get_state()
+                    while state == grpc.ChannelConnectivity.READY:
+                        await unused.wait_for_state_change(state)
+                        state = unused.get_state()
+                    return await rest(ask(key, "Hi", stream=False))
+                finally:
+                    gate.open()
+
+            calling = asyncio.create_task(call_while_it_drains())
+        refused = await calling
+        assert (refused.code, refused.headers["connection"]) == ("shutting_down", "close")
+        streamed, whole = [await task for task in running]
+        assert (streamed.code, whole.code, whole.headers["connection"]) == ("ok", "ok", "close")

@@ -144,7 +144,7 @@ REFUSED_TASKS = {
     "large numbers": Case(
         "invalid_parameter",
         image(width=4096),
-        {"field": "width", **bounds("a number from 64 to 2,048", minimum="64", maximum="2048")},
+        {"field": "width", **bounds("a whole number from 64 to 2,048", minimum="64", maximum="2048")},
     ),
     "another input": Case(
         "invalid_parameter",

@@ -15,11 +15,12 @@ from grpc_reflection.v1alpha.reflection_pb2_grpc import ServerReflectionStub
 
 from pomelo.app import App
 from pomelo.errors import TABLE
+from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import TaskSpec
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, TaskOptions
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.in_flight import InFlightLimits
 from pomelo.server.connection_limits import ConnectionObserver
@@ -44,7 +45,8 @@ from tests.integration.server_under_test import (
     refusal,
     run_message,
 )
-from tests.tasks import text_task
+from tests.tasks import small_task, text_task
+from tests.waiting import until
 
 # --- unauthenticated callers
 
@@ -109,7 +111,7 @@ async def test_an_unauthenticated_call_with_an_incomplete_message_is_replaced_by
         began = time.monotonic()
         checks = [health.Check(HealthCheckRequest()) for _ in range(20)]
         assert all([(await check).status for check in checks])
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 15
         for task in sending:
             task.cancel()
 
@@ -227,7 +229,7 @@ async def test_pings_end_a_connection_only_when_they_are_more_frequent_than_allo
     options = ServerOptions("127.0.0.1:0", ping_interval=interval)
     async with open_server(app.services, options, connections=ConnectionObserver()) as server:
         host, _, port = server.address.rpartition(":")
-        async with http2.connect(host, int(port)) as connection, asyncio.timeout(10):
+        async with http2.connect(host, int(port)) as connection, asyncio.timeout(20):
             call = connection.begin(RUN_TASK, bearer(keys.test))
             await connection.send(call, http2.prefixed(run_message("[[delay:2]] Hello")), end=True)
             while call.ended is None and not connection.closed:
@@ -334,7 +336,7 @@ async def test_a_client_with_a_retry_policy_retries_after_the_pushback(
             gate.open()
             assert (await first).result.text.message.content[0].text == "one two"
             assert (await retried).result.text.message.content[0].text
-            assert 0.9 < time.monotonic() - began < 10, "after the pushback, not after the policy's own 30 s"
+            assert 0.9 < time.monotonic() - began < 20, "after the pushback, not after the policy's own 30 s"
             for task, key, code in (
                 (text_task(), keys.revoked, "invalid_api_key"),
                 (text_task("[[error:insufficient_credits]]"), keys.test, "insufficient_credits"),
@@ -346,5 +348,23 @@ async def test_a_client_with_a_retry_policy_retries_after_the_pushback(
                 error = await failure(call)
                 assert reason_of(error) == code
                 assert "grpc-previous-rpc-attempts" not in as_dict(error.trailing_metadata())
-                assert time.monotonic() - began < 5, "it was not tried again"
+                assert time.monotonic() - began < 20, "it was not tried again, after 30 s"
     assert TABLE["provider_failed"].status == "UNAVAILABLE"
+
+
+async def test_a_caller_who_does_not_read_large_responses_can_start_no_call(app: App, keys: Keys) -> None:
+    key, spec = keys.test, small_task("text_to_speech")
+    spec.text_to_speech.output_format = "wav_48000"
+    request = RunTaskRequest(spec=spec, options=TaskOptions(delivery=MediaDelivery.MEDIA_DELIVERY_INLINE))
+    async with (
+        open_server_under_test(app, InFlightLimits(account_unread=70_000)) as opened,
+        opened.raw(wide=False) as connection,
+    ):
+        await opened.list_models(key)
+        call = connection.begin(RUN_TASK, bearer(key))
+        await connection.send(call, http2.prefixed(request.SerializeToString()), end=True)
+        await until(lambda: any(kind == frames.DATA for kind, _ in call.frames))
+        await refusal(opened.run(key, text_task()), StatusCode.UNAVAILABLE, "overloaded")
+        connection.reset(call)
+        await until(lambda: not opened.in_flight._owners)
+        await opened.list_models(key)

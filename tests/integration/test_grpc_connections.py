@@ -8,13 +8,14 @@ import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pomelo.app import App
 from pomelo.call import Call
@@ -97,28 +98,15 @@ async def test_by_default_a_connection_without_a_key_has_less_than_ten_seconds()
 
 
 async def test_the_calls_of_a_closed_connection_are_cancelled(app: App) -> None:
-    ended = asyncio.Event()
-
-    async def wait(_: Any, context: Any) -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.set()
-
-    def register(server: Any) -> list[str]:
-        handler = grpc.unary_stream_rpc_method_handler(wait)
-        server.add_generic_rpc_handlers(
-            [grpc.method_handlers_generic_handler("test.Waiting", {"Wait": handler})]
-        )
-        return []
-
     options = ServerOptions("127.0.0.1:0", connections=QUICK)
-    async with open_server(app.services, options, register=register) as server:
+    async with open_server(app.services, options) as server:
         async with grpc.aio.insecure_channel(server.address) as channel:
-            error = await failure(channel.unary_stream("/test.Waiting/Wait")(b""))
-            assert error.code() == grpc.StatusCode.UNAVAILABLE
+            watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await anext(aiter(watch))).status == health_pb2.HealthCheckResponse.SERVING
+            assert server.running.count == 1
+            assert (await failure(watch)).code() == grpc.StatusCode.UNAVAILABLE
         async with asyncio.timeout(SOON):
-            await ended.wait()
+            await server.running.idle()
 
 
 async def test_the_oldest_unauthenticated_connections_of_an_address_above_its_share_are_closed(
@@ -179,7 +167,7 @@ async def test_a_flood_is_closed_even_if_keys_are_being_looked_up(app: App) -> N
         client.send(frames.hello())
         client.call("wrong")
         client.send(BURST)
-        await client.closed(within=3)
+        await client.closed(within=7)  # not only when the time for the key has passed
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -287,12 +275,13 @@ async def test_no_state_is_kept_of_ended_connections_and_calls() -> None:
     guard = ConnectionGuard(ConnectionLimits(), 1000)
 
     async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
+        with suppress(ConnectionError):
+            await reader.read()
         writer.close()
 
     async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        async with guard.watch([port]):
+        async with guard.watch(port):
             async with many(port, 20):
                 await until(lambda: guard.count == 20)
                 for number in range(1000):
@@ -322,7 +311,7 @@ async def test_calls_are_served_and_one_line_is_logged_if_the_system_lists_no_co
     with monkeypatch.context() as patch:
         patch.setattr(sys, "platform", "other")
         guard = ConnectionGuard(ConnectionLimits(), 1000)
-        async with guard.watch([1]):
+        async with guard.watch(1):
             guard.authenticated("ipv4:127.0.0.1:1")
             guard.received("ipv4:127.0.0.1:1", 5)
             guard.reset("ipv4:127.0.0.1:1")

@@ -219,6 +219,38 @@ async def test_a_cancelled_upload_leaves_no_file(keys: Keys, app: App) -> None:
             assert stored(app) == before
 
 
+def with_unknown_field(place: str) -> list[UploadMediaRequest]:
+    """Returns the messages of an upload. One has an unknown field: the header, or a message."""
+    messages = [UploadMediaRequest(header=UploadMediaHeader()), UploadMediaRequest(chunk=b"x")]
+    target: Any = messages[0].header if place == "header" else messages[int(place)]
+    target.MergeFromString(b"\xf8\x3f\x01")
+    return messages
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"), [("0", "the request"), ("1", "the request"), ("header", "header")]
+)
+async def test_an_upload_with_an_unknown_field_is_refused_and_nothing_is_stored(
+    place: str, shown: str, media: Any, keys: Keys, app: App
+) -> None:
+    before = stored(app)
+    error = await refused(media, keys.test, with_unknown_field(place))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_parameter")
+    assert (error.details() or "").startswith(f"Unknown field 1023 of {shown}: ")
+    assert stored(app) == before
+
+
+async def test_a_download_with_an_unknown_field_is_refused_after_its_key(media: Any, keys: Keys) -> None:
+    one = await upload(media, keys.test, upload_messages(silent_wav()))
+    request = DownloadMediaRequest(id=one.id)
+    request.MergeFromString(b"\xf8\x3f\x01")
+    assert reason_of(await failure(media.DownloadMedia(request))) == "invalid_api_key"
+    error = await failure(media.DownloadMedia(request, metadata=bearer(keys.test)))
+    assert (error.details() or "").startswith("Unknown field 1023 of the request: ")
+    request.signature = one.url.partition("?")[2]
+    assert reason_of(await failure(media.DownloadMedia(request))) == "invalid_parameter"
+
+
 async def test_a_download_without_an_id_lacks_it(media: Any, keys: Keys) -> None:
     error = await failure(media.DownloadMedia(DownloadMediaRequest(), metadata=bearer(keys.test)))
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "missing_parameter")

@@ -125,7 +125,7 @@ async def test_a_call_without_a_valid_key_ends_before_its_message_is_read(
     async with plain.raw() as connection:
         call = await exchange(connection, path, metadata)
     if path != UPLOAD:  # an upload gets a moment to end
-        assert call.lasted < 0.5
+        assert call.lasted < 5
     assert call.frames[0] == TRAILERS_ONLY
     assert (frames.DATA, 0) not in call.frames
     assert plain.reports.names() == []

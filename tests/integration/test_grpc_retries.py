@@ -162,11 +162,16 @@ def options(config: str) -> list[tuple[str, Any]]:
     return [("grpc.service_config", config), ("grpc.use_local_subchannel_pool", 1)]
 
 
+@pytest.fixture(scope="module")
+def clients(request: pytest.FixtureRequest) -> dict[str, Client]:
+    """All clients by name, for tests in which they wait concurrently."""
+    modules = node_client.install(Path(request.config.cache.mkdir("node")))
+    return {"asyncio": with_asyncio, "blocking": blocking, "node": with_node(modules)}
+
+
 @pytest.fixture(scope="module", params=["asyncio", "blocking", "node"])
-def client(request: pytest.FixtureRequest) -> Client:
-    if request.param == "node":
-        return with_node(node_client.install(Path(request.config.cache.mkdir("node"))))
-    return with_asyncio if request.param == "asyncio" else blocking
+def client(request: pytest.FixtureRequest, clients: dict[str, Client]) -> Client:
+    return clients[request.param]
 
 
 class Failing:
@@ -227,25 +232,33 @@ def calls_of(method: str, codes: list[str], times: int) -> list[tuple[str, str]]
 
 
 async def test_a_temporary_error_is_retried_after_the_wait_that_the_server_requests(
-    client: Client, rig: Rig, keys: Keys
+    clients: dict[str, Client], rig: Rig, keys: Keys
 ) -> None:
-    calls = calls_of("RunTask", RETRYABLE, times=2) + calls_of("StreamTask", RETRYABLE, times=2)
-    for (_, prompt), ended in zip(calls, await client(rig.address, keys.test, EAGER, calls), strict=True):
-        assert ended.status == "OK", (prompt, ended)
-        assert ended.content
-        assert rig.tasks.attempts[prompt] == 3
-        assert 1.9 < ended.seconds < 10, "the server asked for 1 s each time, the policy for 30 s"
+    async def check(name: str) -> None:
+        calls = calls_of("RunTask", RETRYABLE, times=2) + calls_of("StreamTask", RETRYABLE, times=2)
+        results = await clients[name](rig.address, keys.test, EAGER, calls)
+        for (_, prompt), ended in zip(calls, results, strict=True):
+            assert ended.status == "OK", (name, prompt, ended)
+            assert ended.content
+            assert rig.tasks.attempts[prompt] == 3, name
+            assert 1.9 < ended.seconds < 25, "the server asked for 1 s each time, the policy for 30 s"
+
+    await asyncio.gather(*map(check, clients))
 
 
 async def test_a_lasting_error_is_retried_as_often_as_the_policy_allows(
-    client: Client, rig: Rig, keys: Keys
+    clients: dict[str, Client], rig: Rig, keys: Keys
 ) -> None:
-    codes = ["overloaded", "rate_limit_exceeded"]
-    calls = calls_of("RunTask", codes, times=99) + calls_of("StreamTask", codes, times=99)
-    for (_, prompt), ended in zip(calls, await client(rig.address, keys.test, PLAIN, calls), strict=True):
-        code = prompt.split()[0]
-        assert (ended.status, ended.code) == (TABLE[code].status, code)
-        assert rig.tasks.attempts[prompt] == ATTEMPTS
+    async def check(name: str) -> None:
+        codes = ["overloaded", "rate_limit_exceeded"]
+        calls = calls_of("RunTask", codes, times=99) + calls_of("StreamTask", codes, times=99)
+        results = await clients[name](rig.address, keys.test, PLAIN, calls)
+        for (_, prompt), ended in zip(calls, results, strict=True):
+            code = prompt.split()[0]
+            assert (ended.status, ended.code) == (TABLE[code].status, code), name
+            assert rig.tasks.attempts[prompt] == ATTEMPTS, name
+
+    await asyncio.gather(*map(check, clients))
 
 
 @METHOD
@@ -258,7 +271,7 @@ async def test_a_permanent_error_is_not_retried(
         code = prompt.split()[0]
         assert (ended.status, ended.code) == (TABLE[code].status, code)
         assert rig.tasks.attempts[prompt] == 1
-        assert ended.seconds < 5
+        assert ended.seconds < 25
 
 
 def test_every_error_is_either_retryable_or_final() -> None:
@@ -291,21 +304,24 @@ async def _running_app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterato
 
 
 async def test_a_task_that_succeeds_on_a_retry_is_billed_once(
-    client: Client, running_app: RunningApp
+    clients: dict[str, Client], running_app: RunningApp
 ) -> None:
-    caller = await running_app.account()
-    calls, vendors = [], []
-    for method in ("RunTask", "StreamTask"):
-        calls.append((method, f"down for a while {method} {time.monotonic_ns()}"))
-        vendors.append(DownAtFirst(ROUTE_ATTEMPTS))
-        running_app.upstream.when(calls[-1][1], vendors[-1])
-    assert running_app.server.grpc is not None
-    for ended in await client(running_app.server.grpc, caller.live, PLAIN, calls):
-        assert (ended.status, ended.content) == ("OK", "one two")
-    assert [vendor.requests for vendor in vendors] == [ROUTE_ATTEMPTS + 1] * 2
-    records = await running_app.records(caller)
-    assert [record.complete for record in records] == [True, True]
-    assert (await running_app.balance(caller, live=True)).held == 0
+    async def check(name: str) -> None:
+        caller = await running_app.account()
+        calls, vendors = [], []
+        for method in ("RunTask", "StreamTask"):
+            calls.append((method, f"down for a while {method} {time.monotonic_ns()}"))
+            vendors.append(DownAtFirst(ROUTE_ATTEMPTS))
+            running_app.upstream.when(calls[-1][1], vendors[-1])
+        assert running_app.server.grpc is not None
+        for ended in await clients[name](running_app.server.grpc, caller.live, PLAIN, calls):
+            assert (ended.status, ended.content) == ("OK", "one two"), name
+        assert [vendor.requests for vendor in vendors] == [ROUTE_ATTEMPTS + 1] * 2, name
+        records = await running_app.records(caller)
+        assert [record.complete for record in records] == [True, True], name
+        assert (await running_app.balance(caller, live=True)).held == 0
+
+    await asyncio.gather(*map(check, clients))
 
 
 async def test_a_stream_that_fails_after_the_first_event_is_not_retried(
@@ -357,7 +373,7 @@ async def test_every_refusal_is_one_headers_frame_that_ends_the_stream(
 ) -> None:
     host, _, port = rig.address.rpartition(":")
     request = RunTaskRequest if method == "RunTask" else StreamTaskRequest
-    async with http2.connect(host, int(port)) as connection, asyncio.timeout(10):
+    async with http2.connect(host, int(port)) as connection, asyncio.timeout(20):
         for _, prompt in calls_of(method, [code], times=1):
             call = connection.begin(f"/pomelo.v1.TaskService/{method}", bearer(keys.test))
             data = request(spec=text_task(prompt)).SerializeToString()

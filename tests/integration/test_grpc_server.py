@@ -28,7 +28,6 @@ from pomelo.service import list_all_models
 from pomelo.testing import Answer, FaultUpstream, Gate
 from pomelo.tls import read_certificate
 from tests.calls import bearer, call_of, failure, reason_of, refusal
-from tests.certificates import make_certificate
 from tests.conftest import Keys
 from tests.integration.both_ends import both_ends
 from tests.tasks import text_task
@@ -68,7 +67,7 @@ async def test_health_of_all_services_is_listed(channel: grpc.aio.Channel) -> No
 
 async def test_a_watcher_receives_not_serving_and_does_not_delay_the_drain(app: App, keys: Keys) -> None:
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(25):
         async with (
             open_server(app.services, ServerOptions("127.0.0.1:0", grace=30)) as server,
             grpc.aio.insecure_channel(server.address) as channel,
@@ -85,14 +84,14 @@ async def test_a_watcher_receives_not_serving_and_does_not_delay_the_drain(app: 
             open_watch = health_pb2_grpc.HealthStub(channel).Watch(unknown)
             await open_watch.read()
             began = loop.time()
-        assert loop.time() - began < 2
+        assert loop.time() - began < 10, "it does not wait for the grace period"
 
 
 async def test_a_watcher_receives_a_drain_that_begins_during_its_first_message(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with (
-        asyncio.timeout(10),
+        asyncio.timeout(20),
         open_server(app.services, ServerOptions("127.0.0.1:0", grace=30)) as server,
         grpc.aio.insecure_channel(server.address) as channel,
     ):
@@ -169,14 +168,15 @@ async def test_an_address_in_use_is_an_error_and_not_shared(app: App) -> None:
             pass
 
 
-async def test_several_addresses_are_served(app: App, keys: Keys, folder: Path) -> None:
-    addresses = ("127.0.0.1:0", "[::1]:0", f"unix:{folder}/s")
-    async with open_server(app.services, ServerOptions(addresses)) as server:
-        assert len(server.addresses) == 3
+@pytest.mark.parametrize("address", ["127.0.0.1:0", "[::1]:0", "unix:FOLDER/s"])
+async def test_an_address_of_each_type_is_served(app: App, keys: Keys, folder: Path, address: str) -> None:
+    options = ServerOptions(address.replace("FOLDER", str(folder)))
+    async with (
+        open_server(app.services, options) as server,
+        grpc.aio.insecure_channel(server.address) as channel,
+    ):
         assert server.address.rpartition(":")[2] != "0"
-        for address in server.addresses:
-            async with grpc.aio.insecure_channel(address) as channel:
-                assert (await models(channel, keys.test)).models
+        assert (await models(channel, keys.test)).models
 
 
 async def test_a_message_above_the_limit_is_refused(app: App, keys: Keys) -> None:
@@ -195,35 +195,13 @@ async def test_a_message_above_the_limit_is_refused(app: App, keys: Keys) -> Non
         assert "larger than 10,000 bytes" in refused.message
 
 
-async def test_a_server_can_serve_an_additional_service(app: App, keys: Keys) -> None:
-    def register(server: Any) -> list[str]:
-        handler = grpc.unary_unary_rpc_method_handler(_echo)
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler("more.Echo", {"Say": handler}),)
-        )
-        return ["more.Echo"]
-
-    options = ServerOptions("127.0.0.1:0")
-    async with (
-        open_server(app.services, options, register=register) as server,
-        grpc.aio.insecure_channel(server.address) as channel,
-    ):
-        assert await channel.unary_unary("/more.Echo/Say")(b"hello") == b"hello"
-        health = health_pb2_grpc.HealthStub(channel)
-        assert (await health.Check(health_pb2.HealthCheckRequest(service="more.Echo"))).status == SERVING
-
-
-async def _echo(request: bytes, context: Any) -> bytes:
-    return request
-
-
 # --- shutdown
 
 
 async def test_a_running_call_may_end_within_the_grace(app: App, keys: Keys, upstream: FaultUpstream) -> None:
     gate = Gate()
     upstream.when("ends within the grace", Answer("one two", at={1: gate}))
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(20):
         opened = open_server(app.services, ServerOptions("127.0.0.1:0", grace=10))
         server = await opened.__aenter__()
         async with grpc.aio.insecure_channel(server.address) as channel:
@@ -255,7 +233,7 @@ async def test_calls_are_cancelled_after_the_grace_and_their_handlers_end_before
     gate = Gate()
     upstream.when("longer than the grace", Answer("one two", at={1: gate}))
     count = 20
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(20):
         async with open_server(app.services, ServerOptions("127.0.0.1:0", grace=0)) as server:
             channel = grpc.aio.insecure_channel(server.address)
             request = StreamTaskRequest(spec=text_task("longer than the grace"))
@@ -275,17 +253,6 @@ async def test_calls_are_cancelled_after_the_grace_and_their_handlers_end_before
 
 
 # --- TLS
-
-
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An authority, and certificates for localhost and for a client, created with openssl."""
-    folder = tmp_path_factory.mktemp("tls")
-    make_certificate(folder, "ca", "Test authority")
-    issued = ("-addext", "subjectAltName=DNS:localhost", "-CA", "ca.pem", "-CAkey", "ca.key")
-    for name in ("server", "client"):
-        make_certificate(folder, name, name, *issued)
-    return folder
 
 
 @asynccontextmanager

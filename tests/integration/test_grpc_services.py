@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import grpc
 import pytest
@@ -18,8 +16,7 @@ from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
-from pomelo.gen.v1.task_pb2 import TaskEvent, TaskSpec
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, TaskOptions
+from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.field_limit import SMALL_MESSAGE
 from tests.calls import as_dict, bearer, end, failure, reason_of
@@ -28,7 +25,7 @@ from tests.integration.scripted_services import (
     GATEWAY,
     KEY,
     PROOF,
-    STARTED,
+    ChargedAtTheEnd,
     ScriptedServices,
     raises,
     serve_scripted,
@@ -57,22 +54,7 @@ async def test_a_refusal_has_the_limits_only_in_trailing_metadata(method: str, w
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_headers_known_at_the_end_of_a_stream_are_trailing_metadata(fails: bool) -> None:
-    scripted = ScriptedServices()
-
-    @asynccontextmanager
-    async def stream_task(
-        spec: TaskSpec, options: TaskOptions, call: Call
-    ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
-        async def play() -> AsyncIterator[TaskEvent]:
-            yield STARTED
-            call.response_trailers["X-Credits-Charged"] = "0.5"
-            if fails:
-                raise PomeloError("provider_failed")
-
-        yield play()
-
-    scripted.stream_task = stream_task  # type: ignore[method-assign]
-    async with serve_scripted(scripted) as opened:
+    async with serve_scripted(ChargedAtTheEnd(fails=fails)) as opened:
         call = opened.task("StreamTask")
         if fails:
             assert reason_of(await failure(call)) == "provider_failed"

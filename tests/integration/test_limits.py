@@ -120,6 +120,17 @@ async def test_tokens_per_minute_are_counted_by_model_and_reported(app: RunningA
     assert "1,000 a minute" in large.message
 
 
+@PROTOCOL_AND_STREAM
+async def test_a_task_that_fails_at_the_provider_counts_as_a_request_without_tokens(
+    app: RunningApp, protocol: str, stream: bool
+) -> None:
+    account = await app.account("wide")
+    for _ in range(3):  # each is more than half of the tokens of a minute
+        body = text_body("[[error:provider_failed]]", max_tokens=600)
+        failed = await app.ask(protocol, account.test, body, stream=stream)
+        assert failed.code == "provider_failed"
+
+
 # --- allowed models
 
 

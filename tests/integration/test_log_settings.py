@@ -51,7 +51,7 @@ async def test_warning_leaves_out_tasks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["POMELO_LOG_LEVEL", "POMELO_LOG_FORMAT"])
 async def test_an_unknown_level_or_format_is_refused(tmp_path: Path, name: str) -> None:
     result = await pomelo(tmp_path, "serve", **free_addresses(), **{name: "loud"})
-    assert_refused(result, f"{name}: Input should be ")
+    assert_refused(result, f"{name}: must be ")
 
 
 async def test_callers_without_a_key_can_cause_only_a_few_lines(tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ async def test_a_connection_takes_as_many_calls_as_an_account_may_run(
     async with open_app(app_settings(tmp_path, upstream, max_calls=max_calls)) as app:
         assert app.grpc is not None
         host, _, port = app.grpc.rpartition(":")
-        async with http2.connect(host, int(port)) as connection, asyncio.timeout(10):
+        async with http2.connect(host, int(port)) as connection, asyncio.timeout(20):
             await connection.has_settings()
             assert connection.settings[MAX_CONCURRENT_STREAMS] == streams
     assert streams > max(plan.concurrent or 0 for plan in BUILTIN.values())

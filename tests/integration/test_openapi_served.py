@@ -13,7 +13,7 @@ import pytest
 from gateway.types import TASK_FORMATS
 from tests.app import RunningApp, run_app
 from tests.conftest import Keys
-from tests.tasks import TASK_BODIES
+from tests.tasks import PIXEL, TASK_BODIES
 
 CATALOGUE = """
 [models.our-model]
@@ -26,10 +26,6 @@ provider = "openai"
 model = "ours"
 """
 EXAMPLES = [body for each in TASK_FORMATS.values() for body in each.examples.values()]
-PIXEL = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9"
-    "awAAAABJRU5ErkJggg=="
-)
 SHORT_AUDIO = EXAMPLES[-1]["audio"]
 
 

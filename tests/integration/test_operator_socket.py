@@ -24,7 +24,7 @@ from pomelo.gen.admin.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.calls import FrontEnd
 from pomelo.server.server import open_operator_socket
-from tests.calls import failure
+from tests.calls import failure, reason_of
 from tests.conftest import Keys
 
 
@@ -82,9 +82,48 @@ async def test_the_socket_describes_the_operator_s_service_and_the_files_that_it
     assert found >= {"pomelo/admin/v1/admin_service.proto", "pomelo/v1/account_service.proto"}
 
 
+async def test_a_message_that_the_operator_s_service_can_not_decode_is_refused(
+    operator: LocalOperator, folder: Path
+) -> None:
+    async with (
+        open_operator_socket(operator, folder / "admin.sock"),
+        grpc.aio.insecure_channel(f"unix:{folder / 'admin.sock'}") as channel,
+    ):
+        call = channel.unary_unary("/pomelo.admin.v1.AdminService/ListKeys")
+        error = await failure(call(b"\xff\xff"))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_body")
+
+
 async def test_the_operator_s_service_is_not_on_the_public_port(channel: grpc.aio.Channel) -> None:
     error = await failure(AdminServiceStub(channel).ListKeys(ListKeysRequest()))
     assert error.code() == grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_the_public_port_describes_the_details_of_errors_but_not_the_operator_s_service(
+    channel: grpc.aio.Channel,
+) -> None:
+    requests = [
+        ServerReflectionRequest(file_containing_symbol="google.rpc.ErrorInfo"),
+        ServerReflectionRequest(file_containing_symbol="pomelo.v1.MediaService"),
+        ServerReflectionRequest(file_containing_symbol="pomelo.admin.v1.AdminService"),
+        ServerReflectionRequest(file_by_filename="pomelo/admin/v1/admin_service.proto"),
+    ]
+    call = ServerReflectionStub(channel).ServerReflectionInfo(iter(requests))
+    errors = [response.error_response.error_code async for response in call]
+    not_found = grpc.StatusCode.NOT_FOUND.value[0]
+    assert errors == [0, 0, not_found, not_found]
+
+
+async def test_reflection_finds_the_file_of_a_method(channel: grpc.aio.Channel) -> None:
+    requests = [
+        ServerReflectionRequest(host="h", file_containing_symbol=f"pomelo.v1.TaskService{method}")
+        for method in ("", ".RunTask", ".Nothing", ".")
+    ]
+    call = ServerReflectionStub(channel).ServerReflectionInfo(iter(requests))
+    service, method, *others = [response async for response in call]
+    assert method.file_descriptor_response == service.file_descriptor_response
+    assert method.original_request == requests[1]
+    assert [other.error_response.error_code for other in others] == [grpc.StatusCode.NOT_FOUND.value[0]] * 2
 
 
 async def test_a_socket_of_a_dead_process_is_replaced(operator: LocalOperator, folder: Path) -> None:

@@ -47,13 +47,13 @@ async def test_a_call_is_cancelled_when_its_caller_leaves_or_its_deadline_passes
         assert outcome.code == "deadline_exceeded"
         if started.is_set():  # on a busy machine, a deadline may pass before the provider is called
             break
-    await asyncio.wait_for(cancelled.wait(), 5)
+    await asyncio.wait_for(cancelled.wait(), 20)
     started.clear()
     cancelled.clear()
     task = asyncio.create_task(ask(app, protocol))
-    await asyncio.wait_for(started.wait(), 5)
+    await asyncio.wait_for(started.wait(), 20)
     task.cancel()
-    await asyncio.wait_for(cancelled.wait(), 5)
+    await asyncio.wait_for(cancelled.wait(), 20)
     assert "the provider" not in caplog.text
 
 
@@ -110,7 +110,7 @@ async def test_a_provider_that_cancels_its_task_later_fails_only_that_task(
         return sum(record.levelno >= logging.ERROR for record in caplog.records)
 
     FAULTY.act = act
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         outcome = await ask(app, protocol, stream=stream)
         assert outcome.code == "internal_error"
         # Over gRPC the line may follow the answer: only sending it shows that the caller is still there.
@@ -149,9 +149,9 @@ async def test_a_provider_that_ignores_cancellation_delays_its_caller_by_a_secon
     FAULTY.act = act
     account = await app.account()
     start = asyncio.get_running_loop().time()
-    outcome = await app.ask(protocol, account.live, text_body(), within=0.5)
+    outcome = await app.ask(protocol, account.live, text_body(), within=1)
     assert outcome.code == "deadline_exceeded"
-    assert asyncio.get_running_loop().time() - start < 3
+    assert asyncio.get_running_loop().time() - start < 10, "the provider would wait for 30 s"
     await app.idle(account, live=True)
     assert (await app.balance(account, live=True)).held == 0
     # Over gRPC the client then cancels the call, which ends the second wait.
@@ -171,7 +171,7 @@ async def test_a_provider_that_waits_while_closing_delays_its_caller_by_a_second
             await asyncio.sleep(30)
 
     FAULTY.act = act
-    async with asyncio.timeout(3):
+    async with asyncio.timeout(20):  # the provider would wait for 30 s
         outcome = await ask(app, protocol, stream=True)
     assert outcome.code == "provider_failed"
     assert "went on after it was closed, and was stopped" in caplog.text

@@ -73,11 +73,11 @@ def test_the_table_may_have_the_key_and_the_base_url_and_be_absent(folder: Path)
     ("text", "message"),
     [
         ('[providers.acme]\nregoin = "eu"\n', "providers.acme.regoin: there is no such key"),
-        ('[providers.acme]\nregion = "mars-secret"\n', "providers.acme.region: Input should be 'us' or 'eu'"),
-        ('[providers.acme]\nretries = "5"\n', "providers.acme.retries: Input should be a valid integer"),
+        ('[providers.acme]\nregion = "mars-secret"\n', "providers.acme.region: must be 'us' or 'eu'"),
+        ('[providers.acme]\nretries = "5"\n', "providers.acme.retries: must be a valid integer"),
         ('[providers.openai]\nregion = "eu"\n', "providers.openai.region: there is no such key"),
-        ("[providers.acme]\nbase_url = 5\n", "acme_base_url: Input should be a valid string"),
-        ("providers = 5\n", "Input should be a valid dictionary"),
+        ("[providers.acme]\nbase_url = 5\n", "acme_base_url: must be a valid string"),
+        ("providers = 5\n", "must be a valid dictionary"),
         ('acme_api_key = "k"\n[providers]\nacme = 5\n', "acme"),
     ],
 )

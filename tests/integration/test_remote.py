@@ -29,7 +29,7 @@ from tests.calls import call_of, error_parts, refusal
 from tests.conftest import Keys
 from tests.integration.both_ends import both_ends
 from tests.tasks import TASK_TYPES, output_field, small_task, text_task
-from tests.waiting import cancel
+from tests.waiting import cancel, soon
 
 ADJUSTED = {"image": "width=256; height=256"}
 """The fields of the tasks of `small_task` that live models adjust."""
@@ -86,11 +86,14 @@ async def test_a_stream_of_each_type_has_all_headers_before_the_first_event(
 async def test_an_error_equals_that_of_the_local_services(
     code: str, run: Run, remote: Services, app: App, keys: Keys
 ) -> None:
-    errors, headers = [], []
-    for services in (app.services, remote):
-        task, call = text_task(f"[[error:{code}]]"), call_of(keys.test, x_request_id="mine")
-        errors.append(await refusal(run(services, task, call)))
-        headers.append(call.response_headers)
+    for _ in range(3):  # limits and credits in the headers may change between the two calls, but rarely do
+        errors, headers = [], []
+        for services in (app.services, remote):
+            task, call = text_task(f"[[error:{code}]]"), call_of(keys.test, x_request_id="mine")
+            errors.append(await refusal(run(services, task, call)))
+            headers.append(call.response_headers)
+        if headers[0] == headers[1]:
+            break
     assert errors[0].code == code
     assert error_parts(errors[0])[2:4] == error_parts(errors[1])[2:4]
     if code != "rate_limit_exceeded":  # its message and its values contain the time
@@ -188,11 +191,12 @@ async def test_the_server_sees_the_call_as_the_gateway_does(app: App, keys: Keys
 async def test_leaving_closes_the_provider_s_connection_within_50_ms(
     method: str, remote: Services, keys: Keys, upstream: FaultUpstream
 ) -> None:
-    gate = Gate()
-    prompt = f"leave {method} through a gateway"
-    upstream.when(prompt, Answer("one two three four", at={2: gate}))
     loop = asyncio.get_running_loop()
-    async with asyncio.timeout(10):
+
+    async def leave(number: int) -> float:
+        gate = Gate()
+        prompt = f"leave {method} through a gateway {number}"
+        upstream.when(prompt, Answer("one two three four", at={2: gate}))
         if method == "run":
             running = asyncio.ensure_future(
                 remote.tasks.run_task(text_task(prompt), TaskOptions(), call_of(keys.live))
@@ -209,8 +213,11 @@ async def test_leaving_closes_the_provider_s_connection_within_50_ms(
                 left = loop.time()
         received = next(r for r in upstream.requests if r.prompt == prompt)
         await received.left.wait()
-    assert received.left_at is not None
-    assert received.left_at - left < 0.05
+        assert received.left_at is not None
+        return received.left_at - left
+
+    async with asyncio.timeout(30):
+        await soon(leave, 0.05)
 
 
 async def test_a_cancelled_reader_closes_the_stream(
@@ -221,7 +228,7 @@ async def test_a_cancelled_reader_closes_the_stream(
     reading = asyncio.ensure_future(
         events_of(remote, text_task("cancelled in the middle"), call_of(keys.live))
     )
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         await gate.reached.wait()
         await cancel(reading)
         await next(r for r in upstream.requests if r.prompt == "cancelled in the middle").left.wait()
@@ -268,7 +275,7 @@ async def test_a_deadline_is_reported_by_the_server_with_all_headers(
 
 async def test_a_deadline_bounds_a_body_that_does_not_read(remote: Services, keys: Keys) -> None:
     call = call_of(keys.test, 0.3)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         with pytest.raises(PomeloError) as caught:
             async with remote.tasks.stream_task(text_task("[[words:5]]"), TaskOptions(), call):
                 await asyncio.Event().wait()
@@ -303,7 +310,7 @@ async def test_a_restarted_server_is_reconnected(app: App, keys: Keys) -> None:
         remote = await opened.__aenter__()
         assert await list_all_models(remote.models, call_of(keys.test))
     assert (await refusal(list_all_models(remote.models, call_of(keys.test)))).code == "server_unavailable"
-    async with asyncio.timeout(10), open_server(app.services, ServerOptions(address)):
+    async with asyncio.timeout(20), open_server(app.services, ServerOptions(address)):
         while True:
             try:
                 assert await list_all_models(remote.models, call_of(keys.test))
@@ -347,7 +354,7 @@ async def test_a_stream_of_a_dying_server_never_looks_complete(
 ) -> None:
     gate = Gate()
     upstream.when("dies under a stream", Answer("one two", at={1: gate}))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         opened = open_server(app.services, ServerOptions("127.0.0.1:0", grace=0))
         server = await opened.__aenter__()
         async with open_remote(server.address) as remote:
@@ -365,7 +372,7 @@ async def test_a_channel_that_is_closed_during_a_call_is_an_error_and_not_a_canc
     gate = Gate()
     upstream.when("closed under a call", Answer("one two", at={1: gate}))
     assert app.grpc is not None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         async with open_remote(app.grpc) as remote:
             task = text_task("closed under a call")
             run = asyncio.ensure_future(remote.tasks.run_task(task, TaskOptions(), call_of(keys.live)))

@@ -13,7 +13,7 @@ import pytest
 from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.in_flight import InFlightLimits
 from pomelo.server.call_limits import CallLimits
@@ -26,7 +26,7 @@ from tests.calls import call_of, refusal
 from tests.conftest import Keys
 from tests.driver import STREAM
 from tests.integration.both_ends import both_ends
-from tests.integration.scripted_services import KEY, PROOF, STARTED, ScriptedServices
+from tests.integration.scripted_services import KEY, PROOF, STARTED, ChargedAtTheEnd, ScriptedServices
 from tests.tasks import small_task, text_task
 from tests.unit.refusals import refused
 from tests.waiting import until
@@ -58,11 +58,11 @@ class Ends:
 async def ends(
     scripted: ScriptedServices | None = None, in_flight: InFlightLimits | None = None, **limits: Any
 ) -> AsyncIterator[Ends]:
-    """Opens both ends; the test must end within ten seconds."""
+    """Opens both ends; the test must end within twenty seconds."""
     scripted, connections = scripted or ScriptedServices(), Peers()
     options = ServerOptions("127.0.0.1:0", grace=0, limits=CallLimits(**limits))
     async with (
-        asyncio.timeout(10),
+        asyncio.timeout(20),
         open_server(scripted.services(), options, proof=PROOF, connections=connections) as server,
         open_remote(server.address, limits=in_flight, proof=PROOF) as services,
     ):
@@ -101,22 +101,7 @@ async def test_a_repeated_key_is_repeated_to_the_server(secret: str | None) -> N
 
 @pytest.mark.parametrize("fails", [False, True])
 async def test_headers_known_at_the_end_of_a_stream_are_in_its_response(fails: bool) -> None:
-    scripted = ScriptedServices()
-
-    @asynccontextmanager
-    async def stream_task(
-        spec: TaskSpec, options: TaskOptions, call: Call
-    ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
-        async def play() -> AsyncIterator[TaskEvent]:
-            yield STARTED
-            call.response_trailers["X-Credits-Charged"] = "0.5"
-            if fails:
-                raise PomeloError("provider_failed")
-
-        yield play()
-
-    scripted.stream_task = stream_task  # type: ignore[method-assign]
-    async with ends(scripted) as opened:
+    async with ends(ChargedAtTheEnd(fails=fails)) as opened:
         call = call_of(KEY)
         async with opened.services.tasks.stream_task(text_task(), TaskOptions(), call) as events:
             assert call.response_headers.items() >= LIMITS.items()

@@ -86,7 +86,7 @@ async def test_audio_of_a_form_is_deleted_when_the_caller_disconnects(app: Runni
     await gate.reached.wait()
     assert len(app.media()) == 1
     caller.cancel()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await app.server.draining.idle()
     assert not app.media()
 
@@ -247,7 +247,7 @@ async def test_an_upload_during_shutdown_is_deleted(tmp_path: Path) -> None:
         await wait_for_file(app, "media_")
         app.server.draining.drain()
         writer.write(b"\n")
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n"), 5)
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n"), 20)
         assert b" 503 " in head
         assert not app.media()
         writer.close()

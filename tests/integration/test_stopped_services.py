@@ -45,7 +45,7 @@ async def test_services_can_be_stopped_again_while_a_call_cleans_up() -> None:
 
     draining = Draining()
     task = asyncio.ensure_future(draining.counted(work)())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         await running.wait()
         draining.stop()
         await cleaning.wait()

@@ -104,7 +104,7 @@ class Rig:
 
     async def lines(self, request_id: str, event: str = "task") -> list[dict[str, Any]]:
         """Returns the lines with a request id, once there is one of that event."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while True:
                 found = [json.loads(line) for line in self.served.log().splitlines() if request_id in line]
                 if any(line["event"].startswith(event) for line in found):
@@ -221,7 +221,7 @@ async def test_a_completed_task_is_one_line_with_its_times_and_its_cost(rig: Rig
 
 @PROTOCOL
 async def test_a_refusal_before_the_engine_is_a_line_too(rig: Rig, protocol: str) -> None:
-    request_id = f"{protocol}-stranger"
+    request_id = f"{protocol}-unknown"
     outcome = await rig.drivers[protocol](
         TaskRequest(text_body(PROMPT), "pml_live_canary", request_id=request_id)
     )

@@ -19,12 +19,7 @@ from tests.app import Account, RunningApp, run_app
 from tests.calls import bearer
 from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM
 from tests.integration.leaving import LeavingClient
-from tests.tasks import text_body, to_task
-
-PIXEL = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
-    "rkJggg=="
-)
+from tests.tasks import PIXEL, text_body, to_task
 
 
 @pytest.fixture(scope="module", name="app")

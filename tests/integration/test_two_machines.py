@@ -58,7 +58,7 @@ class Fleet:
             return await answer.read()
 
     async def doctor(self) -> dict[str, str]:
-        """What `pomelo doctor --fleet` finds, nothing of which is wrong."""
+        """What `pomelo doctor --fleet` finds: all is well."""
         found = await pomelo_json(self.servers[1].data.parent, "doctor", "--fleet", **self.shared)
         assert {row["state"] for row in found} == {"ok"}
         return {row["name"]: row["detail"] for row in found}

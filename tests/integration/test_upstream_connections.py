@@ -57,11 +57,11 @@ async def test_tasks_above_an_accounts_share_are_refused_and_another_account_is_
         for stream in (False, True):
             code, _, seconds, _ = await timed(other.live, protocol, "Hello", stream)
             assert code == "ok"
-            assert seconds < 1
+            assert seconds < 3, "it did not wait like those of the other account"
     refused = await asyncio.gather(*surplus)
     assert {code for code, *_ in refused} == {"overloaded"}
     assert {(status, wait) for _, status, _, wait in refused[2:]} == {(503, "1")}
-    assert max(seconds for _, _, seconds, _ in refused) < 6
+    assert max(seconds for _, _, seconds, _ in refused) < 20
     assert connections.refused - refused_before == len(surplus)
     assert not [request for request in app.upstream.requests if "surplus" in request.prompt]
 

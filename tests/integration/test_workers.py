@@ -6,21 +6,32 @@ import asyncio
 import json
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 import aiohttp
 import psutil
 import pytest
 
+from pomelo.cli.workers import _Worker
+from pomelo.settings import load
 from tests.integration.commands import free_addresses, pomelo
 from tests.redis_server import RedisServer
 from tests.serving import Served, serve
+from tests.waiting import cancel, until
 
 TASK = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
 
 
 def workers(served: Served) -> list[psutil.Process]:
-    return [p for p in psutil.Process(served.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+    return [process for process in psutil.Process(served.pid).children() if is_worker(process)]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    try:
+        return "spawn_main" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:  # also one that has just died
+        return False
 
 
 async def ask(served: Served, count: int) -> list[aiohttp.ClientResponse]:
@@ -59,6 +70,54 @@ async def test_workers_share_limits_and_credits_and_a_dead_one_is_restarted(tmp_
             last = [p.pid for p in workers(served)]
         assert not [pid for pid in last if psutil.pid_exists(pid)]
         assert "died with status -9" in served.log()
+
+
+async def test_a_worker_that_is_restarted_reloads_after_a_sighup_during_its_start(tmp_path: Path) -> None:
+    with RedisServer() as redis:
+        async with serve(tmp_path, POMELO_STORE=redis.url, POMELO_WORKERS="2") as served:
+            before = {worker.pid for worker in workers(served)}
+            os.kill(min(before), signal.SIGKILL)
+            new: set[int] = set()
+            async with asyncio.timeout(30):
+                while not new:
+                    await asyncio.sleep(0.001)
+                    new = {worker.pid for worker in workers(served)} - before
+            os.kill(new.pop(), signal.SIGHUP)
+            await until(lambda: "was reloaded: nothing has changed" in served.log())
+            assert served.log().count("died with status") == 1
+
+
+async def test_a_worker_that_is_restarted_slowly_reloads(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    with RedisServer() as redis:
+        variables = {"POMELO_STORE": redis.url, "POMELO_DATA": str(tmp_path), "POMELO_REST": "127.0.0.1:0"}
+        read = partial(load, None, variables | {"POMELO_GRPC": "", "POMELO_ADMIN": ""})
+        worker = _Worker(read(), read, 0)
+        try:
+            await worker.start()
+            monkeypatch.setattr("pomelo.cli.workers.START_TIMEOUT", 0.05)  # no process starts in this time
+            monkeypatch.setattr("pomelo.cli.workers.RESTART_DELAY", 0.0)
+            keeping = asyncio.create_task(worker.keep_running())
+            worker._process.kill()
+            await until(lambda: "worker 0 does not serve yet" in caplog.text)
+            await until(lambda: worker._serves)
+            log = ""
+
+            def was_reloaded() -> bool:
+                nonlocal log
+                log += "".join(capfd.readouterr())
+                return "was reloaded" in log
+
+            assert not was_reloaded()
+            worker.reload(read())
+            await until(was_reloaded)
+            await cancel(keeping)
+        finally:
+            await worker.end(20.0)
 
 
 async def test_workers_stop_when_their_parent_is_killed(tmp_path: Path) -> None:

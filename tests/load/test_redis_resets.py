@@ -28,9 +28,9 @@ from tests.faults.drivers import Driver, Outcome
 from tests.faults.server_process import SERVE, Deployment
 from tests.faults.tcp_proxy import Cut, TcpProxy
 from tests.faults.vendor import WORDS, Vendor, text
-from tests.faults.waiting import until
 from tests.load.process_usage import processes_on_uvloop
 from tests.redis_server import RedisServer
+from tests.waiting import until
 
 RESETS = int(os.environ.get("LOAD_RESETS", "60"))
 CALLERS = 20

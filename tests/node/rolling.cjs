@@ -1,5 +1,6 @@
-// Makes calls one after another in several loops until its input ends, and prints {calls, errors}: how many, and the
-// text of each that failed. Its argument is JSON: proto (folder), address, key, policy (a service config), loops.
+// Makes calls one after another in several loops until its input ends and each has made enough, and prints {calls,
+// errors}: how many, and the text of each that failed. Its argument is JSON: proto (folder), address, key, policy (a
+// service config), loops, enough (calls).
 const grpc = require('@grpc/grpc-js');
 const loader = require('@grpc/proto-loader');
 
@@ -20,7 +21,7 @@ let stopped = false;
 process.stdin.resume().on('end', () => { stopped = true; });
 
 async function loop(result) {
-  while (!stopped) {
+  for (let made = 0; !stopped || made < options.enough; made += 1) {
     await new Promise((resolve) => {
       client.RunTask(request, metadata, (error) => {
         result.calls += 1;

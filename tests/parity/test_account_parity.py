@@ -231,6 +231,28 @@ async def test_usage_is_the_same_over_all_front_ends(
         assert len(body["data"]) == count
 
 
+@pytest.mark.parametrize("more", [{}, {"group_by": "model"}])
+async def test_a_period_that_ends_before_it_begins_is_refused_over_all_front_ends(
+    more: dict[str, str], front_ends: FrontEnds
+) -> None:
+    period = {"from": "2026-12-01", "to": "2026-11-01"}
+    outcomes = await front_ends.fetch("usage", front_ends.test, **period, **more)
+    assert {outcome.code for outcome in outcomes.values()} == {"invalid_parameter"}
+    names = {"grpc": "filter.end_time", "rest": "to", "remote": "to"}
+    for protocol, outcome in outcomes.items():
+        expected = f"Invalid {names[protocol]}: must be the start of the period or later"
+        assert outcome.message == expected
+
+
+@pytest.mark.parametrize("name", ["model", "key_id"])
+async def test_a_filter_with_a_nul_is_refused_over_all_front_ends(name: str, front_ends: FrontEnds) -> None:
+    outcomes = await front_ends.fetch("usage", front_ends.test, **{name: "gpt-4\0"})
+    assert {outcome.code for outcome in outcomes.values()} == {"invalid_parameter"}
+    for protocol, outcome in outcomes.items():
+        shown = f"filter.{name}" if protocol == "grpc" else name
+        assert outcome.message == f"Invalid {shown}: must be text without NUL"
+
+
 async def test_a_usage_record_names_the_protocol_of_the_caller(front_ends: FrontEnds) -> None:
     body = assert_same(await front_ends.fetch("usage", front_ends.test)).body
     assert sorted(row["wire"] for row in body["data"]) == ["grpc"] * 2 + ["rest"] * 5

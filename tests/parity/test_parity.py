@@ -99,7 +99,7 @@ def _cases() -> list[Case]:
     both("truncated audio", SPEECH | {"text": "[[cut]] " * 40}, "provider_failed")
     both("truncated image", draw("[[cut]]"), "provider_failed")
     both("deadline before the first byte", say("[[delay:30]]"), "deadline_exceeded", timeout=0.4)
-    both("deadline in a stall", say("[[stall]]"), "deadline_exceeded", timeout=0.5)
+    both("deadline in a stall", say("[[stall]]"), "deadline_exceeded", timeout=1.5)
     for model in IMAGE_MODELS:
         both(model, draw(model=model, seed=42, num_inference_steps=4, guidance_scale=7.5))
     for form in ("png", "jpeg", "webp"):

@@ -13,8 +13,8 @@ from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.providers.base import Job
 from pomelo.providers.errors import RetryPolicy, UpstreamError
-from pomelo.testing import FaultUpstream
-from tests.providers.rig import PROMPT, make_job, read_all, run
+from pomelo.testing import FaultUpstream, Script
+from tests.providers.rig import PROMPT, Rig, check_no_secrets, make_job, read_all, run
 
 PNG, JPEG, WEBP = b"\x89PNG", b"\xff\xd8\xff", b"RIFF"
 NEVER, NEXT, SAME = RetryPolicy.NEVER, RetryPolicy.NEXT_ROUTE, RetryPolicy.SAME_ROUTE
@@ -62,6 +62,17 @@ async def failure(provider: Any, image_job: Job[Any]) -> UpstreamError:
     except UpstreamError as error:
         return error
     raise AssertionError("no failure")
+
+
+async def check_refused(
+    rig: Rig, script: Script, image_job: Job[Any], code: str, wait: int | None, retry: RetryPolicy
+) -> None:
+    """The job to whose request the vendor replies with `script` fails so; it is sent once."""
+    rig.script(script)
+    error = await failure(rig.provider, image_job)
+    assert (error.code, error.retry_after, error.retry) == (code, wait, retry)
+    check_no_secrets(error)
+    assert len(rig.requests) == 1, "it was sent twice"
 
 
 def orders(vendor: FaultUpstream) -> int:

@@ -12,17 +12,10 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import cache
-from typing import Annotated, Any, Literal, NotRequired, get_args, get_origin, get_type_hints
+from typing import Any
 from urllib.parse import parse_qsl
 
 import elevenlabs
-from anthropic.types import message_create_params as anthropic_types
-from mistralai.client import models as mistral_types
-from openai.types.chat import completion_create_params as openai_types
-from pydantic import Field, TypeAdapter
-from pydantic_core import SchemaValidator, to_json
-from typing_extensions import TypedDict
 
 from pomelo.catalog.catalog import Catalog, Limits, Model, Route
 from pomelo.catalog.pricing import Prices
@@ -41,7 +34,8 @@ from pomelo.providers.replicate import Replicate
 from pomelo.providers.together import Together
 from pomelo.tasks import TASK_TYPES
 from pomelo.testing import FaultUpstream, Received
-from tests.providers.client_names import client_names
+from tests.providers.published_bodies import check_json
+from tests.providers.published_speech import check_speech
 from tests.providers.rig import KEY, read_all
 
 REFUSALS = (AssertionError, TypeError, ValueError)
@@ -181,17 +175,9 @@ async def check(setup: Setup, case: Case, received: Received, stream: bool) -> N
     """
     _check_call(case, received, stream)
     if case.route.provider == "elevenlabs":
-        await _check_speech(setup, case, received)
+        await check_speech(setup.elevenlabs, setup.upstream, case.kind, received)
         return
-    body = client_names(case.route.provider, received.body)
-    if case.route.provider == "anthropic":
-        _check_sampling(body)
-        # What may take long is asked for as a stream and put together.
-        stream = stream or body["max_tokens"] > 21_000
-    if case.route.provider == "replicate":
-        assert body.keys() == {"input"}
-        body = body["input"]
-    _fields(case.route.provider, case.route.model, stream).validate_json(to_json(body), strict=True)
+    check_json(case.route.provider, case.route.model, received.body, stream)
 
 
 def _check_call(case: Case, received: Received, stream: bool) -> None:
@@ -210,191 +196,3 @@ def _check_call(case: Case, received: Received, stream: bool) -> None:
     if "content-type" not in call.headers:
         assert _FORM.fullmatch(ours.pop("content-type", ""))
     assert ours == call.headers
-
-
-# --- bodies of JSON
-
-
-class _FluxPro(TypedDict):
-    prompt: Annotated[str, Field(min_length=1)]
-    width: Annotated[int, Field(ge=256, le=1440, multiple_of=32)]
-    height: Annotated[int, Field(ge=256, le=1440, multiple_of=32)]
-    seed: NotRequired[int]
-    safety_tolerance: Annotated[int, Field(ge=0, le=6)]
-    output_format: Literal["jpeg", "png", "webp"]
-
-
-class _FluxDev(_FluxPro):
-    steps: NotRequired[Annotated[int, Field(ge=1, le=50)]]
-    guidance: NotRequired[Annotated[float, Field(ge=1.5, le=5)]]
-
-
-class _Together(TypedDict):
-    model: Literal["black-forest-labs/FLUX.1-schnell"]
-    prompt: Annotated[str, Field(min_length=1)]
-    width: int
-    height: int
-    steps: NotRequired[Annotated[int, Field(ge=1, le=4)]]
-    seed: NotRequired[int]
-    n: Literal[1]
-    response_format: Literal["base64", "url"]
-    output_format: Literal["jpeg", "png"]
-
-
-class _Schnell(TypedDict):
-    prompt: str
-    aspect_ratio: Literal["1:1", "16:9", "21:9", "3:2", "2:3", "4:5", "5:4", "3:4", "4:3", "9:16", "9:21"]
-    num_outputs: Annotated[int, Field(ge=1, le=4)]
-    num_inference_steps: NotRequired[Annotated[int, Field(ge=1, le=4)]]
-    seed: NotRequired[int]
-    output_format: Literal["webp", "jpg", "png"]
-    go_fast: NotRequired[bool]
-    megapixels: Literal["1", "0.25"]
-
-
-def _types(provider: str, model: str, stream: bool) -> Any:
-    if provider in ("openai", "openrouter"):
-        params: Any = openai_types
-        return params.CompletionCreateParamsStreaming if stream else params.CompletionCreateParamsNonStreaming
-    if provider == "anthropic":
-        params = anthropic_types
-        return params.MessageCreateParamsStreaming if stream else params.MessageCreateParamsNonStreaming
-    if provider == "mistral":
-        kind = "Stream" if stream else ""
-        return getattr(mistral_types, f"ChatCompletion{kind}RequestTypedDict")
-    return {
-        "flux-pro-1.1": _FluxPro,
-        "flux-dev": _FluxDev,
-        "black-forest-labs/FLUX.1-schnell": _Together,
-        "black-forest-labs/flux-schnell": _Schnell,
-    }[model]
-
-
-@cache
-def _fields(provider: str, model: str, stream: bool) -> SchemaValidator:
-    """The check of a body: each object has the published fields and no other."""
-    adapter: TypeAdapter[Any] = TypeAdapter(_types(provider, model, stream))
-    return SchemaValidator(_shut(adapter.core_schema))
-
-
-def _shut(schema: Any) -> Any:
-    """A schema in which no object takes a name that it does not declare.
-
-    What a type calls an iterable is a list in JSON; only as a list are its items looked at. A class, which
-    takes any name, is what comes in an answer; nothing that is sent may be taken for one.
-    """
-    if isinstance(schema, list | tuple):
-        return type(schema)(_shut(item) for item in schema)
-    if not isinstance(schema, dict):
-        return schema
-    if schema.get("type") == "model":
-        return {"type": "is-instance", "cls": schema["cls"], "ref": schema.get("ref")}
-    shut = {key: _shut(value) for key, value in schema.items()}
-    if shut.get("type") == "typed-dict":
-        shut["extra_behavior"] = "forbid"
-    if shut.get("type") == "generator":
-        shut["type"] = "list"
-    return shut
-
-
-def _check_sampling(body: dict[str, Any]) -> None:
-    """Takes out of a body what the version of the API that is asked for has, and that of the client's types
-    has no longer."""
-    sampling = {name: body.pop(name) for name in ("temperature", "top_p") if name in body}
-    assert len(sampling) < 2, "the vendor takes one of them"
-    assert all(type(value) is float and 0 <= value <= 1 for value in sampling.values())
-
-
-# --- ElevenLabs: its own client makes the same request of the same parameters
-
-
-async def _check_speech(setup: Setup, case: Case, received: Received) -> None:
-    files = [part.name for part in received.form or () if part.filename is not None]
-    assert files == {"speech_to_speech": ["audio"], "speech_to_text": ["file"]}.get(case.kind, [])
-    expected = await _official_request(setup, case, received)
-    # The client calls one of the two by its other name.
-    assert expected.path.replace("voice-changer", "speech-to-speech") == received.path
-    assert (expected.method, expected.query) == (received.method, received.query)
-    assert expected.body == received.body
-    if received.form is None:
-        return
-    ours, others = _parts(received), _parts(expected)
-    # The client sends some of what it was not given as null.
-    assert ours == {
-        name: value for name, value in others.items() if name in ours or value != ("text", "null")
-    }
-
-
-async def _official_request(setup: Setup, case: Case, received: Received) -> Received:
-    """Returns the request that the vendor's own client sends for the same parameters; the client accepts only
-    declared ones."""
-    api = getattr(setup.elevenlabs, case.kind)
-    ask = api.stream if received.path.endswith("/stream") else api.convert
-    types = get_type_hints(ask)
-    for name in ("voice_id", "request_options", "return"):
-        types.pop(name, None)
-    values = {name: _typed(types[name], text) for name, text in received.query.items() if _known(name, types)}
-    for name, value in (received.body or {}).items():
-        assert _known(name, types)
-        values[name] = _settings(value) if name == "voice_settings" else _strict(types[name], value)
-    for part in received.form or ():
-        assert _known(part.name, types)
-        assert part.name not in values, "it is there twice"
-        if part.filename is not None:
-            assert part.size
-            values[part.name] = (part.filename, part.head, part.content_type)
-        else:
-            values[part.name] = _typed(types[part.name], part.text or "")
-            if part.name == "voice_settings":
-                _settings(TypeAdapter(dict[str, Any]).validate_json(part.text or ""))
-    if case.kind != "speech_to_text":
-        values["voice_id"] = received.path.removesuffix("/stream").rpartition("/")[2]
-    options: Any = {"max_retries": 0}
-    asked = ask(**values, request_options=options)
-    if case.kind == "speech_to_text":
-        await asked
-    else:
-        async for _ in asked:
-            pass
-    return setup.upstream.requests[-1]
-
-
-def _parts(received: Received) -> dict[str, tuple[str, Any]]:
-    """The parts of a form: the file's name, type and beginning, and the others' texts."""
-    return {
-        part.name: ("text", part.text)
-        if part.filename is None
-        else ("file", (part.filename, part.content_type, part.head))
-        for part in received.form or ()
-    }
-
-
-def _known(name: str, types: Mapping[str, Any]) -> bool:
-    if name not in types:
-        raise TypeError(f"nothing is called {name}")
-    return True
-
-
-def _typed(kind: Any, text: str) -> Any:
-    """A text of a form or a query as the value that it stands for."""
-    return _strict(kind, TypeAdapter(kind).validate_python(text))
-
-
-def _strict(kind: Any, value: Any) -> Any:
-    if words := _words(kind):
-        assert value in words
-        return value
-    return TypeAdapter(kind).validate_python(value, strict=True)
-
-
-def _words(kind: Any) -> tuple[Any, ...]:
-    """The words that a type names; the client's types take any other, too, but only these are published."""
-    if get_origin(kind) is Literal:
-        return get_args(kind)
-    return tuple(word for inner in get_args(kind) for word in _words(inner))
-
-
-def _settings(given: dict[str, Any]) -> elevenlabs.VoiceSettings:
-    for name in given:
-        _known(name, elevenlabs.VoiceSettings.model_fields)
-    return elevenlabs.VoiceSettings.model_validate(given, strict=True)

@@ -23,8 +23,8 @@ KEY = "key-canary-2718"
 PROMPT = "my canary prompt"
 SECRETS = f"{KEY} {PROMPT} <b>body</b>"
 
-AT_ONCE = 1.0
-"""Seconds that may pass until the vendor sees that a caller has left."""
+AT_ONCE = 3.0
+"""Seconds that may pass until the vendor sees that a caller has left: fewer than until an idle connection is closed."""
 
 
 class Rig(FaultUpstream):
@@ -103,7 +103,7 @@ async def ask(method: str, url: str, **what: Any) -> tuple[int, Any]:
 
 async def check_left(received: Received, since: float) -> None:
     """The vendor saw the connection close within AT_ONCE of `since`."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await received.left.wait()
     assert received.left_at is not None
     assert received.left_at - since < AT_ONCE

@@ -27,7 +27,7 @@ from pomelo.testing.images import make_image
 from pomelo.testing.replicate_protocol import Prediction, prediction
 from tests.providers.image_rig import NEVER, NEXT, SAME, draw_image, failure, job, orders
 from tests.providers.rig import SECRETS, Rig, check_left, check_no_secrets, open_provider, open_rig, read_all
-from tests.unit.providers.test_downloads import Names
+from tests.unit.providers.names import Names
 
 NOW: dict[str, Any] = {"interval": 0.001}
 PENDING = status("Pending")
@@ -180,6 +180,8 @@ async def test_an_image_that_is_not_delivered_is_a_failure_and_not_ordered_again
         Reply(steps=(HALF, Stop.CLOSE)),
         Reply(headers={"Content-Length": "99"}, steps=(HALF, Stop.RESET)),
         Reply(headers={"Content-Length": "99"}, steps=(HALF, Stop.CLOSE)),
+        delivered(make_image()[:-1]),
+        Reply(206, {"Content-Type": "image/png"}, (make_image()[:-1],)),
         403,
         404,
     ],

@@ -8,13 +8,9 @@ from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
-import anthropic
-import mistralai.client
-import openai
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from replicate.client import Client as Replicate
 
 from pomelo.gen.v1.media_pb2 import MediaSource
 from pomelo.gen.v1.speech_pb2 import (
@@ -156,6 +152,8 @@ async def test_the_list_of_voices_is_requested_as_by_the_vendors_own_client(setu
 
 
 async def _openai(setup: Setup, received: Received) -> None:
+    import openai  # here as below, because these imports take up to two seconds
+
     async with openai.AsyncOpenAI(base_url=setup.upstream.openai_base_url, api_key=KEY) as client:
         answer: Any = await client.chat.completions.create(**received.body)
         if received.body.get("stream"):
@@ -163,6 +161,8 @@ async def _openai(setup: Setup, received: Received) -> None:
 
 
 async def _anthropic(setup: Setup, received: Received) -> None:
+    import anthropic
+
     body = dict(received.body)
     # The client asks for a later version of the API, which lacks it.
     more = {"temperature": body.pop("temperature")}
@@ -175,6 +175,8 @@ async def _anthropic(setup: Setup, received: Received) -> None:
 
 
 async def _mistral(setup: Setup, received: Received) -> None:
+    import mistralai.client
+
     body = dict(received.body)
     url = setup.upstream.mistral_base_url
     async with mistralai.client.Mistral(server_url=url, api_key=KEY) as client:
@@ -187,6 +189,8 @@ async def _mistral(setup: Setup, received: Received) -> None:
 
 
 async def _replicate(setup: Setup, received: Received) -> None:
+    from replicate.client import Client as Replicate
+
     client = Replicate(api_token=KEY, base_url=setup.upstream.replicate_base_url)
     name = "black-forest-labs/flux-schnell"
     await client.models.predictions.async_create(name, wait=True, **received.body)

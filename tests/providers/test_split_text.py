@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Stop
-from tests.providers.rig import Rig, base_url, open_provider, open_rig, read_all
+from tests.providers.rig import Rig, base_url, open_provider, read_all
 from tests.providers.text_rig import (
     ANTHROPIC,
     COMPATIBLE,
     LONG,
     MISTRAL,
     STOP,
-    VENDORS,
     Vendor,
     check_last,
     failure,
@@ -26,18 +24,6 @@ from tests.providers.text_rig import (
 
 HIGH, LOW = b"\\ud83d", b"\\ude00"
 """The halves of 😀, as JSON escapes."""
-
-
-@pytest.fixture(name="vendor", params=VENDORS, ids=lambda vendor: vendor.name)
-def _vendor(request: pytest.FixtureRequest) -> Vendor:
-    vendor: Vendor = request.param
-    return vendor
-
-
-@pytest.fixture(name="rig")
-async def _rig(vendor: Vendor) -> AsyncIterator[Rig]:
-    async with open_rig(vendor.make, vendor.server) as rig:
-        yield rig
 
 
 def refusal(vendor: Vendor, escaped: bytes) -> bytes:

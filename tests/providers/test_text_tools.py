@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from pomelo.gen.v1.text_pb2 import FinishReason, JsonSchema, TextFormat, ToolChoice
 from pomelo.testing import Call, FaultUpstream, Stop
-from tests.providers.rig import Rig, open_rig, read_all
+from tests.providers.rig import Rig, read_all
 from tests.providers.text_rig import (
     ANTHROPIC,
     LONG,
     TIME,
-    VENDORS,
     WEATHER,
     Vendor,
     check_last,
@@ -31,18 +29,6 @@ SCHEMA = (
     '{"type":"object","required":["z","a"],"properties":{"z":{"type":"integer"},"a":{"type":"string"}},'
     '"additionalProperties":false}'
 )
-
-
-@pytest.fixture(name="vendor", params=VENDORS, ids=lambda vendor: vendor.name)
-def _vendor(request: pytest.FixtureRequest) -> Vendor:
-    vendor: Vendor = request.param
-    return vendor
-
-
-@pytest.fixture(name="rig")
-async def _rig(vendor: Vendor) -> AsyncIterator[Rig]:
-    async with open_rig(vendor.make, vendor.server) as rig:
-        yield rig
 
 
 async def test_text_and_tool_calls_are_the_answer(vendor: Vendor, rig: Rig, stream: bool) -> None:

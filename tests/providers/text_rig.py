@@ -31,9 +31,25 @@ from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.chat.mistral import Mistral
 from pomelo.providers.chat.openai import OpenAI
 from pomelo.providers.http.client import Http
-from pomelo.testing import FaultUpstream, Received, anthropic_protocol, mistral_protocol, openai_protocol
+from pomelo.testing import (
+    FaultUpstream,
+    Received,
+    Reply,
+    anthropic_protocol,
+    mistral_protocol,
+    openai_protocol,
+)
 from pomelo.testing.event_checker import EventChecker
-from tests.providers.rig import PROMPT, base_url, make_job, open_provider, read_all, run
+from tests.providers.rig import (
+    PROMPT,
+    Rig,
+    base_url,
+    check_no_secrets,
+    make_job,
+    open_provider,
+    read_all,
+    run,
+)
 
 STOP = FinishReason.FINISH_REASON_STOP
 LENGTH = FinishReason.FINISH_REASON_LENGTH
@@ -234,6 +250,16 @@ async def failure(provider: Any, text_job: Job[Any]) -> tuple[PomeloError, str]:
     except PomeloError as error:
         return error, answer
     raise AssertionError(f"no failure; received {answer!r}")
+
+
+async def refusal_of(rig: Rig, reply: Reply, text_job: Job[Any]) -> PomeloError:
+    """The error of the job whose request, which is sent once, gets this reply."""
+    rig.script(reply)
+    error, answer = await failure(rig.provider, text_job)
+    assert answer == ""
+    check_no_secrets(error)
+    assert len(rig.requests) == 1, "it was sent twice"
+    return error
 
 
 def texts(answer: list[Event]) -> list[str]:

@@ -7,16 +7,17 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import anyio
 import openai
 import pytest
-from langchain_core.messages import ToolMessage
-from langchain_openai import ChatOpenAI
 from pydantic import BaseModel, SecretStr
 
 from tests.sdk.sdk import WEATHER
+
+if TYPE_CHECKING:
+    from langchain_openai import ChatOpenAI
 
 Act = Callable[[], Awaitable[None]]
 
@@ -215,11 +216,12 @@ class OpenAi(PythonClient):
 
     async def speech(self) -> str:
         made = await self._client.audio.speech.create(model=TTS, input=self.target.text, voice="alloy")
-        return made.content[:2].hex()
+        head: bytes = made.content[:2]
+        return head.hex()
 
     async def transcription(self) -> str:
         audio = ("speech.mp3", base64.b64decode(self.target.audio))
-        return (await self._client.audio.transcriptions.create(model=STT, file=audio)).text
+        return str((await self._client.audio.transcriptions.create(model=STT, file=audio)).text)
 
     async def models(self) -> list[str]:
         return [model.id async for model in self._client.models.list()]
@@ -229,6 +231,8 @@ class LangChain(PythonClient):
     """LangChain's ChatOpenAI."""
 
     def _model(self, *, key: str = "", retries: int = 0, **options: Any) -> ChatOpenAI:
+        from langchain_openai import ChatOpenAI  # a second, so only where it is used
+
         return ChatOpenAI(
             model="gpt-4",
             base_url=self.target.url,
@@ -240,7 +244,8 @@ class LangChain(PythonClient):
     async def ask(
         self, prompt: str, *, key: str = "", retries: int = 0, temperature: float | None = None
     ) -> str:
-        return (await self._model(key=key, retries=retries, temperature=temperature).ainvoke(prompt)).text
+        answer = await self._model(key=key, retries=retries, temperature=temperature).ainvoke(prompt)
+        return str(answer.text)
 
     async def read(self, prompt: str) -> AsyncIterator[str]:
         async for chunk in self._model().astream(prompt):
@@ -257,6 +262,8 @@ class LangChain(PythonClient):
         return {"whole": whole.text, "text": "".join([chunk.text async for chunk in model.astream(HELLO)])}
 
     async def tools(self) -> dict[str, Any]:
+        from langchain_core.messages import ToolMessage
+
         model = self._model().bind_tools(TOOLS)
         answer = await model.ainvoke(WEATHER_QUESTION)
         streamed: Any = None
@@ -278,7 +285,7 @@ class LangChain(PythonClient):
         return sorted(forecast.model_dump())
 
     async def vision(self, question: str) -> str:
-        return (await self._model().ainvoke(seen(self.target.pixel, question))).text
+        return str((await self._model().ainvoke(seen(self.target.pixel, question))).text)
 
 
 class LiteLlm(PythonClient):

@@ -42,11 +42,6 @@ WAV = wav_header("audio/pcm;rate=16000", 64_000) + bytes(64_000)
 app = app_fixture()
 
 
-@pytest.fixture(name="account", scope="module")
-async def _account(app: RunningApp) -> Account:
-    return await app.account()
-
-
 SCHEMAS: dict[type[BaseModel], str] = {
     ImagesResponse: "ImagesResponse",
     ImageGenCompletedEvent: "ImageGenStreamEvent",
@@ -224,11 +219,11 @@ async def test_errors_are_the_sdks_own_exceptions(
 
 async def test_a_wrong_key_is_an_authentication_error(app: RunningApp, account: Account) -> None:
     async with sdk(app, account, "rest", "test") as client:
-        stranger = client.with_options(api_key="pml_test_wrong")
+        unknown = client.with_options(api_key="pml_test_wrong")
         for call in (
-            stranger.images.generate(**IMAGE),
-            stranger.audio.speech.create(**SPEECH),
-            stranger.audio.transcriptions.create(model=STT, file=b"ID3 some audio"),
+            unknown.images.generate(**IMAGE),
+            unknown.audio.speech.create(**SPEECH),
+            unknown.audio.transcriptions.create(model=STT, file=b"ID3 some audio"),
         ):
             with pytest.raises(openai.AuthenticationError) as caught:
                 await call

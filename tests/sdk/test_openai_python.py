@@ -19,11 +19,6 @@ app = app_fixture()
 Error = TypeVar("Error", bound=openai.APIStatusError)
 
 
-@pytest.fixture(name="account", scope="module")
-async def _account(app: RunningApp) -> Account:
-    return await app.account()
-
-
 async def text_of(stream: openai.AsyncStream[Any]) -> str:
     """Returns the text of a streamed chat completion that has its end."""
     chunks = [chunk async for chunk in stream]
@@ -187,8 +182,8 @@ async def test_each_error_has_its_exception_class(app: RunningApp, protocol: str
     poor = await app.account(live=0)
     async with sdk(app, account, protocol) as client:
         create = client.chat.completions.create
-        stranger = client.with_options(api_key="pml_live_x").chat.completions
-        error: openai.APIStatusError = await raised(openai.AuthenticationError, stranger.create(**CHAT))
+        unknown = client.with_options(api_key="pml_live_x").chat.completions
+        error: openai.APIStatusError = await raised(openai.AuthenticationError, unknown.create(**CHAT))
         assert (error.code, error.status_code) == ("invalid_api_key", 401)
         error = await raised(openai.BadRequestError, create(**{**CHAT, "model": "gpt-99"}))
         assert (error.code, error.param) == ("unsupported_model", "model")

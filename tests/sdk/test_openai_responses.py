@@ -14,11 +14,6 @@ from tests.sdk.sdk import CALLERS, PNG, sdk
 app = app_fixture()
 
 
-@pytest.fixture(name="account", scope="module")
-async def _account(app: RunningApp) -> Account:
-    return await app.account()
-
-
 @CALLERS
 async def test_a_response_is_the_same_whole_and_streamed(
     app: RunningApp, account: Account, protocol: str, mode: str
@@ -78,7 +73,7 @@ async def test_an_output_that_reaches_its_limit_is_incomplete(
             events = [event async for event in stream]
         finally:
             app.upstream.default = None
-    assert (whole.status, whole.output[0].status) == ("incomplete", "incomplete")  # type: ignore[union-attr]
+    assert (whole.status, whole.output[0].status) == ("incomplete", "incomplete")
     assert whole.incomplete_details is not None
     assert whole.incomplete_details.reason == "max_output_tokens"
     assert events[-1].type == "response.incomplete"
@@ -161,10 +156,7 @@ async def test_what_can_not_be_met_is_refused_by_its_name(
 ) -> None:
     async with sdk(app, account) as client:
         with pytest.raises(openai.BadRequestError) as caught:
-            await client.responses.create(
-                **{"model": "gpt-4", "input": "Hi"},
-                extra_body=fields,  # type: ignore[call-overload]
-            )
+            await client.responses.create(**{"model": "gpt-4", "input": "Hi"}, extra_body=fields)
     assert caught.value.param == param
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-import pytest
 from pydantic import BaseModel
 
 from tests.app import Account, RunningApp, app_fixture
@@ -24,11 +23,6 @@ class Forecast(BaseModel):
 
     city: str
     sky: Literal["clear", "cloudy"]
-
-
-@pytest.fixture(name="account", scope="module")
-async def _account(app: RunningApp) -> Account:
-    return await app.account()
 
 
 @CALLERS

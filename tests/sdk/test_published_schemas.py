@@ -5,19 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
-
 from tests.app import Account, RunningApp, app_fixture
 from tests.sdk import published
 from tests.sdk.sdk import CALLERS, CHAT
 
 app = app_fixture()
 HI: dict[str, Any] = {"model": "gpt-4", "input": "Hello there", "instructions": "Be brief."}
-
-
-@pytest.fixture(name="account", scope="module")
-async def _account(app: RunningApp) -> Account:
-    return await app.account()
 
 
 async def ask(app: RunningApp, protocol: str, key: str, path: str, body: Any = None) -> str:

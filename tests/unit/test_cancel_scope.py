@@ -27,49 +27,50 @@ async def run(scope: CancelScope, begin: Callable[[], None], then: BaseException
     with scope:
         begin()
         try:
-            await asyncio.sleep(10)
+            await asyncio.sleep(60)
         except asyncio.CancelledError:
             if then is not None:
                 raise then from None
             raise
 
 
-async def ends_after(scope: CancelScope, begin: Callable[[], None] = lambda: None) -> float:
-    """Returns the seconds after which the scope has ended a body that waits for ever."""
-    start = now().time()
+async def end_of(scope: CancelScope, begin: Callable[[], None] = lambda: None) -> float:
+    """Returns the time at which the scope has ended a body that waits for ever."""
     with pytest.raises(TimeoutError):
         await run(scope, begin)
     assert scope.expired
-    return now().time() - start
+    return now().time()
 
 
 async def test_a_body_ends_at_its_time_and_its_task_goes_on() -> None:
-    assert 0.08 < await ends_after(CancelScope(now().time() + 0.1)) < 2
+    start = now().time()
+    assert 0.08 < await end_of(CancelScope(start + 0.1)) - start < 20
     assert not current_task().cancelling()
     await asyncio.sleep(0)
 
 
 async def test_a_body_that_is_late_already_ends_when_it_waits() -> None:
-    assert await ends_after(CancelScope(now().time() - 5)) < 2
+    start = now().time()
+    assert await end_of(CancelScope(start - 5)) - start < 20
 
 
-@pytest.mark.parametrize("first", [math.inf, 0.02, 5.0])
+@pytest.mark.parametrize("first", [math.inf, 0.02, 50.0])
 async def test_the_last_time_counts_whether_it_is_earlier_or_later(first: float) -> None:
     start = now().time()
     scope = CancelScope(start + first)
 
     def move() -> None:
-        for seconds in (4.0, 0.05, 3.0, 0.1):
+        for seconds in (40.0, 0.05, 30.0, 0.1):
             scope.reschedule(start + seconds)
 
-    assert 0.08 < await ends_after(scope, move) < 2
+    assert 0.08 < await end_of(scope, move) - start < 20
 
 
 async def test_a_time_that_was_moved_away_ends_nothing() -> None:
     start = now().time()
     scope = CancelScope(start + 0.05)
     with scope:
-        scope.reschedule(start + 5)
+        scope.reschedule(start + 60)
         await asyncio.sleep(0.1)
     assert not scope.expired
 
@@ -87,12 +88,12 @@ async def test_a_body_without_a_time_is_not_ended() -> None:
 
 
 async def test_a_body_that_ended_is_not_cancelled_later() -> None:
-    scope = CancelScope(now().time() + 0.04)
+    scope = CancelScope(now().time() + 0.8)
     with scope:
-        scope.reschedule(now().time() + 0.02)
+        scope.reschedule(now().time() + 0.4)
         await asyncio.sleep(0)
     scope.reschedule(-1)
-    await asyncio.sleep(0.08)
+    await asyncio.sleep(0.9)
     assert not scope.expired
 
 
@@ -108,7 +109,7 @@ async def test_a_body_that_ends_slowly_is_not_cancelled_again() -> None:
     async def end_slowly() -> None:
         with scope:
             try:
-                await asyncio.sleep(10)
+                await asyncio.sleep(60)
             finally:
                 scope.reschedule(-1)
                 await iterations(10)
@@ -121,7 +122,7 @@ async def test_a_body_that_ends_slowly_is_not_cancelled_again() -> None:
     assert ended
 
 
-@pytest.mark.parametrize("seconds", [-5, 10])
+@pytest.mark.parametrize("seconds", [-5, 60])
 async def test_the_cancellation_of_the_task_is_no_timeout(seconds: float) -> None:
     def cancel() -> None:  # in the iteration in which a late scope ends its body
         now().call_soon(task.cancel)
@@ -137,7 +138,7 @@ async def test_the_cancellation_of_the_task_is_no_timeout(seconds: float) -> Non
 async def test_a_deadline_cancels_the_task_and_leaving_undoes_it() -> None:
     scope = CancelScope(now().time() + 0.001).start()
     with pytest.raises(asyncio.CancelledError) as raised:
-        await asyncio.sleep(10)
+        await asyncio.sleep(60)
     assert scope.expired
     assert scope.ended_by(raised.value)
     assert current_task().cancelling() == 0
@@ -147,7 +148,7 @@ async def test_a_deadline_cancels_the_task_and_leaving_undoes_it() -> None:
 async def test_a_past_deadline_cancels_at_the_next_wait() -> None:
     scope = CancelScope(now().time() - 1).start()
     with pytest.raises(asyncio.CancelledError) as raised:
-        await asyncio.sleep(10)
+        await asyncio.sleep(60)
     assert scope.ended_by(raised.value)
 
 
@@ -190,7 +191,7 @@ async def test_a_cancellation_from_outside_is_not_the_scopes() -> None:
         try:
             if expires:
                 scope.expire()
-            await asyncio.sleep(10)
+            await asyncio.sleep(60)
         except asyncio.CancelledError as error:
             ended.append(scope.ended_by(error))
             raise

@@ -63,7 +63,7 @@ async def test_a_new_call_is_refused_and_a_running_one_completes() -> None:
     with refused("shutting_down"):
         async with draining.counted_context(numbers)(2):
             pytest.fail("it was opened")
-    await asyncio.wait_for(draining.idle(), 5)
+    await asyncio.wait_for(draining.idle(), 20)
     assert await running == 1
 
 
@@ -75,7 +75,7 @@ async def test_a_stop_ends_running_calls_with_shutting_down() -> None:
     draining.stop()
     with refused("shutting_down"):
         await running
-    await asyncio.wait_for(idle, 5)
+    await asyncio.wait_for(idle, 20)
 
 
 async def test_a_stop_ends_the_body_of_an_open_context() -> None:
@@ -175,7 +175,7 @@ async def test_a_stop_refuses_new_calls_and_may_be_repeated_while_a_call_ends() 
             await asyncio.Event().wait()
         finally:
             ending.set()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 await end.wait()
 
     running = asyncio.create_task(draining.counted(end_slowly)())
@@ -202,5 +202,5 @@ async def test_idle_waits_for_a_call_that_begins_as_the_last_one_ends() -> None:
         await stack.enter_async_context(draining.counted_context(inner.stream)())
         await iterations(2)
         assert not idle.done()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await idle

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,15 @@ def test_fingerprints_are_the_same_in_every_process(tmp_path: Path, seed: str) -
 def test_equal_sets_and_mappings_have_equal_fingerprints() -> None:
     assert fingerprint({"a": frozenset("xyz"), "b": (1, 2)}) == fingerprint({"b": [1, 2], "a": set("zyx")})
     assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def test_what_does_not_count_for_equality_does_not_count_for_a_fingerprint() -> None:
+    @dataclass
+    class Entry:
+        name: str
+        opened: object = field(default_factory=object, compare=False)
+
+    assert fingerprint(Entry("a")) == fingerprint(Entry("a")) != fingerprint(Entry("b"))
 
 
 class Others:

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import ssl
 import time
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,23 @@ from pydantic import ByteSize
 
 from pomelo.addresses import split_address
 from pomelo.app import open_app, open_gateway
+from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+from pomelo.gen.v1.account_service_pb2 import ModelSet
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
+from pomelo.gen.v1.usage_pb2 import Mode
 from pomelo.reload import GatewayReloader
 from pomelo.settings import Settings
+from pomelo.stores.fleet import Fleet, Process
+from pomelo.stores.redis import open_redis
 from pomelo.telemetry.metrics import Metrics
 from pomelo.telemetry.readiness import Readiness
 from tests.calls import bearer, call_of
 from tests.certificates import make_certificate
+from tests.redis_server import RedisServer
+from tests.tasks import to_task
+from tests.unit.catalog.entries import entry
 
 HELLO = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
 
@@ -124,6 +134,63 @@ async def test_a_reload_replaces_the_certificate_of_both_front_ends_and_keeps_it
         assert await presented() == {files["tls_cert"].read_text()}
 
 
+async def test_a_reload_reaches_all_that_know_plans_models_and_providers(tmp_path: Path) -> None:
+    metrics, catalog = Metrics(), tmp_path / "catalog.toml"
+    catalog.write_text(entry("mine", "text").replace('"p"', '"openai"'))
+    own = settings(tmp_path, rest="", grpc="")
+    changes = {"catalog": catalog, "plans": {"seven": {"requests_per_minute": 7}}, "openai_api_key": "x"}
+    new = settings(tmp_path, rest="", grpc="", **changes)
+    async with open_app(own, metrics=metrics) as app:
+        await app.reload(lambda: new)
+        operator, services = app.operator, app.services
+        await operator.set_account_plan(pb.SetAccountPlanRequest(account_id="default", plan="seven"))
+        assert (await operator.get_server(pb.GetServerRequest())).providers == ["openai"]
+        keys = {}
+        for mode in (Mode.MODE_TEST, Mode.MODE_LIVE):
+            request = pb.CreateKeyRequest(mode=mode, models=ModelSet(models=["mine"]))
+            keys[mode] = (await operator.create_key(request)).secret
+            listed = await services.models.list_models(ListModelsRequest(), call_of(keys[mode]))
+            assert [(model.id, model.available) for model in listed.models] == [("mine", True)]
+        call = call_of(keys[Mode.MODE_TEST])
+        await services.tasks.run_task(to_task(HELLO | {"model": "mine"}), TaskOptions(), call)
+        assert call.response_headers["X-RateLimit-Limit"] == "7"
+        call = call_of(keys[Mode.MODE_TEST])
+        assert (await services.accounts.get_account(call)).limits.requests_per_minute == 7
+        assert call.response_headers["X-RateLimit-Limit"] == "7"
+        assert dict(metrics.tasks.values) == {("rest", "test", "text", "mine", "sandbox", "ok"): 1}
+
+
+async def test_a_reload_is_shown_to_the_other_processes_of_the_store(tmp_path: Path) -> None:
+    with RedisServer() as redis:
+        own = settings(tmp_path, rest="", grpc="", store=redis.url)
+        new = own.model_copy(update={"plans": settings(tmp_path, plans={"new": {}}).plans})
+        other = Process("another machine", 0.0, 0.0, {})
+        async with (
+            open_app(own) as app,
+            open_redis(redis.url, f"sqlite:{tmp_path / 'other.db'}") as store,
+        ):
+            assert isinstance(store, Fleet)
+            (before,) = await store.register(other)
+            await app.reload(lambda: new)
+            (after,) = await store.register(other)
+            assert {name for name in after.facts if after.facts[name] != before.facts[name]} == {"plans"}
+
+
+async def test_only_the_first_worker_says_that_another_machine_differs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with RedisServer() as redis:
+        own = settings(tmp_path, rest="", grpc="", store=redis.url)
+        async with open_redis(redis.url, f"sqlite:{tmp_path / 'other.db'}") as store:
+            assert isinstance(store, Fleet)
+            await store.register(Process("another machine", 0.0, 0.0, {"plans": "others"}))
+            for worker, lines in ((None, 1), (0, 1), (1, 0)):
+                caplog.clear()
+                async with open_app(own, worker=worker):
+                    pass
+                assert caplog.text.count("another machine differ in: plans") == lines
+
+
 async def test_a_front_end_without_an_address_is_not_served(tmp_path: Path) -> None:
     readiness, now = Readiness("store_unavailable"), time.time()
     own = settings(tmp_path, rest="", grpc="")
@@ -143,7 +210,7 @@ async def test_a_gateway_serves_what_a_server_elsewhere_answers(
     context = ssl.create_default_context(cafile=certificate["tls_cert"]) if secure else True
     gateway = settings(tmp_path / "gateway", max_connections=55, **secret, **tls)
     async with (
-        open_app(settings(tmp_path, rest="", **secret)) as app,
+        open_app(settings(tmp_path, rest="", inline_limit=ByteSize(1_000), **secret)) as app,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as http,
     ):
         assert app.grpc is not None
@@ -156,13 +223,17 @@ async def test_a_gateway_serves_what_a_server_elsewhere_answers(
                 assert answer.status == 200
             async with http.get(f"{url}/api/v1/models", headers=headers) as answer:
                 assert answer.status == 200
+            # To a server without its secret, the gateway passes no audio inline: its limit may be any.
+            speech = {"model": "eleven-labs-stt", "audio": b64encode(b"ID3" + bytes(5_000)).decode()}
+            async with http.post(f"{url}/api/v1/task", json=speech, headers=headers) as answer:
+                assert answer.status == 200
             assert readings(metrics)["connections_limit"] == {("rest",): 55}
             assert readings(metrics)["calls_in_flight"] == {(): 0}
-        (record,) = (await app.store.list_usage(_all(), limit=9))[0]
+        records = (await app.store.list_usage(_all(), limit=9))[0]
         # A server recognises a gateway that has its secret.
-        assert record.wire == ("rest" if secure else "grpc")
+        assert [record.wire for record in records] == ["rest" if secure else "grpc"] * 2
     assert ("can't recognise this gateway" in caplog.text) != secure
-    assert metrics.calls.values["rest", "ok"] == 2
+    assert metrics.calls.values["rest", "ok"] == 3
 
 
 def _all() -> Any:

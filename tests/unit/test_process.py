@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import subprocess
@@ -13,10 +14,41 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.logs import UnexpectedErrors
-from pomelo.process import is_cancelled, periodically, uncancel
+from pomelo.process import is_cancelled, periodically, shielded, uncancel
 from tests.unit.loop import iterations
 
 log = logging.getLogger("tests.periodic")
+
+
+@pytest.mark.parametrize("waits", [0, 1])
+async def test_a_shielded_future_outlives_the_caller_and_its_error_is_not_logged(
+    waits: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    future = asyncio.get_running_loop().create_future()
+    left = asyncio.create_task(shielded(future))
+    others = [asyncio.create_task(shielded(future)) for _ in range(waits)]
+    await asyncio.sleep(0)
+    left.cancel()
+    await asyncio.wait([left])
+    assert left.cancelled()
+    assert not future.done()
+    future.set_exception(KeyError("late"))
+    for other in others:
+        with pytest.raises(KeyError, match="late"):
+            await other
+    await asyncio.sleep(0)
+    del future, left, others
+    gc.collect()
+    assert not caplog.records
+
+
+async def test_a_shielded_future_that_is_done_costs_no_turn_of_the_loop() -> None:
+    future = asyncio.get_running_loop().create_future()
+    future.set_result(3)
+    with pytest.raises(StopIteration) as done:
+        shielded(future).send(None)
+    assert done.value.value == 3
+
 
 PROGRAM = """
 import json, resource, sys
@@ -45,7 +77,7 @@ async def test_no_exception_ends_periodic_work(
         task = asyncio.create_task(
             periodically(work, 0.001, "It failed", UnexpectedErrors(log), immediately=immediately)
         )
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             for _ in range(5):
                 await rounds.acquire()
         task.cancel()

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from packaging.markers import Marker
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from deploy.export import BUILD, FILES, PROJECT, ROOT, Selection, export
 
@@ -43,6 +44,10 @@ def pinned(name: str) -> list[tuple[Requirement, set[str]]]:
 def test_the_files_are_generated_from_the_lock_file(name: str) -> None:
     written = (ROOT / "deploy" / name).read_text()
     assert written == export(LOCK, FILES[name]), "run: make lock"
+
+
+def test_every_python_gets_the_versions_that_are_tested() -> None:
+    assert len({name for name, _ in PACKAGES}) == len(PACKAGES)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -106,7 +111,11 @@ def test_the_lock_is_of_what_the_project_asks_for() -> None:
 
     def kept(entries: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
         return {
-            (e["name"], e.get("specifier", ""), ",".join(sorted(e.get("extras", e.get("extra", ())))))
+            (
+                e["name"],
+                str(SpecifierSet(e.get("specifier", ""))),
+                ",".join(sorted(e.get("extras", e.get("extra", ())))),
+            )
             for e in entries
             if "extra ==" not in e.get("marker", "")
         }

@@ -159,6 +159,16 @@ def test_a_folder_that_can_not_be_read_has_no_shared_secret(tmp_path: Path) -> N
         Settings(data=too_long).root_secret()
 
 
+@pytest.mark.parametrize("name", ["secret", "secret-check"])
+def test_the_error_for_a_file_that_can_not_be_read_names_it(tmp_path: Path, name: str) -> None:
+    data = tmp_path / "data"
+    Settings(data=data).root_secret()
+    (data / name).unlink()
+    (data / name).mkdir(mode=0o700)
+    with pytest.raises(SettingsError, match=rf"POMELO_DATA: .*/data/{name} can't be used: Is a directory"):
+        Settings(data=data).root_secret()
+
+
 def test_a_shared_secret_that_others_can_read_is_refused(tmp_path: Path) -> None:
     Settings(data=tmp_path).root_secret()
     (tmp_path / "secret").chmod(0o644)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import ValidationError
@@ -174,8 +175,15 @@ def test_the_config_option_overrides_pomelo_config(tmp_path: Path) -> None:
 
 
 def test_paths_in_a_file_are_relative_to_its_folder(config: Path) -> None:
+    fields = Settings.model_fields.items()
+    names = [name for name, field in fields if Path in (field.annotation, *get_args(field.annotation))]
+    assert {"data", "catalog", "tls_client_ca"} < {*names}
+    for name in names:
+        (config.parent / f"{name}.file").touch()
+    config.write_text("".join([f'{name} = "{name}.file"\n' for name in names]))
+    settings = load(config, {})
+    assert [getattr(settings, name) for name in names] == [config.parent / f"{name}.file" for name in names]
     config.write_text('data = "here"\n')
-    assert load(config, {}).data == config.parent / "here"
     assert load(config, {"POMELO_DATA": "there"}).data == Path("there")
 
 
@@ -193,6 +201,8 @@ def test_the_error_for_an_unknown_variable_suggests_a_similar_one() -> None:
 def test_the_error_for_an_unknown_key_suggests_a_similar_one(config: Path) -> None:
     config.write_text('gprc = ""\n')
     assert "unknown key 'gprc'. Did you mean grpc?" in load_error({}, config)
+    config.write_text('POMELO_REST = ""\n')
+    assert "unknown key 'POMELO_REST'. Did you mean rest?" in load_error({}, config)
 
 
 def test_the_variables_of_the_command_line_are_accepted() -> None:
@@ -231,6 +241,24 @@ def test_an_empty_variable_turns_a_server_off_and_counts_as_absent_otherwise() -
 )
 def test_the_error_for_a_wrong_value_is_one_line_with_the_variable(name: str, value: str) -> None:
     assert load_error({f"POMELO_{name}": value}).startswith(f"POMELO_{name}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("PAGE", "perhaps", "must be 1 or 0"),
+        ("JSON_LIMIT", "much", "must be a number of bytes, such as 8388608 or 8MiB"),
+        ("JSON_LIMIT", "8 miles", "must be a number of bytes, such as 8388608 or 8MiB"),
+        ("JSON_LIMIT", "1GiB", "must be less than or equal to 536870912"),
+        ("GRACE", "long", "must be a number"),
+        ("GRACE", "-1", "must be greater than or equal to 0"),
+        ("WORKERS", "two", "must be a whole number"),
+        ("WORKERS", "9" * 5000, "must be a whole number with fewer digits"),
+        ("LOG_LEVEL", "loud", "must be 'debug', 'info', 'warning' or 'error'"),
+    ],
+)
+def test_the_error_for_a_wrong_value_says_what_it_must_be(name: str, value: str, expected: str) -> None:
+    assert load_error({f"POMELO_{name}": value}) == f"POMELO_{name}: {expected}"
 
 
 def test_alerts_may_have_several_receivers_and_secrets() -> None:

@@ -136,6 +136,12 @@ def test_a_retry_policy_receives_the_delay_or_that_a_retry_is_pointless(code: st
         assert metadata == {"grpc-retry-pushback-ms": "-1"}
 
 
+def test_a_retry_of_a_request_that_alone_exceeds_a_limit_is_pointless_at_both_ends() -> None:
+    error = PomeloError("token_limit_exceeded", retry_after=60, values={"limit": 1_000, "requested": 1_001})
+    for each in (error, travel(error)):
+        assert dict(retry_metadata(each)) == {"retry-after": "60", "grpc-retry-pushback-ms": "-1"}
+
+
 @given(
     message=st.text(max_size=250),
     field=st.none() | st.text(max_size=30),

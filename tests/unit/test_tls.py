@@ -11,7 +11,7 @@ import pytest
 from pomelo.configuration import find_certificate
 from pomelo.reload import GatewayReloader, merge
 from pomelo.settings import Settings, SettingsError
-from pomelo.tls import ReplaceableContext, read_certificate
+from pomelo.tls import ReplaceableContext, default_context, read_certificate
 from tests.certificates import make_certificate
 
 
@@ -22,6 +22,10 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("first", "second"):
         make_certificate(folder, name, name)
     return folder
+
+
+def test_an_authority_needs_no_extensions_on_any_python() -> None:
+    assert not default_context().verify_flags & ssl.VERIFY_X509_STRICT
 
 
 def presented(context: ssl.SSLContext, server_name: str | None = None) -> bytes:
@@ -90,6 +94,20 @@ def test_files_that_do_not_go_together_are_named(folder: Path, tmp_path: Path) -
         find_certificate(settings)
 
 
+def test_files_that_change_while_they_are_read_are_not_used(folder: Path) -> None:
+    class Replaced(type(folder)):  # type: ignore[misc]
+        """Another file each time that it is read."""
+
+        reads = 0
+
+        def read_bytes(self) -> bytes:
+            Replaced.reads += 1
+            return b"\n" * Replaced.reads + bytes(super().read_bytes())
+
+    with pytest.raises(ValueError, match="POMELO_TLS_CERT: the files change while they are read"):
+        read_certificate(Replaced(folder / "first.pem"), folder / "first.key", None)
+
+
 async def test_a_gateway_gets_a_new_certificate_and_keeps_the_old_one_if_it_is_wrong(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -108,11 +126,12 @@ async def test_a_gateway_gets_a_new_certificate_and_keeps_the_old_one_if_it_is_w
     use("second")
     await reloader.reload(lambda: settings.model_copy(update={"grace": 5.0}))
     assert presented(reloader.tls.context) == der(folder / "second.pem")
+    await reloader.reload(lambda: settings)
     pem.write_text("nothing")
     await reloader.reload(lambda: settings)
     assert presented(reloader.tls.context) == der(folder / "second.pem")
-    first, second, fixed, refusal = caplog.messages
-    assert first == "The configuration was reloaded: nothing has changed"
+    first, second, fixed, third, refusal = caplog.messages
+    assert first == third == "The configuration was reloaded: nothing has changed"
     assert second.startswith("The configuration was reloaded: ")
     assert "certificate" in second
     assert fixed == "Restart to apply POMELO_GRACE"

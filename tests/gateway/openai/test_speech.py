@@ -123,7 +123,7 @@ async def test_audio_is_sent_as_it_arrives_and_not_stored(gateway: GatewayApp) -
     before = set(gateway.media.folder.iterdir())
     go_on = asyncio.Event()
     gateway.provider.script = play(audio(b"ID3 first"), go_on.wait, audio(b"second"))
-    async with asyncio.timeout(10), post(gateway, PATH, HI) as response:
+    async with asyncio.timeout(20), post(gateway, PATH, HI) as response:
         assert await response.content.readexactly(9) == b"ID3 first"
         go_on.set()
         assert await response.read() == b"second"

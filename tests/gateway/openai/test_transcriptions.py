@@ -61,6 +61,13 @@ async def test_parameters_become_the_fields_of_a_task(gateway: GatewayApp, first
     assert gateway.provider.audio.path is not None, "it was stored as it arrived"
 
 
+async def test_an_empty_language_and_stream_of_null_are_left_out(gateway: GatewayApp) -> None:
+    fields = (("language", ""), ("stream", "null"), ("response_format", "verbose_json"))
+    async with transcribe(gateway, *fields) as response:
+        assert response.status == 200
+    assert not gateway.provider.jobs[-1].input.language_code
+
+
 async def test_the_transcript_may_be_plain_text_or_captions(gateway: GatewayApp) -> None:
     cues = "00:00:00{0}000 --> 00:00:01{0}000\nHi there.\n\n", "00:00:01{0}500 --> 00:00:02{0}000\nHello!\n\n"
     for response_format, content_type, body in (
@@ -216,7 +223,7 @@ async def test_a_stream_that_fails_after_a_comment_ends_with_the_error(open_gate
         gateway.provider.script = play(
             proceed.wait, PomeloError("invalid_parameter", "audio?", field="audio")
         )
-        async with asyncio.timeout(10), transcribe(gateway, ("stream", "true")) as response:
+        async with asyncio.timeout(20), transcribe(gateway, ("stream", "true")) as response:
             assert await response.content.readuntil(b"\n\n") == b": keep-alive\n\n"
             proceed.set()
             body: Any = await response.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import aclosing
 from hashlib import sha256
 from typing import Any
@@ -358,3 +359,33 @@ async def test_an_event_without_what_it_must_have_fails(rig: Rig, broken: bytes)
 async def test_a_stream_that_ends_after_its_stop_reason_alone_fails(rig: Rig) -> None:
     rig.script(Reply(steps=(START, words("Hi"), END)))
     assert (await failure(rig.provider, ANTHROPIC.job(stream=True)))[0].code == "provider_failed"
+
+
+async def test_blocks_of_unknown_types_are_skipped(rig: Rig, stream: bool) -> None:
+    def block(index: int, content: dict[str, Any], *deltas: dict[str, Any]) -> tuple[bytes, ...]:
+        return (
+            event("content_block_start", index=index, content_block=content),
+            *[event("content_block_delta", index=index, delta=each) for each in deltas],
+            event("content_block_stop", index=index),
+        )
+
+    searched = {"type": "server_tool_use", "id": "s", "name": "web_search", "input": {"query": "x"}}
+    noted = {"type": "note", "text": "not this"}
+    if stream:
+        steps = (
+            START,
+            *block(0, searched | {"input": {}}, {"type": "input_json_delta", "partial_json": "{"}),
+            *block(1, {"type": "text", "text": ""}, {"type": "text_delta", "text": "Hi"}),
+            *block(2, noted, {"type": "text_delta", "text": "nor this"}, {"type": "note_delta", "note": "x"}),
+            *block(3, {"type": "text", "text": "!"}, {"type": "citations_delta", "citation": {}}),
+            END + OVER,
+        )
+        rig.script(Reply(headers={"Content-Type": "text/event-stream"}, steps=steps))
+    else:
+        content = [searched, {"type": "text", "text": "Hi"}, noted, {"type": "text", "text": "!"}]
+        usage = {"input_tokens": 9, "output_tokens": 7}
+        body = {"content": content, "stop_reason": "end_turn", "usage": usage}
+        rig.script(Reply(steps=(json.dumps(body).encode(),)))
+    answer = await read_all(rig.provider, ANTHROPIC.job(stream=stream))
+    assert text(answer) == "Hi!"
+    check_last(answer, 9, 7, STOP)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import anthropic
 import pytest
 
 from pomelo.testing import Call, FaultUpstream, Stop
 from pomelo.testing.anthropic_protocol import Answer, error_event, error_reply
 from tests.providers.rig import KEY, ask
+
+if TYPE_CHECKING:
+    import anthropic
 
 GOOD: dict[str, Any] = {
     "model": "claude-haiku-4-5",
@@ -21,6 +23,8 @@ GOOD: dict[str, Any] = {
 
 @pytest.fixture(name="client")
 async def _client(upstream: FaultUpstream) -> AsyncIterator[anthropic.AsyncAnthropic]:
+    import anthropic  # takes nearly two seconds, so not with this module
+
     async with anthropic.AsyncAnthropic(
         base_url=upstream.anthropic_base_url, api_key=KEY, max_retries=0
     ) as client:
@@ -56,6 +60,8 @@ async def test_the_official_client_reads_a_stream(
 async def test_the_official_client_sees_refusals_of_the_vendor(
     upstream: FaultUpstream, client: anthropic.AsyncAnthropic
 ) -> None:
+    import anthropic
+
     upstream.script(error_reply(429, "rate_limit_error"), error_reply(529, "overloaded_error"))
     with pytest.raises(anthropic.RateLimitError) as limited:
         await client.messages.create(**GOOD)
@@ -72,6 +78,8 @@ async def test_the_official_client_sees_refusals_of_the_vendor(
 async def test_the_official_client_sees_an_error_within_a_stream(
     upstream: FaultUpstream, client: anthropic.AsyncAnthropic
 ) -> None:
+    import anthropic
+
     upstream.script(Answer("one two", at={1: (error_event(), Stop.END)}))
     stream = await client.messages.create(**GOOD, stream=True)
     with pytest.raises(anthropic.APIStatusError, match="overloaded_error"):

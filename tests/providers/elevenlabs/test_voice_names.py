@@ -11,6 +11,7 @@ from pomelo.providers.elevenlabs import elevenlabs
 from pomelo.providers.elevenlabs.voices import DEFAULTS
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Speech, Stop, VoiceList
 from pomelo.testing.elevenlabs_protocol import error_reply
+from pomelo.testing.reply import json_reply
 from tests.providers.elevenlabs.rig import failure, job, read_audio, say
 from tests.providers.rig import Rig
 
@@ -98,6 +99,35 @@ async def test_a_page_without_a_further_one_is_the_last_whatever_its_token(rig: 
     rig.default = lambda received: page if _lists(received) else Speech()(received)
     await read_audio(rig.provider, speak("otto"))
     assert lists(rig) == 1
+
+
+def answer_lists(rig: Rig, body: Any) -> None:
+    """Answers requests for the list of voices with a body."""
+    rig.unscripted = None
+    rig.default = lambda received: json_reply(body) if _lists(received) else Speech()(received)
+
+
+@pytest.mark.parametrize(
+    "odd", [None, 7, [], {"name": "Otto"}, {"voice_id": "C" * 20}, {"name": "Otto", "voice_id": None}]
+)
+async def test_a_voice_without_a_name_or_an_id_spoils_no_other(rig: Rig, odd: Any) -> None:
+    answer_lists(rig, {"voices": [odd, {"name": "Otto", "voice_id": "B" * 20}, odd], "has_more": False})
+    await read_audio(rig.provider, speak("otto"))
+    assert rig.requests[-1].path.endswith("B" * 20)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(None, [], {}),
+        *({"voices": voices} for voices in (None, "x", {"name": "Otto"}, [{"name": "Otto"}])),
+        *({"voices": [], "has_more": True, "next_page_token": token} for token in (7, ["1"])),
+    ],
+)
+async def test_a_list_of_another_shape_is_not_the_callers_mistake(rig: Rig, body: Any) -> None:
+    answer_lists(rig, body)
+    error, _ = await failure(rig.provider, speak("otto"))
+    assert (error.code, lists(rig)) == ("provider_failed", 1)
 
 
 async def test_a_list_that_does_not_arrive_in_time_is_unavailable(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -22,7 +21,7 @@ from pomelo.providers.base import fit_job
 from pomelo.testing import FaultUpstream, Reply
 from pomelo.testing.mistral_protocol import chunk, error_reply, fields_reply
 from pomelo.testing.text_answer import DONE
-from tests.providers.rig import Rig, open_rig, read_all
+from tests.providers.rig import Rig, read_all
 from tests.providers.text_rig import (
     MISTRAL,
     TIME,
@@ -38,12 +37,6 @@ from tests.providers.text_rig import (
 )
 
 SMALL = Catalog.load().models["mixtral-8x7b"].routes[0]
-
-
-@pytest.fixture(name="rig")
-async def _rig() -> AsyncIterator[Rig]:
-    async with open_rig(MISTRAL.make, "mistral") as rig:
-        yield rig
 
 
 async def test_a_request_with_tools_is_exactly_this(upstream: FaultUpstream) -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from mistralai.client import Mistral
-from mistralai.client.errors import HTTPValidationError, SDKError
 
 from pomelo.testing import Call, FaultUpstream
 from pomelo.testing.mistral_protocol import Answer, error_reply
 from tests.providers.rig import KEY, ask
+
+if TYPE_CHECKING:
+    from mistralai.client import Mistral
 
 GOOD: dict[str, Any] = {"model": "mistral-small-latest", "messages": [{"role": "user", "content": "Hi"}]}
 
 
 @pytest.fixture(name="client")
 async def _client(upstream: FaultUpstream) -> AsyncIterator[Mistral]:
+    from mistralai.client import Mistral  # takes half a second, so not with this module
+
     async with Mistral(server_url=upstream.mistral_base_url, api_key=KEY) as client:
         yield client
 
@@ -65,6 +68,9 @@ async def test_the_official_client_reads_a_stream(
 async def test_the_official_client_sees_refusals_of_the_vendor(
     upstream: FaultUpstream, client: Mistral
 ) -> None:
+    from mistralai.client import Mistral
+    from mistralai.client.errors import HTTPValidationError, SDKError
+
     upstream.script(error_reply(429, "rate_limited", "1300"))
     with pytest.raises(SDKError) as limited:
         await client.chat.complete_async(**GOOD)

@@ -260,7 +260,7 @@ async def test_the_sum_is_our_own(rig: Rig) -> None:
 async def test_a_vendor_that_does_not_close_a_finished_stream_delays_no_caller(rig: Rig) -> None:
     steps = (chunk({"content": "Hi"}), chunk({}, finish_reason="stop", usage=USAGE), b"data: [DONE]\n\n")
     rig.script(Reply(steps=(*steps, Gate())))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         check_last(await read_all(rig.provider, OPENAI.job(stream=True)), 9, 7, STOP)
         await rig.requests[0].left.wait()
 
@@ -271,3 +271,59 @@ async def test_a_stream_cut_after_its_end_marker_is_complete(rig: Rig) -> None:
     answer = await read_all(rig.provider, OPENAI.job(stream=True))
     assert text(answer) == "Hi"
     check_last(answer, 9, 7, STOP)
+
+
+def choice_chunk(*choices: dict[str, Any], **fields: Any) -> bytes:
+    """Returns the event of a chunk with these choices."""
+    return b"data: " + json.dumps({"choices": choices, **fields}).encode() + b"\n\n"
+
+
+def delta(index: Any, content: str, **fields: Any) -> dict[str, Any]:
+    return {"index": index, "delta": {"content": content}, "finish_reason": None, **fields}
+
+
+@pytest.mark.parametrize("index", [0, "0", None])
+async def test_only_the_requested_choice_of_a_stream_is_delivered(rig: Rig, index: Any) -> None:
+    call = {"index": 0, "id": "a", "function": {"name": "weather", "arguments": "{}"}}
+    ended = {"index": 1, "delta": {"tool_calls": [call]}, "finish_reason": "length"}
+    steps = (
+        choice_chunk(delta(1, "not ")),
+        choice_chunk(delta(index, "one")),
+        choice_chunk(delta(2, "this ")),
+        choice_chunk(delta(1, "nor "), delta(index, " two")),
+        choice_chunk(delta(index, " three"), delta(1, "that")),
+        choice_chunk(ended, delta(index, "", finish_reason="stop")),
+        choice_chunk({"index": 2, "delta": {}, "finish_reason": "length"}),
+        choice_chunk(usage=USAGE),
+        DONE,
+    )
+    rig.script(Reply(headers={"Content-Type": "text/event-stream"}, steps=steps))
+    answer = await read_all(rig.provider, OPENAI.job(stream=True))
+    assert texts(answer) == ["one", " two", " three", ""]
+    check_last(answer, 9, 7, STOP)
+
+
+@pytest.mark.parametrize("index", [0, "0", None])
+async def test_only_the_requested_choice_of_a_whole_answer_is_delivered(rig: Rig, index: Any) -> None:
+    choices = [
+        {"index": number, "message": {"content": content}, "finish_reason": reason}
+        for number, content, reason in (
+            (1, "not this", "length"),
+            (index, "this", "stop"),
+            (2, "nor that", "stop"),
+        )
+    ]
+    rig.script(Reply(steps=(json.dumps({"choices": choices, "usage": USAGE}).encode(),)))
+    answer = await read_all(rig.provider, OPENAI.job(stream=False))
+    assert text(answer) == "this"
+    check_last(answer, 9, 7, STOP)
+
+
+async def test_an_answer_without_the_requested_choice_is_a_failure(rig: Rig, stream: bool) -> None:
+    part = delta(1, "not this", message={"content": "not this"}) | {"finish_reason": "stop"}
+    if stream:
+        rig.script(Reply(headers={"Content-Type": "text/event-stream"}, steps=(choice_chunk(part), DONE)))
+    else:
+        rig.script(Reply(steps=(json.dumps({"choices": [part]}).encode(),)))
+    error, _ = await failure(rig.provider, OPENAI.job(stream=stream))
+    assert error.code == "provider_failed"

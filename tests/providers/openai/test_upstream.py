@@ -196,7 +196,7 @@ async def test_a_gate_holds_an_answer_and_a_disconnect_is_noticed(
     assert received.tokens_sent == 2
     assert received.left_at is None
     await stream.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await received.left.wait()
         await received.done.wait()
     assert received.left_at is not None

@@ -58,6 +58,3 @@ async def assert_refused(keyring: Keyring, key: str | None) -> str:
     error = await refusal(keyring, key)
     assert error.code == "invalid_api_key"
     return error.message
-
-
-# --- format

@@ -30,11 +30,6 @@ BAD_BODY, BAD_FIELD = PomeloError("invalid_body"), invalid("prompt", "text")
 
 
 @pytest.fixture
-def keyring(store: Store) -> Keyring:
-    return Keyring(store, b"r" * 64)
-
-
-@pytest.fixture
 def access(store: Store, keyring: Keyring) -> Access:
     limits = InFlightLimits(calls=200, account_calls=100)
     return Access(keyring, PLANS, Catalog.load(), Ledger(store, PLANS), limits)

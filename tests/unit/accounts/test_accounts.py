@@ -293,7 +293,7 @@ async def test_an_account_runs_two_reports_at_a_time_and_the_others_wait(store: 
     keys: Any = OneKey(Principal("default", "key", True, plan="pro"))
     access = Access(keys, BUILTIN, Catalog.load(), Ledger(store, BUILTIN))
     accounts = LocalAccounts(store, UsageReader(slow, b"s" * 32), access)
-    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         reports = [
             group.create_task(report)
             for _ in range(5)

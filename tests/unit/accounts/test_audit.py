@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from pomelo.gen.admin.v1.admin_service_pb2 import AuditLedgerResponse
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import OpenReservation, ReserveRequest, Settlement
-from pomelo.stores.usage import UsageRecord
+from pomelo.stores.usage import UsageRecord, WalletState
 from tests.unit.accounts.audited_store import (
     ACME,
     ACME_TEST,
@@ -50,6 +51,28 @@ async def _store(store: Store) -> Store:
     await run(store, "task_test", ACME_TEST)
     await run(store, "task_other", Wallet("other", True))
     return store
+
+
+async def test_a_wallet_that_is_listed_twice_is_checked_once(store: Store) -> None:
+    async def wallet_states() -> AsyncIterator[list[WalletState]]:
+        async for page in store.wallet_states():
+            for _ in range(2):
+                yield [replace(state, grants_sum=state.grants_sum + 1) for state in page]
+
+    response = await audit(Replaced(store, wallet_states=wallet_states))
+    subjects = [finding.subject for finding in response.findings]
+    assert len(subjects) == len({*subjects}) == response.wallets
+
+
+class Replaced:
+    """The same store, but for these methods."""
+
+    def __init__(self, store: Store, **methods: Any) -> None:
+        self._store = store
+        vars(self).update(methods)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
 
 
 def findings_of(report: AuditLedgerResponse) -> list[tuple[str, str, int]]:
@@ -101,49 +124,34 @@ async def test_an_overdue_reservation_is_found_even_if_a_process_runs_its_task(s
 async def test_a_task_that_ends_during_the_audit_is_no_finding(store: Store) -> None:
     await reserve(store, "task_ending")
 
-    class EndingStore:
-        """The same store; its task ends after the reservations were read."""
+    async def end_after_the_read() -> list[OpenReservation]:
+        reservations = await store.reservations()
+        await store.void(ACME, "task_ending")
+        return reservations
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(store, name)
-
-        async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
-            reservations = await store.reservations(own=own)
-            await store.void(ACME, "task_ending")
-            return reservations
-
-    assert not (await audit(EndingStore(), runs=lambda task_id: False)).findings
+    ending: Any = Replaced(store, reservations=end_after_the_read)
+    assert not (await audit(ending, runs=lambda task_id: False)).findings
 
 
 async def test_a_reservation_of_another_process_is_no_finding_before_it_is_overdue(store: Store) -> None:
     await reserve(store, "task_elsewhere")
 
-    class SharedStore:
-        """The same store; its reservations are those of another process."""
+    async def of_another_process() -> list[OpenReservation]:
+        return [replace(one, own=False) for one in await store.reservations()]
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(store, name)
-
-        async def reservations(self, *, own: bool = False) -> list[OpenReservation]:
-            return [replace(one, own=False) for one in await store.reservations(own=own)]
-
-    assert not (await audit(SharedStore(), runs=lambda task_id: False)).findings
-    report = await audit(SharedStore(), runs=lambda task_id: False, now=lambda: 1001.0 + OVERDUE)
+    shared: Any = Replaced(store, reservations=of_another_process)
+    assert not (await audit(shared, runs=lambda task_id: False)).findings
+    report = await audit(shared, runs=lambda task_id: False, now=lambda: 1001.0 + OVERDUE)
     assert findings_of(report) == [("running", "task_elsewhere", 5_000)]
 
 
 async def test_an_error_that_no_damage_explains_is_raised(store: Store) -> None:
-    class FailingStore:
-        """The same store, which can't read its reservations."""
+    async def unreadable() -> list[UsageRecord]:
+        raise PomeloError("store_unavailable")
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(store, name)
-
-        async def drafts(self) -> list[UsageRecord]:
-            raise PomeloError("store_unavailable")
-
+    failing: Any = Replaced(store, drafts=unreadable)
     with refused("store_unavailable"):
-        await audit(FailingStore())
+        await audit(failing)
 
 
 async def test_the_wallets_of_many_accounts_belong_to_them(store: Store) -> None:
@@ -269,16 +277,11 @@ async def test_a_task_with_two_records_is_found(store: Store, path: Path) -> Non
 async def test_a_task_with_a_record_and_a_reservation_is_found(store: Store) -> None:
     await reserve(store, "task_running", maximum=400)
 
-    class StoreWithSharedId:
-        """The same store, whose running task has the id of an ended one."""
+    async def of_an_ended_task() -> list[UsageRecord]:
+        return [draft("task_3")]
 
-        def __getattr__(self, name: str) -> Any:
-            return getattr(store, name)
-
-        async def drafts(self) -> list[UsageRecord]:
-            return [draft("task_3")]
-
-    report = await audit(StoreWithSharedId())
+    shared: Any = Replaced(store, drafts=of_an_ended_task)
+    report = await audit(shared)
     assert findings_of(report) == [("task", "task_3", 0)]
 
 

@@ -100,7 +100,8 @@ async def test_what_was_spent_at_the_end_of_a_period_does_not_count_in_the_next(
     midnight = 10 * 86_400.0
     await store.add_key(KeyRecord("daily", "acme", True, b"", (), 1.0, budget="1000000/day"))
     today = Budget("budget:daily.day", 1_000_000, midnight)
-    await spend(store, "yesterday", "daily", today._replace(start=0.0), at=midnight - 1)
+    for task_id, at in (("yesterday", midnight - 1), ("until this morning", midnight + 1)):
+        await spend(store, task_id, "daily", today._replace(start=0.0), at=at)
     await spend(store, "today", "daily", today, at=midnight + 1_000)
     assert [found async for found in find_differences(store, midnight + 2_000)] == []
 

@@ -13,8 +13,7 @@ from pomelo.origin import network
 from tests.unit.clock import Clock
 
 
-def test_twenty_failures_a_minute_are_within_the_limit() -> None:
-    clock = Clock()
+def test_twenty_failures_a_minute_are_within_the_limit(clock: Clock) -> None:
     failed = FailedKeys(monotonic=clock)
     for minute in range(3):
         clock.now = 1_000.0 + minute * WINDOW
@@ -26,23 +25,7 @@ def test_twenty_failures_a_minute_are_within_the_limit() -> None:
         assert failed.count("192.0.2.1", "bad") == 1
 
 
-def test_only_the_last_failed_key_is_repeated_and_only_within_the_window() -> None:
-    clock = Clock()
-    failed = FailedKeys(limit=2, monotonic=clock)
-    address = "192.0.2.1"
-    for _ in range(2):
-        failed.count(address, "bad")
-    assert failed.is_repeated(address, "bad")
-    assert not failed.is_repeated(address, "other")
-    failed.count(address, None)  # a call without a key
-    assert not failed.is_repeated(address, "bad")
-    failed.count(address, "bad")
-    clock.now += WINDOW
-    assert not failed.is_repeated(address, "bad")
-
-
-def test_failures_above_the_limit_do_not_make_the_wait_longer() -> None:
-    clock = Clock()
+def test_failures_above_the_limit_do_not_make_the_wait_longer(clock: Clock) -> None:
     failed = FailedKeys(monotonic=clock)
     for second in range(60):
         clock.now = 1_000.0 + second
@@ -82,8 +65,9 @@ def test_a_unix_socket_has_no_limit() -> None:
     assert not failed.is_repeated("", "bad")
 
 
-def test_only_the_last_failed_key_of_an_address_above_its_limit_is_repeated() -> None:
-    clock = Clock()
+def test_only_the_last_failed_key_of_an_address_above_its_limit_is_repeated_within_the_window(
+    clock: Clock,
+) -> None:
     failed = FailedKeys(limit=2, monotonic=clock)
     failed.count("192.0.2.1", "bad")
     assert not failed.is_repeated("192.0.2.1", "bad")
@@ -91,8 +75,9 @@ def test_only_the_last_failed_key_of_an_address_above_its_limit_is_repeated() ->
     assert failed.is_repeated("192.0.2.1", "bad")
     assert not failed.is_repeated("192.0.2.1", "another")
     assert not failed.is_repeated("192.0.2.2", "bad")
-    failed.count("192.0.2.1", None)
+    failed.count("192.0.2.1", None)  # a call without a key
     assert not failed.is_repeated("192.0.2.1", "")
+    assert not failed.is_repeated("192.0.2.1", "bad")
     failed.count("192.0.2.1", "bad")
     clock.now += WINDOW
     assert not failed.is_repeated("192.0.2.1", "bad")
@@ -100,11 +85,11 @@ def test_only_the_last_failed_key_of_an_address_above_its_limit_is_repeated() ->
 
 def test_memory_and_time_are_bounded_for_any_number_of_addresses() -> None:
     failed = FailedKeys()
-    began = time.perf_counter()
+    began = time.process_time()
     for number in range(3 * MAX_ADDRESSES):
         failed.count(f"2001:db8:{number >> 8:x}:{number & 255:x}::1", "bad" * 100)
     assert failed.addresses == MAX_ADDRESSES
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_an_address_that_keeps_failing_is_not_replaced_by_new_ones() -> None:

@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 
 from pomelo.accounts.keys import CACHE_SECONDS, Keyring
-from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.stores.base import Store
+from tests.unit.accounts.key_rig import ROOT, call
 from tests.unit.clock import Clock
 from tests.unit.refusals import refused
 from tests.waiting import cancel
-
-ROOT = b"r" * 64
 
 
 class FailingStore:
@@ -37,11 +35,6 @@ class FailingStore:
         return getattr(self._store, name)
 
 
-async def use(keyring: Keyring, key: str) -> None:
-    """Authenticates a call."""
-    await keyring.authenticate(Call(api_key=key, request_id="req_1", protocol="rest", deadline=0.0))
-
-
 async def used(store: Store, key_id: str) -> float | None:
     """When a key was used last, as it is stored."""
     record = await store.get_key(key_id)
@@ -49,29 +42,27 @@ async def used(store: Store, key_id: str) -> float | None:
     return record.used
 
 
-async def test_the_last_use_is_stored_to_the_minute(store: Store) -> None:
-    clock = Clock()
-    keyring = Keyring(store, ROOT, clock=clock, monotonic=clock)
+async def test_the_last_use_is_stored_to_the_minute(store: Store, keyring: Keyring, clock: Clock) -> None:
     record, key = await keyring.create()
     assert await used(store, record.key_id) is None
     clock.now = 6_000.0 + 59.5
-    await use(keyring, key)
+    await keyring.authenticate(call(key))
     await keyring.save_use()
     assert await used(store, record.key_id) == 6_000.0
 
 
-async def test_the_use_of_an_outage_is_stored_after_it(store: Store) -> None:
-    clock, failing = Clock(), FailingStore(store)
+async def test_the_use_of_an_outage_is_stored_after_it(store: Store, clock: Clock) -> None:
+    failing = FailingStore(store)
     keyring = Keyring(failing, ROOT, clock=clock, monotonic=clock)  # type: ignore[arg-type]
     record, key = await keyring.create()
     other, other_key = await keyring.create()
     clock.now = 6_000.0
     for each in (key, other_key):
-        await use(keyring, each)
+        await keyring.authenticate(call(each))
 
     async def use_again() -> None:
         clock.now += CACHE_SECONDS + 60
-        await use(keyring, key)
+        await keyring.authenticate(call(key))
 
     failing.failing, failing.meanwhile = True, use_again
     with pytest.raises(PomeloError):
@@ -82,11 +73,9 @@ async def test_the_use_of_an_outage_is_stored_after_it(store: Store) -> None:
     assert await used(store, other.key_id) == 6_000.0
 
 
-async def test_a_successor_was_not_used(store: Store) -> None:
-    clock = Clock()
-    keyring = Keyring(store, ROOT, clock=clock, monotonic=clock)
+async def test_a_successor_was_not_used(store: Store, keyring: Keyring) -> None:
     record, key = await keyring.create()
-    await use(keyring, key)
+    await keyring.authenticate(call(key))
     await keyring.save_use()
     assert await used(store, record.key_id) is not None
     successor, _ = await keyring.rotate(record.key_id)
@@ -94,26 +83,23 @@ async def test_a_successor_was_not_used(store: Store) -> None:
     assert await used(store, successor.key_id) is None
 
 
-async def test_only_the_holder_of_a_valid_key_learns_that_the_account_is_disabled(store: Store) -> None:
-    clock = Clock()
-    keyring = Keyring(store, ROOT, clock=clock, monotonic=clock)
+async def test_only_the_holder_of_a_valid_key_learns_that_the_account_is_disabled(
+    store: Store, keyring: Keyring
+) -> None:
     revoked, revoked_key = await keyring.create()
     _, valid_key = await keyring.create()
     await keyring.revoke(revoked.key_id)
     await store.set_disabled("default", 1.0)
     for key, reported in ((valid_key, True), (revoked_key, False), (valid_key[:-1] + "!", False)):
         with refused("invalid_api_key") as caught:
-            await use(keyring, key)
+            await keyring.authenticate(call(key))
         assert ("disabled" in caught.value.message) == reported
 
 
-async def test_the_last_use_is_stored_when_the_process_ends(store: Store) -> None:
-    keyring = Keyring(store, ROOT)
+async def test_the_last_use_is_stored_when_the_process_ends(store: Store, keyring: Keyring) -> None:
     record, key = await keyring.create()
     keeping = asyncio.create_task(keyring.keep_use())
     await asyncio.sleep(0)
-    await use(keyring, key)
+    await keyring.authenticate(call(key))
     await cancel(keeping)
-    found = await store.get_key(record.key_id)
-    assert found is not None
-    assert found.used is not None
+    assert await used(store, record.key_id) is not None

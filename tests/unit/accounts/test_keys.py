@@ -180,6 +180,3 @@ async def test_no_key_can_be_created_for_an_unknown_account(
     with pytest.raises(UnknownAccountError):
         await keyring.create("nobody")
     assert await counting_store.list_keys() == []
-
-
-# --- expiry and revocation

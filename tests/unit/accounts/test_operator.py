@@ -19,13 +19,7 @@ from tests.unit.refusals import refused
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def operator(store: Store, clock: Clock) -> LocalOperator:
-    keyring = Keyring(store, b"r" * 64, clock=clock, monotonic=clock)
+def operator(store: Store, keyring: Keyring, clock: Clock) -> LocalOperator:
     usage = UsageReader(store, b"s" * 32)
     return LocalOperator(
         store, keyring, BUILTIN, usage, {"gpt-4"}, clock, runs=lambda task_id: task_id == "task_1"

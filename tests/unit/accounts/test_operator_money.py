@@ -2,44 +2,35 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable
 from typing import Any
 
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from pomelo.accounts.keys import CACHE_SECONDS, Keyring
 from pomelo.accounts.operator import LocalOperator
 from pomelo.accounts.plans import BUILTIN
 from pomelo.accounts.usage import UsageReader
-from pomelo.call import Call, KeyBudget, Principal
+from pomelo.call import KeyBudget, Principal
 from pomelo.errors import PomeloError
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.gen.v1.account_service_pb2 import Balance
 from pomelo.gen.v1.usage_pb2 import Mode
 from pomelo.stores.base import Store
 from tests.unit.accounts.audited_store import ACME, add_account, reserve, run
+from tests.unit.accounts.key_rig import ROOT, call
 from tests.unit.clock import Clock
 from tests.unit.refusals import refused
 
 
-async def error_of(call: Awaitable[object], code: str) -> PomeloError:
+async def error_of(attempt: Awaitable[object], code: str) -> PomeloError:
     with refused(code) as caught:
-        await call
+        await attempt
     return caught.value
 
 
 FIVE_A_DAY = pb.Budget(limit_micros=5_000_000, period=pb.BUDGET_PERIOD_DAY)
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def keyring(store: Store, clock: Clock) -> Keyring:
-    return Keyring(store, b"r" * 64, clock=clock, monotonic=clock)
 
 
 @pytest.fixture
@@ -51,8 +42,7 @@ async def operator(store: Store, keyring: Keyring, clock: Clock) -> LocalOperato
 
 
 async def authenticate(keyring: Keyring, key: str) -> Principal:
-    call = Call(api_key=key, request_id="r", protocol="rest", deadline=time.monotonic() + 60)
-    return await keyring.authenticate(call)
+    return await keyring.authenticate(call(key))
 
 
 async def create_key(operator: LocalOperator, **values: Any) -> pb.CreateKeyResponse:
@@ -83,6 +73,19 @@ async def test_an_adjustment_takes_credits_back_once(operator: LocalOperator, st
         ("adjust_credits", "1", "0.1"),
         ("adjust_credits", "1", "1.000005"),
     }
+
+
+async def test_an_adjustment_with_the_id_of_a_grant_of_the_same_amount_is_refused(
+    operator: LocalOperator, store: Store
+) -> None:
+    grant = pb.GrantCreditsRequest(account_id="acme", amount_micros=5, grant_id="a1")
+    await operator.grant_credits(grant)
+    error = await error_of(operator.adjust_credits(adjustment(5)), "invalid_parameter")
+    assert error.field == "adjustment_id"
+    await operator.adjust_credits(adjustment(5, "a2"))
+    grant.grant_id = "a2"
+    assert (await error_of(operator.grant_credits(grant), "invalid_parameter")).field == "grant_id"
+    assert (await store.balance(ACME)).granted == 1_000_010
 
 
 async def test_an_adjustment_takes_back_only_what_is_available(operator: LocalOperator, store: Store) -> None:
@@ -189,7 +192,7 @@ async def test_the_keys_of_a_disabled_account_are_refused_until_it_is_enabled(
 async def test_another_process_refuses_a_disabled_account_within_the_time_of_its_cache(
     operator: LocalOperator, store: Store, clock: Clock
 ) -> None:
-    other = Keyring(store, b"r" * 64, clock=clock, monotonic=clock)
+    other = Keyring(store, ROOT, clock=clock, monotonic=clock)
     key = (await create_key(operator)).secret
     await authenticate(other, key)
     await operator.disable_account(pb.DisableAccountRequest(account_id="acme"))
@@ -252,6 +255,38 @@ async def test_a_rotated_key_works_during_its_grace_period_and_shares_its_budget
         ("rotate_key", "", f"{second.key.id}; the old key expires 1970-01-01T01:16:40Z"),
         ("rotate_key", "", third.key.id),
     }
+
+
+@pytest.mark.parametrize(("lifetime", "works"), [(1_800, 1_800), (7_200, 3_600)])
+async def test_a_grace_period_shortens_the_life_of_a_key_and_never_extends_it(
+    operator: LocalOperator, keyring: Keyring, clock: Clock, lifetime: int, works: int
+) -> None:
+    expires = Timestamp(seconds=int(clock.now) + lifetime)
+    old = await create_key(operator, expire_time=expires)
+    rotation = pb.RotateKeyRequest(id=old.key.id)
+    rotation.grace.FromSeconds(3_600)
+    assert (await operator.rotate_key(rotation)).key.expire_time == expires
+    clock.now += works - 1
+    await authenticate(keyring, old.secret)
+    clock.now += 1
+    await error_of(authenticate(keyring, old.secret), "invalid_api_key")
+
+
+@pytest.mark.parametrize("grace", [0, 60])
+async def test_neither_a_revoked_key_nor_an_expired_one_is_rotated(
+    operator: LocalOperator, clock: Clock, grace: int
+) -> None:
+    revoked = (await create_key(operator)).key
+    await operator.revoke_key(pb.RevokeKeyRequest(id=revoked.id))
+    expired = (await create_key(operator, expire_time=Timestamp(seconds=int(clock.now) + 5))).key
+    clock.now += 5
+    for key, state in ((revoked, "revoked"), (expired, "expired")):
+        rotation = pb.RotateKeyRequest(id=key.id)
+        rotation.grace.FromSeconds(grace)
+        error = await error_of(operator.rotate_key(rotation), "invalid_parameter")
+        assert error.field == "id"
+        assert state in error.message
+    assert len((await operator.list_keys(pb.ListKeysRequest(account_id="acme"))).keys) == 2
 
 
 @pytest.mark.parametrize("seconds", [-1, 30 * 86_400 + 1])

@@ -92,7 +92,7 @@ async def test_filters_can_be_combined(reader: UsageReader) -> None:
     since, until = Timestamp(seconds=1003), Timestamp(seconds=1007)
     assert await ids(reader, start_time=since, end_time=until) == ["task_6", "task_5", "task_4", "task_3"]
     assert await ids(reader, start_time=since, end_time=until, model="gpt-4", key_id="key2") == ["task_5"]
-    assert await ids(reader, start_time=until, end_time=since) == []
+    assert await ids(reader, start_time=since, end_time=since) == []
 
 
 async def test_a_record_is_returned_with_all_its_fields(reader: UsageReader) -> None:
@@ -253,6 +253,8 @@ async def test_a_page_of_sums_has_more_than_a_page_of_records_by_default(store: 
         ({"page_size": -1}, "page_size"),
         ({"start_time": Timestamp(seconds=2**40)}, "filter.start_time"),
         ({"end_time": Timestamp(nanos=-1)}, "filter.end_time"),
+        ({"model": "gpt-4\0"}, "filter.model"),  # with which Postgres compares nothing
+        ({"key_id": "\0"}, "filter.key_id"),
         ({"page_token": "AAAA"}, "page_token"),
         ({"page_token": "ä"}, "page_token"),
         ({"page_token": "A" * 5}, "page_token"),
@@ -264,6 +266,13 @@ async def test_the_error_names_the_invalid_field(
 ) -> None:
     with refused("invalid_parameter", field):
         await ids(reader, **fields)
+
+
+def test_a_period_that_ends_before_it_begins_is_refused() -> None:
+    early, late = Timestamp(seconds=1), Timestamp(seconds=1, nanos=1_000)
+    with refused("invalid_parameter", "filter.end_time"):
+        read_filter(pb.UsageFilter(start_time=late, end_time=early), "acme", True)
+    assert read_filter(pb.UsageFilter(start_time=early, end_time=early), "acme", True).since == 1
 
 
 @pytest.mark.parametrize(("size", "token", "field"), [(-1, "", "page_size"), (0, "AAAA", "page_token")])

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pomelo.accounts.accounts import AccountOperator
+from pomelo.accounts.plans import BUILTIN
 from pomelo.alerts.alert import Alert
 from pomelo.alerts.watch import Watch, open_watch
 from pomelo.errors import PomeloError
+from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
 from pomelo.stores.accounts import Grant
-from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.base import Store
 from tests.alerts import open_receiver
 from tests.unit.accounts.audited_store import ACME, add_account, reserve, run
+from tests.unit.clock import Clock
 
 
 async def test_a_low_balance_is_reported_after_an_outage_and_again_only_after_another_grant(
-    tmp_path: Path,
+    store: Store,
+    sent: list[Alert],
 ) -> None:
-    sent: list[Alert] = []
     failures = [PomeloError("store_unavailable")]
     noted: dict[str, str] = {}
 
@@ -27,39 +31,43 @@ async def test_a_low_balance_is_reported_after_an_outage_and_again_only_after_an
             raise failures.pop()
         return noted.get(subject) != noted.setdefault(subject, state)
 
-    async with open_sqlite(tmp_path / "pomelo.db") as store:
-        await add_account(store, micros=900)
-        watch = Watch(store, sent.append, low_share=0.2, blocked_routes=set, note_state=note_state)
-        watch.charged(await run(store, "a", output_tokens=50))  # 750 microcredits
-        with pytest.raises(PomeloError):
-            await watch.search()
-        assert not sent
+    await add_account(store, micros=900)
+    watch = Watch(store, sent.append, low_share=0.2, blocked_routes=set, note_state=note_state)
+    watch.charged(await run(store, "a", output_tokens=50))  # 750 microcredits
+    with pytest.raises(PomeloError):
         await watch.search()
-        assert [(alert.type, alert.data["available_micros"]) for alert in sent] == [("balance.low", 150)]
-        noted.clear()  # only the next charged task is looked at
-        await watch.search()
-        assert len(sent) == 1
-        watch = Watch(store, sent.append, low_share=0.2, blocked_routes=set)
-        watch.charged(await run(store, "free", input_tokens=0, output_tokens=0))
-        await watch.search()
-        assert sent[1].id == sent[0].id  # after a restart, the receiver recognises it
-        await store.grant(Grant("second", ACME, 1_000, 2.0))
-        watch.charged(await run(store, "b", output_tokens=50))
-        await watch.search()
-        assert len(sent) == 2  # 400 are left, more than a fifth of the last grant
-        await store.set_credit_limit(ACME, 10_000)
-        watch.charged(await run(store, "c", output_tokens=50))
-        await watch.search()
-        assert len(sent) == 2
-        await store.set_credit_limit(ACME, 400)
-        watch.charged(await run(store, "d", input_tokens=0, output_tokens=0))
-        await watch.search()
-        assert [alert.data["threshold_micros"] for alert in sent] == [180, 180, 280]
-        assert sent[2].id != sent[1].id
+    assert not sent
+    await watch.search()
+    assert [(alert.type, alert.data["available_micros"]) for alert in sent] == [("balance.low", 150)]
+    noted.clear()  # only the next charged task is looked at
+    await watch.search()
+    assert len(sent) == 1
+    watch = Watch(store, sent.append, low_share=0.2, blocked_routes=set)
+    watch.charged(await run(store, "free", input_tokens=0, output_tokens=0))
+    await watch.search()
+    assert sent[1].id == sent[0].id  # after a restart, the receiver recognises it
+    await store.grant(Grant("second", ACME, 1_000, 2.0))
+    watch.charged(await run(store, "b", output_tokens=50))
+    await watch.search()
+    assert len(sent) == 2  # 400 are left, more than a fifth of the last grant
+    await store.set_credit_limit(ACME, 10_000)
+    watch.charged(await run(store, "c", output_tokens=50))
+    await watch.search()
+    assert len(sent) == 2
+    await store.set_credit_limit(ACME, 400)
+    watch.charged(await run(store, "d", input_tokens=0, output_tokens=0))
+    await watch.search()
+    assert [alert.data["threshold_micros"] for alert in sent] == [180, 180, 280]
+    assert sent[2].id != sent[1].id
+    await store.set_credit_limit(ACME, 401)
+    watch.charged(await run(store, "e", input_tokens=0, output_tokens=0))
+    await watch.search()
+    assert sent[3].id != sent[2].id  # another limit is news as another grant is
 
 
-async def test_an_alert_is_reported_if_the_store_noted_it_without_an_answer(tmp_path: Path) -> None:
-    sent: list[Alert] = []
+async def test_an_alert_is_reported_if_the_store_noted_it_without_an_answer(
+    store: Store, sent: list[Alert]
+) -> None:
     noted: dict[str, str] = {}
 
     async def note_state(subject: str, state: str, seconds: float) -> bool:
@@ -72,25 +80,22 @@ async def test_an_alert_is_reported_if_the_store_noted_it_without_an_answer(tmp_
 
     calls: list[str] = []
     blocked: set[tuple[str, ...]] = {("openai", "gpt-4o")}
-    async with open_sqlite(tmp_path / "pomelo.db") as store:
-        await add_account(store, micros=900)
-        watch = Watch(
-            store, sent.append, low_share=0.2, blocked_routes=lambda: blocked, note_state=note_state
-        )
-        watch.charged(await run(store, "a", output_tokens=50))
-        for _ in range(2):
-            with pytest.raises(PomeloError):
-                await watch.search()
-        for _ in range(2):
+    await add_account(store, micros=900)
+    watch = Watch(store, sent.append, low_share=0.2, blocked_routes=lambda: blocked, note_state=note_state)
+    watch.charged(await run(store, "a", output_tokens=50))
+    for _ in range(2):
+        with pytest.raises(PomeloError):
             await watch.search()
-        assert [alert.type for alert in sent] == ["provider.open", "balance.low"]
-        watch.charged(await run(store, "b", input_tokens=0, output_tokens=0))
+    for _ in range(2):
         await watch.search()
-        assert len(sent) == 2
+    assert [alert.type for alert in sent] == ["provider.open", "balance.low"]
+    watch.charged(await run(store, "b", input_tokens=0, output_tokens=0))
+    await watch.search()
+    assert len(sent) == 2
 
 
-async def test_what_happened_just_before_the_end_is_reported(tmp_path: Path) -> None:
-    async with open_receiver([b"k"]) as receiver, open_sqlite(tmp_path / "pomelo.db") as store:
+async def test_what_happened_just_before_the_end_is_reported(store: Store) -> None:
+    async with open_receiver([b"k"]) as receiver:
         await add_account(store, micros=900)
         async with open_watch(
             [receiver.url], [b"k"], 3_600.0, store, low_share=0.2, blocked_routes=set
@@ -99,36 +104,73 @@ async def test_what_happened_just_before_the_end_is_reported(tmp_path: Path) -> 
         assert [alert["type"] for alert in receiver.received] == ["balance.low"]
 
 
-async def test_a_balance_is_low_by_the_last_amount_that_was_granted(tmp_path: Path) -> None:
-    sent: list[Alert] = []
-    async with open_sqlite(tmp_path / "pomelo.db") as store:
-        await add_account(store, micros=900)
-        watch = Watch(store, sent.append, low_share=1.0, blocked_routes=set)
-        for number, micros in enumerate((1, -140)):
-            await store.grant(Grant(f"g{number}", ACME, micros, 2.0))
-        watch.charged(await run(store, "a", output_tokens=50))  # 750 of 761 microcredits
-        await watch.search()
-        assert sent == []
-        watch.charged(await run(store, "b", input_tokens=4, output_tokens=0))
-        await watch.search()
-        assert sent == []  # what was granted last is left
-        await store.grant(Grant("last", ACME, 20, 3.0))
-        watch.charged(await run(store, "c", input_tokens=4, output_tokens=0))
-        await watch.search()
-        assert [alert.data["threshold_micros"] for alert in sent] == [20]
+async def test_a_balance_is_low_by_the_last_amount_that_was_granted(store: Store, sent: list[Alert]) -> None:
+    await add_account(store, micros=900)
+    watch = Watch(store, sent.append, low_share=1.0, blocked_routes=set)
+    for number, micros in enumerate((1, -140)):
+        await store.grant(Grant(f"g{number}", ACME, micros, 2.0))
+    watch.charged(await run(store, "a", output_tokens=50))  # 750 of 761 microcredits
+    await watch.search()
+    assert sent == []
+    watch.charged(await run(store, "b", input_tokens=4, output_tokens=0))
+    await watch.search()
+    assert sent == []  # what was granted last is left
+    await store.grant(Grant("last", ACME, 20, 3.0))
+    await store.grant(Grant("taken back", ACME, -1, 4.0))
+    watch.charged(await run(store, "c", input_tokens=4, output_tokens=0))
+    await watch.search()
+    assert [alert.data["threshold_micros"] for alert in sent] == [20]
 
 
-async def test_credits_that_running_tasks_have_reserved_are_left(tmp_path: Path) -> None:
-    sent: list[Alert] = []
-    async with open_sqlite(tmp_path / "pomelo.db") as store:
-        await add_account(store, micros=1_000)
-        watch = Watch(store, sent.append, low_share=0.5, blocked_routes=set)
-        await reserve(store, "running", maximum=500)
-        for task in "abc":
-            watch.charged(await run(store, task, input_tokens=64, output_tokens=0))
+async def test_a_correction_changes_neither_the_threshold_nor_when_the_next_alert_is_due(
+    store: Store, sent: list[Alert], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.alerts.watch.PAGE", 2)
+    clock = Clock()
+    operator = AccountOperator(store, BUILTIN, lambda name: None, clock)
+
+    async def give(amount: int, action: str, **values: Any) -> None:
+        clock.now += 0.1
+        if action == "grant":
+            request = admin_pb.GrantCreditsRequest(account_id="acme", amount_micros=amount, **values)
+            await operator.grant_credits(request)
+        else:
+            change = admin_pb.AdjustCreditsRequest(
+                account_id="acme", amount_micros=amount, note="a note", **values
+            )
+            await operator.adjust_credits(change)
+
+    async def search(task: str, **usage: Any) -> list[tuple[int, int]]:
+        watch.charged(await run(store, task, **usage))
         await watch.search()
-        assert sent == []
-        await store.void(ACME, "running")
-        watch.charged(await run(store, "d", input_tokens=64, output_tokens=0))
-        await watch.search()
-        assert [(alert.data["available_micros"], alert.data["held_micros"]) for alert in sent] == [(360, 0)]
+        return [(alert.data["threshold_micros"], alert.data["available_micros"]) for alert in sent]
+
+    await add_account(store, micros=1)
+    watch = Watch(store, sent.append, low_share=0.5, blocked_routes=set)
+    await give(800, "grant")
+    for number in range(5):
+        await give(1, "adjust", adjustment_id=f"own-{number}" if number else "")
+    await give(-3, "adjust")
+    assert await search("a", output_tokens=20, input_tokens=0) == []  # 603 are left
+    assert await search("b", output_tokens=25, input_tokens=0) == [(400, 353)]
+    await give(5, "adjust")
+    assert await search("c", output_tokens=0, input_tokens=0) == [(400, 353)]
+    await give(5, "grant")  # as much as the correction
+    assert await search("d", output_tokens=36, input_tokens=0) == [
+        (400, 353)
+    ]  # 3 are left, more than half of 5
+    assert await search("e", output_tokens=0, input_tokens=1) == [(400, 353), (2, 0)]
+
+
+async def test_credits_that_running_tasks_have_reserved_are_left(store: Store, sent: list[Alert]) -> None:
+    await add_account(store, micros=1_000)
+    watch = Watch(store, sent.append, low_share=0.5, blocked_routes=set)
+    await reserve(store, "running", maximum=500)
+    for task in "abc":
+        watch.charged(await run(store, task, input_tokens=64, output_tokens=0))
+    await watch.search()
+    assert sent == []
+    await store.void(ACME, "running")
+    watch.charged(await run(store, "d", input_tokens=64, output_tokens=0))
+    await watch.search()
+    assert [(alert.data["available_micros"], alert.data["held_micros"]) for alert in sent] == [(360, 0)]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +15,6 @@ from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import ReserveRequest, Settlement
-from pomelo.stores.sqlite import open_sqlite
 from pomelo.telemetry.events import TaskReport
 from tests.calls import call_of
 from tests.unit.accounts.audited_store import ACME_TEST, add_account, draft, run
@@ -25,16 +22,10 @@ from tests.unit.accounts.audited_store import ACME_TEST, add_account, draft, run
 BUDGET = KeyBudget("budget:k1.day", 1_000, "day")
 
 
-@pytest.fixture(name="store")
-async def _store(tmp_path: Path) -> AsyncIterator[Store]:
-    async with open_sqlite(tmp_path / "pomelo.db") as store:
-        yield store
-
-
-def ended(code: str = "", *, live: bool = True) -> TaskReport:
+def ended(code: str = "", *, live: bool = True, budget: KeyBudget = BUDGET) -> TaskReport:
     """A task of a key with a budget that ended with that code."""
     call = call_of(None)
-    call.principal = Principal("acme", "k1", live, None, "pro", BUDGET)
+    call.principal = Principal("acme", "k1", live, None, "pro", budget)
     outcome = "failed" if code else "completed"
     values: Any = (
         *(call, "acme", "k1", live, "gpt-4", False, outcome, code, 0, 1.0, False),
@@ -47,9 +38,10 @@ def watch_of(store: Store, sent: list[Alert], **options: Any) -> Watch:
     return Watch(store, sent.append, low_share=0.1, blocked_routes=set, **options)
 
 
-async def test_a_refusal_by_a_budget_is_reported_also_if_a_smaller_task_follows(store: Store) -> None:
+async def test_a_refusal_by_a_budget_is_reported_also_if_a_smaller_task_follows(
+    store: Store, sent: list[Alert]
+) -> None:
     await add_account(store)
-    sent: list[Alert] = []
     watch = watch_of(store, sent)
     watch.task_ended(ended())
     await watch.search()
@@ -62,18 +54,16 @@ async def test_a_refusal_by_a_budget_is_reported_also_if_a_smaller_task_follows(
     assert len(sent) == 1
 
 
-async def test_a_refusal_for_lack_of_credits_is_not_the_budgets(store: Store) -> None:
+async def test_a_refusal_for_lack_of_credits_is_not_the_budgets(store: Store, sent: list[Alert]) -> None:
     await add_account(store, micros=900)
-    sent: list[Alert] = []
     watch = watch_of(store, sent)
     watch.task_ended(ended("insufficient_credits"))
     await watch.search()
     assert sent == []
 
 
-async def test_a_refusal_is_reported_after_an_outage(store: Store) -> None:
+async def test_a_refusal_is_reported_after_an_outage(store: Store, sent: list[Alert]) -> None:
     await add_account(store)
-    sent: list[Alert] = []
     failures = [PomeloError("store_unavailable")]
 
     async def note_state(subject: str, state: str, seconds: float) -> bool:
@@ -90,10 +80,9 @@ async def test_a_refusal_is_reported_after_an_outage(store: Store) -> None:
     assert [alert.type for alert in sent] == ["budget.reached"]
 
 
-async def test_nothing_of_test_mode_is_reported(store: Store) -> None:
+async def test_nothing_of_test_mode_is_reported(store: Store, sent: list[Alert]) -> None:
     await store.add_account("acme", "pro", 1.0)  # in live mode it has no credits
     await store.set_credit_limit(ACME_TEST, 1_000)
-    sent: list[Alert] = []
     watch = watch_of(store, sent)
     watch.task_ended(ended("insufficient_credits", live=False))
     watch.charged(await run(store, "a", ACME_TEST, output_tokens=1))
@@ -103,9 +92,8 @@ async def test_nothing_of_test_mode_is_reported(store: Store) -> None:
     assert sent == []
 
 
-async def test_a_budget_that_is_used_up_is_reported_with_its_use(store: Store) -> None:
+async def test_a_budget_that_is_used_up_is_reported_with_its_use(store: Store, sent: list[Alert]) -> None:
     await add_account(store)
-    sent: list[Alert] = []
     watch = watch_of(store, sent, now=lambda: 86_400.0 + 5)
     for number, used in enumerate((999, 1)):
         budget = budgets.current(BUDGET, 86_400.0)
@@ -125,11 +113,14 @@ async def test_a_budget_that_is_used_up_is_reported_with_its_use(store: Store) -
         "period": "day",
         "used_micros": 1_000,
     }
+    watch.task_ended(ended(budget=replace(BUDGET, limit=900)))
+    await watch.search()
+    assert [alert.data["budget_micros"] for alert in sent] == [1_000, 900]  # another limit was reached
+    assert sent[1].id != sent[0].id
 
 
-async def test_charges_beyond_the_credits_are_reported_one_by_one(store: Store) -> None:
+async def test_charges_beyond_the_credits_are_reported_one_by_one(store: Store, sent: list[Alert]) -> None:
     await add_account(store)
-    sent: list[Alert] = []
     watch = watch_of(store, sent)
     record = await run(store, "a", output_tokens=1)
     for uncollected, live in ((7, True), (0, True), (8, False)):
@@ -149,8 +140,7 @@ async def test_charges_beyond_the_credits_are_reported_one_by_one(store: Store) 
     assert len(sent) == 1
 
 
-async def test_blocked_routes_are_reported_when_they_open_and_close(store: Store) -> None:
-    sent: list[Alert] = []
+async def test_blocked_routes_are_reported_when_they_open_and_close(store: Store, sent: list[Alert]) -> None:
     blocked: set[tuple[str, ...]] = {("openai", "b"), ("openai", "a")}
     watch = Watch(store, sent.append, low_share=0.1, blocked_routes=lambda: set(blocked))
     for _ in range(2):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 
+from bench.processes import System
 from bench.report import figures, machine
 from bench.results import Sample
 from bench.scenarios import AT_1, AT_32, AT_1000, BESIDE, PACED
-from bench.systems import AIOHTTP, SQLITE, System
+from bench.systems import AIOHTTP, SQLITE
 
 
 def samples(*costs: float, p50: float = 0.001, growth: float = 0.0) -> list[Sample]:

@@ -39,13 +39,13 @@ async def test_a_server_on_every_address_is_looked_for_on_loopback(host: str) ->
             await list_all_models(services.models, new_call("pml_test_any"))
 
 
-def test_the_key_is_the_given_one_or_that_of_the_data_folder_without_its_line_end(tmp_path: Path) -> None:
+def test_the_key_is_the_given_one_or_that_of_the_data_folder_without_a_line_end(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path)
     with pytest.raises(FailureError, match="set POMELO_KEY or --key"):
         find_key(settings, None)
     settings.key_file.write_text("pml_test_development\n")
     assert find_key(settings, None) == "pml_test_development"
-    assert find_key(settings, "pml_test_given") == "pml_test_given"
+    assert find_key(settings, "pml_test_given\n") == "pml_test_given"
 
 
 @pytest.mark.parametrize("key", ["schlüssel", "pml\ntest", "pml\x00test"])

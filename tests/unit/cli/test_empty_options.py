@@ -17,6 +17,7 @@ ADJUST = ("accounts", "adjust", "nobody", "5", "--note", "because")
         (("keys", "create"), "--budget"),
         (("keys", "rotate", "abc"), "--grace"),
         (("accounts", "create", "acme"), "--plan"),
+        (("accounts", "create", "acme"), "--credits"),
         (("accounts", "grant", "acme", "5"), "--id"),
         (ADJUST, "--id"),
         (("usage",), "--from"),
@@ -28,6 +29,9 @@ ADJUST = ("accounts", "adjust", "nobody", "5", "--note", "because")
         (("log",), "--since"),
         (("prices", "check"), "--at"),
         (("run", "Hi", "--model", "gpt-4"), "--key"),
+        (("run", "Hi", "--model", "gpt-4"), "--out"),
+        (("run", "Hi"), "--model"),
+        (("models",), "--target"),
     ],
 )
 @pytest.mark.parametrize("value", ["", " "])

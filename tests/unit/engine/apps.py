@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from pomelo.accounts.plans import Plan
 from pomelo.app import App, open_app
 from pomelo.call import Call
@@ -39,6 +41,10 @@ PLANS = {
         Plan("images", models=frozenset({"flux-1-pro"})),
     )
 }
+
+STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+PROTOCOL = pytest.mark.parametrize("protocol", ["grpc", "rest"])
+LIVE = pytest.mark.parametrize("live", [False, True], ids=["test", "live"])
 
 
 @dataclass(frozen=True)
@@ -124,14 +130,17 @@ class EngineApp:
             answer.error = error
         return answer
 
-    async def upload(self, account: Account, data: bytes) -> str:
-        """Stores audio like a REST request with audio as its body; returns its id."""
+    async def upload(
+        self, account: Account, data: bytes, content_type: str = "audio/ogg", *, protocol: str = "rest"
+    ) -> str:
+        """Stores a file, like a REST request with audio as its body or like a gRPC caller; returns its id."""
 
         async def chunks() -> AsyncIterator[bytes]:
             yield data
 
-        media = await self.app.services.media.upload_media("audio/ogg", chunks(), call_of(account.key))
-        return str(media.id)
+        call = call_of(account.key)
+        call.protocol = protocol
+        return (await self.app.services.media.upload_media(content_type, chunks(), call)).id
 
     async def balance(self, account: Account) -> Balance:
         """Returns the account's credits."""
@@ -143,7 +152,7 @@ class EngineApp:
 
     async def settled(self, account: Account) -> None:
         """Returns when no task of the account has a reservation."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while (await self.used(account)).concurrency:
                 pass
 

@@ -126,19 +126,10 @@ class FailingStore:
         return await self._do("limit_status", "", LimitStatus(0), lambda: None)
 
 
-class Clock:
-    """A monotonic clock that the test sets."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def open_ledger(store: FailingStore, **options: Any) -> Ledger:
-    """Returns a ledger on the store."""
-    return Ledger(store, BUILTIN, **options)
+def failing_ledger(*failing: str, **options: Any) -> tuple[FailingStore, Ledger]:
+    """Returns a store whose methods of these names fail, and a ledger on it."""
+    store = FailingStore(*failing)
+    return store, Ledger(store, BUILTIN, **options)
 
 
 async def reserve(ledger: Ledger, task_id: str) -> Any:
@@ -159,13 +150,6 @@ class FixedUsage(ImageCollector):
 
     def partial_usage(self, task_input: Any) -> Usage:
         return self._usage()
-
-
-async def wait_until(condition: Callable[[], bool]) -> None:
-    """Waits for a condition."""
-    async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110 (no event to wait for)
-            await asyncio.sleep(0)
 
 
 UNEXPECTED_ERRORS: dict[str, Callable[[], BaseException]] = {

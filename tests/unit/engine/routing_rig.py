@@ -12,7 +12,7 @@ import pytest
 from pomelo.catalog.catalog import Limits, Model, Route
 from pomelo.catalog.pricing import Prices
 from pomelo.engine.circuit_breaker import MINIMUM_CALLS
-from pomelo.engine.routing import Candidate, Router
+from pomelo.engine.routing import Candidate, Router, UpstreamCalls
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -93,7 +93,7 @@ async def answer(
     router: Router, job: Job[Any], candidates: Sequence[Candidate], *arguments: Any, account: str = ""
 ) -> AsyncGenerator[Event, None]:
     """Yields the events of a task, or its whole answer as one event."""
-    started = await router.start(job, candidates, *arguments, account=account)
+    started = await router.start(job, candidates, UpstreamCalls(account), *arguments)
     if isinstance(started, Event):
         yield started
         return

@@ -17,6 +17,7 @@ from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.media.audio import AudioSource
 from pomelo.media.duration import Measured, Measurer
 from pomelo.media.store import MediaStore
+from pomelo.tasks.base import LARGE
 from tests.calls import call_of
 from tests.tasks import small_task, text_task
 from tests.unit.refusals import refused
@@ -102,6 +103,15 @@ async def test_audio_over_grpc_may_be_inline_up_to_the_limit(
     with refused("payload_too_large", "audio", "^audio is larger than the 1,000 bytes") as error:
         await accepting
     assert error.value.values == {"maxBytes": "1000"}
+
+
+@pytest.mark.parametrize("size", [1_000, LARGE])
+async def test_the_input_of_a_stream_is_counted_before_it_runs(acceptance: Acceptance, size: int) -> None:
+    """The progress of all running streams is computed in one step, which must not count their inputs."""
+    spec = text_task("a b " * (size // 4))
+    accepted = await acceptance.accept(spec, TaskOptions(), call("rest"), PRINCIPAL, stream=True)
+    spec.text.Clear()
+    assert accepted.estimate.count_input() == size // 2
 
 
 async def test_an_accepted_task_has_what_its_record_and_its_provider_need(acceptance: Acceptance) -> None:

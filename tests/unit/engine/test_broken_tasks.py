@@ -17,8 +17,8 @@ from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.text_output import TextCollector
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate
-from tests.unit.engine.apps import CREDITS, EngineApp, open_engine
-from tests.unit.engine.test_settlement import STREAM, text_task
+from tests.unit.engine.apps import CREDITS, STREAM, EngineApp, open_engine
+from tests.unit.engine.test_settlement import text_task
 from tests.unit.telemetry.reports import Reports
 from tests.waiting import until
 
@@ -31,8 +31,10 @@ def _reports() -> Reports:
     return Reports()
 
 
-@pytest.fixture(scope="module", name="engine")
-async def _engine(tmp_path_factory: pytest.TempPathFactory, reports: Reports) -> AsyncIterator[EngineApp]:
+@pytest.fixture(scope="module", name="opened_engine")
+async def _opened_engine(
+    tmp_path_factory: pytest.TempPathFactory, reports: Reports
+) -> AsyncIterator[EngineApp]:
     async with open_engine(tmp_path_factory.mktemp("broken"), observers=[reports]) as opened:
         yield opened
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from contextlib import suppress
 
 import pytest
@@ -14,13 +13,7 @@ from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.testing import Speech, Stop, error_reply
 from tests.calls import call_of
 from tests.tasks import small_task, text_task
-from tests.unit.engine.apps import EngineApp, open_engine
-
-
-@pytest.fixture(scope="module", name="engine")
-async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
-    async with open_engine(tmp_path_factory.mktemp("ended")) as opened:
-        yield opened
+from tests.unit.engine.apps import PROTOCOL, STREAM, EngineApp
 
 
 @pytest.mark.parametrize(
@@ -28,8 +21,8 @@ async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Eng
     [text_task(), text_task(model="no-such-model"), text_task("to be refused")],
     ids=["completed", "refused", "failed"],
 )
-@pytest.mark.parametrize("protocol", ["rest", "grpc"])
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@PROTOCOL
+@STREAM
 async def test_a_call_ends_with_its_task(
     engine: EngineApp, spec: TaskSpec, protocol: str, stream: bool
 ) -> None:
@@ -62,7 +55,7 @@ async def test_the_incomplete_file_of_a_stream_that_is_left_is_deleted(engine: E
     await engine.settled(account)
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@STREAM
 async def test_the_incomplete_file_of_a_task_that_fails_is_deleted(engine: EngineApp, stream: bool) -> None:
     account = await engine.account()
     engine.upstream.script(Speech(size=300_000, at={40: Stop.RESET}))

@@ -14,7 +14,7 @@ from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP, ROLE_ASSISTANT, TextInput
 from pomelo.providers.base import Event, Job
 from pomelo.testing import Answer as Words
 from pomelo.testing import Speech
-from tests.unit.engine.apps import Answer, EngineApp, open_engine
+from tests.unit.engine.apps import LIVE, PROTOCOL, Answer, EngineApp, open_engine
 from tests.unit.tasks.collectors import text_of
 
 AUDIO = base64.b64encode(b"OggS" + b"some audio" * 100).decode()
@@ -37,15 +37,7 @@ BETWEEN = {
 """Task type -> the events that its stream may have between the first and the last."""
 
 TASK_TYPE = pytest.mark.parametrize("task_type", BODIES)
-LIVE = pytest.mark.parametrize("live", [False, True], ids=["test", "live"])
-PROTOCOL = pytest.mark.parametrize("protocol", ["grpc", "rest"])
 KEY = {"idempotency-key": "k"}
-
-
-@pytest.fixture(scope="module", name="engine")
-async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
-    async with open_engine(tmp_path_factory.mktemp("events")) as opened:
-        yield opened
 
 
 def events_of(answer: Answer, task_type: str) -> tuple[list[TaskEvent], TaskResult]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -13,18 +12,12 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, error_reply
-from pomelo.testing.reply import Stop
+from pomelo.testing.reply import Stop, json_reply
 from tests.calls import call_of
 from tests.tasks import to_task
-from tests.unit.engine.apps import CREDITS, EngineApp, open_engine
-from tests.unit.engine.failing_store import FailingStore, open_ledger, reserve
-from tests.unit.engine.test_settlement import STREAM, text_task
-
-
-@pytest.fixture(scope="module", name="engine")
-async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
-    async with open_engine(tmp_path_factory.mktemp("failed")) as opened:
-        yield opened
+from tests.unit.engine.apps import CREDITS, STREAM, EngineApp
+from tests.unit.engine.failing_store import failing_ledger, reserve
+from tests.unit.engine.test_settlement import text_task
 
 
 @STREAM
@@ -44,8 +37,7 @@ async def test_a_failed_task_leaves_a_record(engine: EngineApp, stream: bool) ->
     assert not await engine.records(account)
     assert (await engine.balance(account)).available == CREDITS
     used = await engine.used(account)
-    assert (used.requests, used.concurrency) == (1, 0)
-    assert used.tokens > 9  # as they were reserved
+    assert (used.requests, used.concurrency, used.tokens) == (1, 0, 0)
 
 
 async def test_a_task_that_is_cut_off_has_a_code_and_a_cost(engine: EngineApp) -> None:
@@ -60,7 +52,7 @@ async def test_a_task_that_is_cut_off_has_a_code_and_a_cost(engine: EngineApp) -
 
 
 async def test_a_task_whose_caller_leaves_before_any_output_is_cancelled(engine: EngineApp) -> None:
-    account = await engine.account()
+    account = await engine.account("limited")
     gate = Gate()
     engine.upstream.when("left", Words("one", before=(gate,)))
     asking = asyncio.create_task(engine.ask(account, text_task("left")))
@@ -71,6 +63,7 @@ async def test_a_task_whose_caller_leaves_before_any_output_is_cancelled(engine:
     (record,) = await engine.failures(account)
     assert (record.code, record.cost, record.provider) == ("cancelled", 0, "openai")
     assert not await engine.records(account)
+    assert (await engine.used(account)).tokens > 9, "as they were reserved: the provider may have answered"
 
 
 async def test_a_stream_that_is_left_is_cancelled_and_billed(engine: EngineApp) -> None:
@@ -90,11 +83,12 @@ async def test_a_stream_that_is_left_is_cancelled_and_billed(engine: EngineApp) 
 
 
 async def test_a_task_that_is_past_its_deadline_leaves_a_record(engine: EngineApp) -> None:
-    account = await engine.account()
+    account = await engine.account("limited")
     engine.upstream.when("too slow", Words("one", before=(Gate(),)))
-    answer = await engine.ask(account, text_task("too slow"), within=0.2)
+    answer = await engine.ask(account, text_task("too slow"), within=1)
     (record,) = await engine.failures(account)
     assert record.code == answer.code == "deadline_exceeded"
+    assert (await engine.used(account)).tokens > 9, "as they were reserved"
 
 
 async def test_a_task_that_is_refused_leaves_no_record(engine: EngineApp) -> None:
@@ -110,9 +104,29 @@ async def test_a_task_that_is_refused_leaves_no_record(engine: EngineApp) -> Non
         assert not await engine.failures(account)
 
 
+async def test_a_task_that_the_circuit_breakers_keep_from_the_provider_uses_up_nothing(
+    engine: EngineApp,
+) -> None:
+    account = await engine.account()
+    task = {**text_task("down"), "model": "gpt-3.5-turbo"}  # the circuit of gpt-4 stays closed
+    down = json_reply({"error": {"message": "Overloaded"}}, 503, {"Retry-After": "60"})  # too long to retry
+    engine.upstream.when("down", down)
+    failed = 0
+    while True:
+        before = await engine.used(account)
+        answer = await engine.ask(account, task, stream=failed % 2 == 0)
+        assert answer.code == "provider_unavailable"
+        if len(engine.upstream.requests) == failed:
+            break
+        failed += 1
+        assert failed < 50, "the circuit never opens"
+    used = await engine.used(account)
+    assert (before.requests, used.requests, used.tokens, used.concurrency) == (failed, failed, 0, 0)
+    assert len(await engine.failures(account)) == failed
+
+
 async def test_a_task_whose_settlement_fails_is_recorded_as_failed() -> None:
-    store = FailingStore("settle")
-    ledger = open_ledger(store)
+    store, ledger = failing_ledger("settle")
     reservation = await reserve(ledger, "img_1")
     reservation.record_route(reservation.job)
     with pytest.raises(PomeloError):

@@ -7,7 +7,7 @@ import base64
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,37 +18,18 @@ from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.testing import Answer as Words
 from tests.calls import call_of
 from tests.tasks import text_task
-from tests.unit.engine.apps import Account, EngineApp, open_engine
+from tests.unit.engine.apps import PROTOCOL, STREAM, Account, EngineApp
 
 MIB = 1024 * 1024
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
 FIELD = "messages[0].content[1].image_url"
-STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-PROTOCOL = pytest.mark.parametrize("protocol", ["grpc", "rest"])
-
-
-@pytest.fixture(scope="module", name="engine")
-async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
-    async with open_engine(tmp_path_factory.mktemp("images")) as opened:
-        yield opened
-
-
-@pytest.fixture(autouse=True)
-def _fresh(engine: EngineApp) -> None:
-    engine.upstream.reset()
 
 
 async def file(
     engine: EngineApp, account: Account, data: bytes = PNG, content_type: str = "image/png"
 ) -> str:
     """Stores a file as a gRPC caller does; returns its id."""
-
-    async def chunks() -> AsyncIterator[bytes]:
-        yield data
-
-    call = call_of(account.key)
-    call.protocol = "grpc"
-    return (await engine.app.services.media.upload_media(content_type, chunks(), call)).id
+    return await engine.upload(account, data, content_type, protocol="grpc")
 
 
 def path_of(engine: EngineApp, media_id: str) -> Path:

@@ -19,32 +19,30 @@ from tests.unit.engine.failing_store import (
     CALLER,
     MODEL,
     UNEXPECTED_ERRORS,
-    FailingStore,
     FixedUsage,
-    open_ledger,
+    failing_ledger,
     reserve,
     usage_record,
-    wait_until,
 )
 from tests.unit.engine.jobs import accepted_job
+from tests.unit.refusals import refused
+from tests.waiting import until
 
 
 async def test_progress_is_saved_while_a_void_is_pending() -> None:
-    store = FailingStore("void")
-    ledger = open_ledger(store)
+    store, ledger = failing_ledger("void")
     (await reserve(ledger, "img_released")).release()
     running = await reserve(ledger, "img_running")
     running.bill_partially(FixedUsage(lambda: Usage(images=1)))
     running.record_output(1)
     noting = asyncio.create_task(ledger.keep_progress())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         await store.noted.wait()
     noting.cancel()
 
 
 async def test_progress_is_saved_only_when_there_is_more_output() -> None:
-    store = FailingStore()
-    ledger = open_ledger(store)
+    store, ledger = failing_ledger()
     running = await reserve(ledger, "img_running")
     running.bill_partially(FixedUsage(lambda: Usage(images=1)))
     for total, saved in ((0, False), (1, True), (1, False), (2, True), (2, False)):
@@ -55,8 +53,7 @@ async def test_progress_is_saved_only_when_there_is_more_output() -> None:
 
 
 async def test_progress_that_was_not_saved_is_saved_by_the_next_attempt_without_more_output() -> None:
-    store = FailingStore("note")
-    ledger = open_ledger(store)
+    store, ledger = failing_ledger("note")
     running = await reserve(ledger, "img_running")
     running.bill_partially(FixedUsage(lambda: Usage(images=1)))
     running.record_output(1)
@@ -70,8 +67,7 @@ async def test_progress_that_was_not_saved_is_saved_by_the_next_attempt_without_
 
 
 async def test_a_failing_collector_delays_no_other_progress_and_its_task_is_recovered() -> None:
-    store = FailingStore()
-    ledger = open_ledger(store)
+    store, ledger = failing_ledger()
 
     def broken() -> Usage:
         raise ZeroDivisionError
@@ -89,11 +85,10 @@ async def test_a_failing_collector_delays_no_other_progress_and_its_task_is_reco
 
 @ANY_ERROR
 async def test_any_error_of_reading_limits_is_store_unavailable(error: str) -> None:
-    store = FailingStore()
+    store, ledger = failing_ledger()
     store.errors["limit_status"] = UNEXPECTED_ERRORS[error]()
-    with pytest.raises(PomeloError) as raised:
-        await open_ledger(store).limit_status(Wallet("default", True), ())
-    assert raised.value.code == "store_unavailable"
+    with refused("store_unavailable"):
+        await ledger.limit_status(Wallet("default", True), ())
 
 
 @pytest.mark.parametrize(
@@ -110,17 +105,16 @@ async def test_only_an_exact_cost_is_reported_before_the_task_runs(
     call = call_of("")
     usage, prices = Usage(images=1, provider_micros=1), Prices({unit: 40_000})
     job = accepted_job("img_1", MODEL, usage, CALLER, exact=exact, prices=prices)
-    await open_ledger(FailingStore()).reserve(job, BUILTIN["unlimited"], call)
+    await failing_ledger()[1].reserve(job, BUILTIN["unlimited"], call)
     assert call.response_headers.get("X-Credits-Charged") == charged
 
 
 async def test_a_refused_caller_that_has_left_has_nothing_to_void() -> None:
-    store = FailingStore()
+    store, ledger = failing_ledger()
     store.refused = True
     store.waits["reserve"] = asyncio.Event()
-    ledger = open_ledger(store)
     reserving = asyncio.create_task(reserve(ledger, "img_1"))
-    await wait_until(lambda: store.calls == ["reserve"])
+    await until(lambda: store.calls == ["reserve"])
     reserving.cancel()
     await asyncio.wait([reserving])
     store.waits["reserve"].set()
@@ -129,11 +123,10 @@ async def test_a_refused_caller_that_has_left_has_nothing_to_void() -> None:
 
 
 async def test_a_task_that_is_being_reserved_runs() -> None:
-    store = FailingStore()
+    store, ledger = failing_ledger()
     store.waits["reserve"] = asyncio.Event()
-    ledger = open_ledger(store)
     reserving = asyncio.create_task(reserve(ledger, "img_1"))
-    await wait_until(lambda: store.calls == ["reserve"])
+    await until(lambda: store.calls == ["reserve"])
     assert ledger.runs("img_1")
     store.reserved["img_1"] = usage_record("img_1")  # the store has it, and its caller does not know yet
     await reconcile(ledger, 2)
@@ -150,11 +143,9 @@ async def reconcile(ledger: Ledger, checks: int) -> None:
 
 
 async def test_a_reservation_without_a_running_task_is_recovered_at_the_second_check() -> None:
-    store = FailingStore()
-    ledger = open_ledger(store)
+    store, ledger = failing_ledger()
     await reserve(ledger, "img_running")
-    lost = usage_record("img_lost")
-    store.reserved["img_lost"] = lost
+    store.reserved["img_lost"] = usage_record("img_lost")
     await reconcile(ledger, 1)
     assert store.calls == ["reserve"]
     await reconcile(ledger, 1)
@@ -165,8 +156,7 @@ async def test_a_reservation_without_a_running_task_is_recovered_at_the_second_c
 
 
 async def test_a_check_recovers_a_bounded_number_of_reservations_and_the_next_check_the_rest() -> None:
-    store = FailingStore()
-    ledger = open_ledger(store)
+    store, ledger = failing_ledger()
     for number in range(1_500):
         name = f"img_{number}"
         store.reserved[name] = usage_record(name)
@@ -179,8 +169,7 @@ async def test_a_check_recovers_a_bounded_number_of_reservations_and_the_next_ch
 
 @ANY_ERROR
 async def test_a_failed_recovery_is_retried_at_every_check(error: str) -> None:
-    store = FailingStore()
-    ledger = open_ledger(store)
+    store, ledger = failing_ledger()
     for name in ("img_a", "img_b"):
         store.reserved[name] = usage_record(name)
     store.errors["recover img_a"] = UNEXPECTED_ERRORS[error]()
@@ -192,8 +181,7 @@ async def test_a_failed_recovery_is_retried_at_every_check(error: str) -> None:
 
 
 async def test_tasks_in_progress_or_awaiting_a_retry_are_not_recovered() -> None:
-    store = FailingStore()
-    ledger = open_ledger(store)
+    store, ledger = failing_ledger()
     settling = await reserve(ledger, "img_settling")
     released = await reserve(ledger, "img_released")
     store.waits |= {"settle": asyncio.Event(), "reserve": asyncio.Event()}
@@ -203,7 +191,7 @@ async def test_tasks_in_progress_or_awaiting_a_retry_are_not_recovered() -> None
         asyncio.create_task(settling.settle(Usage(images=1), counted=True)),
         asyncio.create_task(reserve(ledger, "img_reserving")),
     ]
-    await wait_until(lambda: len(store.calls) == 5)
+    await until(lambda: len(store.calls) == 5)
     store.reserved["img_reserving"] = usage_record("img_reserving")
     calls[1].cancel()  # The caller disconnects; the reservation is released once its outcome is known.
     await reconcile(ledger, 4)
@@ -217,8 +205,7 @@ async def test_tasks_in_progress_or_awaiting_a_retry_are_not_recovered() -> None
 
 
 async def test_a_reservation_that_appears_late_is_recovered() -> None:
-    store = FailingStore()
-    ledger = open_ledger(store)
+    store, ledger = failing_ledger()
     store.errors["reserve"] = ConnectionResetError()
     with pytest.raises(PomeloError):
         await reserve(ledger, "img_1")
@@ -232,25 +219,23 @@ async def test_a_reservation_that_appears_late_is_recovered() -> None:
 @pytest.mark.parametrize("error", [*UNEXPECTED_ERRORS, "store_unavailable"])
 async def test_the_background_loops_outlive_any_error(error: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledgers, "PROGRESS_INTERVAL", 0.001)
-    store = FailingStore()
-    ledger = open_ledger(store, reconcile_every=0.001)
+    store, ledger = failing_ledger(reconcile_every=0.001)
     running = await reserve(ledger, "img_running")
     running.bill_partially(FixedUsage(lambda: Usage(images=1)))
     for name in ("note", "reservations"):
         store.errors[name] = (
             PomeloError("store_unavailable") if error == "store_unavailable" else UNEXPECTED_ERRORS[error]()
         )
-    lost = usage_record("img_lost")
-    store.reserved["img_lost"] = lost
+    store.reserved["img_lost"] = usage_record("img_lost")
     loops = [asyncio.create_task(ledger.keep_progress()), asyncio.create_task(ledger.keep_reconciled())]
     for size in range(5):
         store.noted.clear()
         running.record_output(size + 1)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await store.noted.wait()
     assert not any(loop.done() for loop in loops)
     store.errors.clear()
-    await wait_until(lambda: "img_lost" not in store.reserved)
+    await until(lambda: "img_lost" not in store.reserved)
     for loop in loops:
         loop.cancel()
     await asyncio.wait(loops)
@@ -258,8 +243,7 @@ async def test_the_background_loops_outlive_any_error(error: str, monkeypatch: p
 
 
 async def test_a_reservation_must_be_found_by_two_successive_checks() -> None:
-    store = FailingStore()
-    ledger = open_ledger(store)
+    store, ledger = failing_ledger()
     for found in (True, False, True):
         store.reserved = {"img_1": usage_record("img_1")} if found else {}
         await reconcile(ledger, 1)

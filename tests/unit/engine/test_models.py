@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import UTC, date, datetime
+from pathlib import Path
 
 import pytest
 
@@ -11,14 +12,15 @@ from pomelo.catalog.catalog import Catalog
 from pomelo.engine.models import _time
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest, Model
 from tests.calls import call_of
+from tests.unit.catalog.entries import entry
 from tests.unit.engine.apps import Account, EngineApp, open_engine
 from tests.unit.refusals import refused
 
 NAMES = sorted(Catalog.load().models)
 
 
-@pytest.fixture(scope="module", name="engine")
-async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
+@pytest.fixture(scope="module", name="opened_engine")
+async def _opened_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
     async with open_engine(tmp_path_factory.mktemp("models"), mistral_api_key=None) as opened:
         yield opened
 
@@ -78,6 +80,26 @@ async def test_a_live_key_pays_the_first_configured_route_and_a_test_key_the_fir
         prices, version = model.prices_for(route)
         assert {line.unit: line.amount_micros for line in shown.prices} == dict(prices.units)
         assert shown.price_version == version
+
+
+async def test_a_test_key_is_shown_and_pays_the_price_of_a_first_route_with_its_own(tmp_path: Path) -> None:
+    own = """price = { million_output_tokens = "3" }
+price_version = "own" """
+    row = entry("dear", "text", own)
+    (tmp_path / "catalog.toml").write_text(row.replace('provider = "p"', 'provider = "openai"'))
+    async with open_engine(tmp_path, catalog=tmp_path / "catalog.toml") as engine:
+        for live in (False, True):
+            account = await engine.account(live=live)
+            shown = await one(engine, account, "dear")
+            assert ([price.amount_micros for price in shown.prices], shown.price_version) == (
+                [3_000_000],
+                "own",
+            )
+            asked = await engine.ask(
+                account, {"model": "dear", "messages": [{"role": "user", "content": "Hi"}]}
+            )
+            (record,) = await engine.records(account)
+            assert (asked.code, record.price_version, record.cost) == ("ok", "own", 3 * record.output_tokens)
 
 
 async def test_a_task_and_its_result_have_the_name_by_which_the_model_was_asked_for(

@@ -16,7 +16,7 @@ from pomelo.providers.errors import UpstreamError
 from pomelo.telemetry.events import Observer, TaskReport
 from tests.calls import call_of
 from tests.unit.clock import Clock
-from tests.unit.engine.failing_store import CALLER, FailingStore, open_ledger, reserve, usage_record
+from tests.unit.engine.failing_store import CALLER, failing_ledger, reserve, usage_record
 
 DEADLINE = 1_010.0
 
@@ -43,7 +43,7 @@ async def report(
     """The report of a task that `error` ended `at` that time. `own`: its events raised the error."""
     clock, reports, call = Clock(), Reports(), call_of("")
     call.deadline = DEADLINE
-    reservation = await reserve(open_ledger(FailingStore()), "img_1") if reserved else None
+    reservation = await reserve(failing_ledger()[1], "img_1") if reserved else None
     task = ObservedTask([reports], clock, call, CALLER, "flux-1-pro", stream=stream)
     task.reservation, task.replayed = reservation, replayed
     task.failure = error if own and isinstance(error, Exception) else None
@@ -87,7 +87,7 @@ async def test_the_outcome_of_a_task_says_who_ended_it(
 async def test_a_report_has_what_the_task_and_its_calls_took() -> None:
     clock, reports = Clock(), Reports()
     task = ObservedTask([reports], clock, call_of(""), CALLER, "flux-1-pro", stream=True)
-    task.reservation = await reserve(open_ledger(FailingStore()), "img_1")
+    task.reservation = await reserve(failing_ledger()[1], "img_1")
     task.reservation.first_byte_ms, task.reservation.output_bytes = 7, 9
     task.calls.route, task.calls.route_number, task.calls.attempts = Route("bfl", "flux"), 2, 3
     task.calls.status, task.calls.seconds = 503, 1.5
@@ -114,7 +114,7 @@ async def test_a_task_with_a_complete_record_is_completed_unless_an_error_ended_
     ):
         reports = Reports()
         task = ObservedTask([reports], clock, call_of(""), CALLER, "flux-1-pro", stream=False)
-        task.reservation = await reserve(open_ledger(FailingStore()), "img_1")
+        task.reservation = await reserve(failing_ledger()[1], "img_1")
         task.reservation.record = replace(record, complete=complete)
         task.__exit__(None, error, None)
         (found,) = reports.ended

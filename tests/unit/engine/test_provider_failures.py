@@ -13,9 +13,7 @@ from pomelo.gen.v1.text_pb2 import TextDelta, TextInput
 from pomelo.providers.base import Event, Job
 from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.http.connections import NoConnectionError
-from tests.unit.engine.apps import EngineApp, open_engine
-
-STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+from tests.unit.engine.apps import STREAM, EngineApp, open_engine
 
 
 class Failing:

@@ -2,19 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
-import pytest
-
 from pomelo.errors import PomeloError, invalid
 from tests.calls import call_of
-from tests.unit.engine.apps import EngineApp, open_engine
-
-
-@pytest.fixture(scope="module", name="engine")
-async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
-    async with open_engine(tmp_path_factory.mktemp("bodies")) as opened:
-        yield opened
+from tests.unit.engine.apps import EngineApp
 
 
 async def test_a_body_that_can_not_be_read_counts_as_a_request_until_the_limit(engine: EngineApp) -> None:

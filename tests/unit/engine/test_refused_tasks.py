@@ -10,17 +10,15 @@ import pytest
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from tests.tasks import TASK_TYPES, small_task, to_task
-from tests.unit.engine.apps import CREDITS, Account, EngineApp, open_engine
+from tests.unit.engine.apps import CREDITS, PROTOCOL, STREAM, Account, EngineApp, open_engine
 
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
 TEXT = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 9}
 AUDIO = b"OggS" + b"some audio" * 100
-PROTOCOL = pytest.mark.parametrize("protocol", ["grpc", "rest"])
-STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 
-@pytest.fixture(scope="module", name="engine")
-async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
+@pytest.fixture(scope="module", name="opened_engine")
+async def _opened_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
     """An app whose only configured provider is OpenAI."""
     folder = tmp_path_factory.mktemp("refused")
     async with open_engine(folder, bfl_api_key=None, elevenlabs_api_key=None) as opened:

@@ -22,9 +22,7 @@ from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.connections import NoConnectionError
 from pomelo.testing import Answer, Stop, error_reply
-from tests.unit.engine.routing_rig import BUSY, MODEL, FailingProvider, Rig, answer, rig
-
-__all__ = ["rig"]
+from tests.unit.engine.routing_rig import BUSY, MODEL, FailingProvider, Rig, answer
 
 
 @pytest.mark.parametrize("stream", [False, True])

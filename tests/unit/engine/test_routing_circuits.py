@@ -19,9 +19,7 @@ from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.testing import Answer, Gate, Stop, error_reply
-from tests.unit.engine.routing_rig import BUSY, FailingProvider, Rig, rig
-
-__all__ = ["rig"]
+from tests.unit.engine.routing_rig import BUSY, FailingProvider, Rig
 
 ACCOUNTS = pytest.mark.parametrize("accounts", [("a",), ("a", "b")], ids=["one account", "two accounts"])
 

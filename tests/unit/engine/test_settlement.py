@@ -6,6 +6,7 @@ import base64
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -17,26 +18,24 @@ from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, Speech, Transcript
 from pomelo.testing import error_reply as openai_error
 from tests.calls import call_of
-from tests.tasks import small_task, to_task
-from tests.unit.engine.apps import Answer, EngineApp, open_engine
+from tests.tasks import small_task, text_body, to_task
+from tests.unit.engine.apps import STREAM, Answer, EngineApp, open_engine
 
 INLINE_LIMIT = 5_000
 AUDIO = b"OggS" + b"some audio" * 100
-STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 USAGE = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
 COST = 100 * 4 + 7 * 20
 """Microcredits of USAGE at the prices of gpt-4."""
 
 
-@pytest.fixture(scope="module", name="engine")
-async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
+@pytest.fixture(scope="module", name="opened_engine")
+async def _opened_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
     async with open_engine(tmp_path_factory.mktemp("settled"), inline_limit=INLINE_LIMIT) as opened:
         yield opened
 
 
 def text_task(text: str, **more: Any) -> dict[str, Any]:
-    """A text task."""
-    return {"model": "gpt-4", "messages": [{"role": "user", "content": text}], "max_tokens": 9, **more}
+    return text_body(text, max_tokens=9, **more)
 
 
 @STREAM
@@ -100,22 +99,27 @@ async def test_a_task_that_fails_before_any_output_costs_nothing(engine: EngineA
         assert reported["X-RateLimit-Remaining-Concurrent"] == "2"
 
 
-async def test_a_cancelled_stream_costs_its_input_and_its_delivered_output(
-    engine: EngineApp,
+@pytest.mark.parametrize("error", [None, ConnectionResetError()], ids=["ends", "fails"])
+async def test_a_stream_whose_caller_leaves_costs_its_input_and_its_delivered_output(
+    engine: EngineApp, error: Exception | None
 ) -> None:
     account = await engine.account("limited")
     gate = Gate()
     engine.upstream.when("to be left", Words("one two three", at={2: gate}))
     call, words = call_of(account.key), 0
-    async with engine.app.services.tasks.stream_task(
-        to_task(text_task("to be left")), TaskOptions(), call
-    ) as events:
-        async for event in events:
-            words += bool(event.text_delta.text)
-            if words == 2:
-                break
+    with suppress(ConnectionResetError):
+        async with engine.app.services.tasks.stream_task(
+            to_task(text_task("to be left")), TaskOptions(), call
+        ) as events:
+            async for event in events:
+                words += bool(event.text_delta.text)
+                if words == 2:
+                    if error is not None:
+                        raise error
+                    break
     await engine.settled(account)
     (record,) = await engine.records(account)
+    assert record.code == "cancelled"
     assert (record.complete, record.source, record.output_tokens) == (False, "estimated", 2)
     assert record.output_bytes == len("one two")
     assert record.cost == record.input_tokens * 4 + 2 * 20

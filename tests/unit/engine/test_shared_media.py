@@ -11,15 +11,13 @@ from obstore.store import S3Store
 
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
 from pomelo.testing import Answer as Words
-from tests.calls import call_of
 from tests.s3_server import any_server
 from tests.tasks import text_task
-from tests.unit.engine.apps import Account, Answer, EngineApp, open_engine
+from tests.unit.engine.apps import STREAM, Answer, EngineApp, open_engine
 
 KEY = {"idempotency-key": "k"}
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite", "width": 256, "height": 256}
 SPEECH = {"model": "eleven-labs-tts", "text": "Good morning to you.", "voice": "adam"}
-STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 
 
 @pytest.fixture(scope="module", name="bucket")
@@ -31,8 +29,8 @@ def _bucket() -> Iterator[str]:
         yield server.new_bucket()
 
 
-@pytest.fixture(scope="module", name="engine")
-async def _engine(tmp_path_factory: pytest.TempPathFactory, bucket: str) -> AsyncIterator[EngineApp]:
+@pytest.fixture(scope="module", name="opened_engine")
+async def _opened_engine(tmp_path_factory: pytest.TempPathFactory, bucket: str) -> AsyncIterator[EngineApp]:
     async with open_engine(tmp_path_factory.mktemp("shared"), media=bucket) as opened:
         yield opened
 
@@ -90,7 +88,7 @@ def _bytes(answer: Answer) -> bytes:
 
 async def test_the_audio_of_a_task_is_read_from_the_bucket(engine: EngineApp) -> None:
     account, other = await engine.account(), await engine.account()
-    media_id = await _upload(engine, account)
+    media_id = await engine.upload(account, b"OggS" + b"audio" * 100, protocol="grpc")
     task = TaskSpec(model="eleven-labs-stt")
     task.speech_to_text.audio.media_id = media_id
     for _ in range(2):
@@ -100,23 +98,10 @@ async def test_the_audio_of_a_task_is_read_from_the_bucket(engine: EngineApp) ->
     assert (refusal.code, refusal.error and refusal.error.field) == ("invalid_parameter", "audio")
 
 
-AUDIO = b"OggS" + b"audio" * 100
-
-
-async def _upload(
-    engine: EngineApp, account: Account, data: bytes = AUDIO, content_type: str = "audio/ogg"
-) -> str:
-    async def chunks() -> AsyncIterator[bytes]:
-        yield data
-
-    call = call_of(account.key)
-    call.protocol = "grpc"
-    return (await engine.app.services.media.upload_media(content_type, chunks(), call)).id
-
-
 async def test_the_images_of_a_task_are_read_from_the_bucket(engine: EngineApp) -> None:
     account = await engine.account()
-    media_id = await _upload(engine, account, b"\x89PNG\r\n\x1a\n" + bytes(range(64)), "image/png")
+    png = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
+    media_id = await engine.upload(account, png, "image/png", protocol="grpc")
     task = text_task("What is this?")
     task.text.messages[0].content.add().image.source.media_id = media_id
     for _ in range(2):

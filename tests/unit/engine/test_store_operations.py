@@ -6,7 +6,9 @@ import asyncio
 
 from pomelo.engine.ledger import Ledger
 from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES, StoreOperations
-from tests.unit.engine.failing_store import Clock, FailingStore, open_ledger, reserve, wait_until
+from tests.unit.clock import Clock
+from tests.unit.engine.failing_store import FailingStore, failing_ledger, reserve
+from tests.waiting import until
 
 
 def test_a_task_is_in_progress_until_its_last_release() -> None:
@@ -21,11 +23,11 @@ def test_a_task_is_in_progress_until_its_last_release() -> None:
 
 async def with_failed_voids() -> tuple[FailingStore, Clock, Ledger]:
     """A ledger with more voids to retry than may run at a time. Its store works again."""
-    store, clock = FailingStore("void"), Clock()
-    ledger = open_ledger(store, monotonic=clock)
+    clock = Clock()
+    store, ledger = failing_ledger("void", monotonic=clock)
     for number in range(3 * MAX_CONCURRENT_RETRIES):
         (await reserve(ledger, f"img_{number}")).release()
-    await wait_until(lambda: not ledger.operations._in_progress)
+    await until(lambda: not ledger.operations._in_progress)
     store.errors.clear()
     return store, clock, ledger
 
@@ -48,5 +50,5 @@ async def test_a_retry_that_succeeds_starts_the_next() -> None:
     store, clock, ledger = await with_failed_voids()
     clock.now += 100
     ledger.operations.retry_pending()
-    await wait_until(lambda: not ledger.operations._in_progress)
+    await until(lambda: not ledger.operations._in_progress)
     assert store.reserved == {}

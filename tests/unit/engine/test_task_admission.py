@@ -19,48 +19,37 @@ from pomelo.providers.errors import UpstreamError
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, mistral_protocol
 from tests.calls import call_of
-from tests.tasks import TASK_TYPES, small_task, to_task
-from tests.unit.engine.apps import EngineApp, open_engine
+from tests.tasks import TASK_TYPES, small_task, text_body, to_task
+from tests.unit.engine.apps import PROTOCOL, STREAM, EngineApp, open_engine
 
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
 LIMIT = 4 * 1024 * 1024
 """Bytes of media that an account may store."""
 
-STREAM = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 STRICT = {"prefer": "handling=strict"}
 REVOKED = mistral_protocol.error_reply(401)
 """A reply that makes the router use the second route of a Mixtral model."""
 
 
-@pytest.fixture(scope="module", name="engine")
-async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
+@pytest.fixture(scope="module", name="opened_engine")
+async def _opened_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
     async with open_engine(tmp_path_factory.mktemp("admitted"), media_account_limit=LIMIT) as opened:
         yield opened
-
-
-@pytest.fixture(autouse=True)
-def _fresh(engine: EngineApp) -> None:
-    engine.upstream.reset()
-
-
-def text_task(text: str = "Hello", model: str = "gpt-4", **more: Any) -> dict[str, Any]:
-    """A text task."""
-    return {"model": model, "messages": [{"role": "user", "content": text}], **more}
 
 
 async def test_a_model_must_be_allowed_by_the_key_and_by_the_plan(engine: EngineApp) -> None:
     by_plan = await engine.account("images")
     by_key = await engine.account(models=("gpt-4",))
     by_neither = await engine.account("images", models=("gpt-4",))
-    for account, allowed in ((by_plan, IMAGE), (by_key, text_task()), (by_neither, None)):
-        for body in (IMAGE, text_task()):
+    for account, allowed in ((by_plan, IMAGE), (by_key, text_body()), (by_neither, None)):
+        for body in (IMAGE, text_body()):
             answer = await engine.ask(account, body)
             assert answer.code == ("ok" if body == allowed else "model_not_allowed")
 
 
 async def test_a_test_key_uses_test_credits_and_calls_no_provider(engine: EngineApp) -> None:
     account = await engine.account(live=False)
-    answer = await engine.ask(account, text_task(max_tokens=5))
+    answer = await engine.ask(account, text_body(max_tokens=5))
     assert answer.code == "ok"
     (record,) = await engine.records(account)
     assert (record.live, record.provider) == (False, "sandbox")
@@ -72,7 +61,7 @@ async def test_a_test_key_with_strict_handling_is_refused_what_the_vendor_would_
     engine: EngineApp,
 ) -> None:
     account = await engine.account(live=False)
-    answer = await engine.ask(account, text_task(max_tokens=5, stop=["x"]), headers=STRICT)
+    answer = await engine.ask(account, text_body(max_tokens=5, stop=["x"]), headers=STRICT)
     assert (answer.code, answer.error and answer.error.field) == ("invalid_parameter", "stop")
     assert answer.call.response_headers["Preference-Applied"] == "handling=strict"
 
@@ -159,7 +148,7 @@ async def test_space_is_needed_for_the_image_that_the_mode_of_the_key_draws(
 
 
 @STREAM
-@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+@PROTOCOL
 @pytest.mark.parametrize("task_type", TASK_TYPES)
 @pytest.mark.parametrize("delivery", [*MediaDelivery.values(), 4, 99])
 async def test_a_delivery_is_one_of_its_values(
@@ -187,7 +176,7 @@ async def test_a_task_costs_the_price_of_its_first_configured_route(tmp_path: Pa
     async with open_engine(tmp_path, mistral_api_key=None) as second:
         second.upstream.script(Words("Hello", usage=usage))
         account = await second.account()
-        assert (await second.ask(account, text_task(model="mixtral-8x7b", max_tokens=200))).code == "ok"
+        assert (await second.ask(account, text_body(model="mixtral-8x7b", max_tokens=200))).code == "ok"
         (record,) = await second.records(account)
     assert record.provider == "openrouter"
     assert record.cost == math.ceil(1_100 * 0.54)
@@ -201,7 +190,7 @@ async def test_a_route_that_takes_over_reports_its_own_adjustments(
 ) -> None:
     account = await engine.account()
     engine.upstream.script(REVOKED, Words(text))
-    body = text_task(model="mixtral-8x7b", max_tokens=20_000)
+    body = text_body(model="mixtral-8x7b", max_tokens=20_000)
     key = {"idempotency-key": "k"}
     answer = await engine.ask(account, body, stream=stream, headers=key)
     assert answer.code == "ok"
@@ -220,7 +209,7 @@ async def test_strict_handling_skips_a_second_route_that_would_adjust(engine: En
         engine.upstream.reset()
         engine.upstream.script(REVOKED, Words("Hello"))
         answer = await engine.ask(
-            account, text_task(model="mixtral-8x7b", max_tokens=max_tokens), headers=STRICT
+            account, text_body(model="mixtral-8x7b", max_tokens=max_tokens), headers=STRICT
         )
         assert answer.code == code
         assert len(engine.upstream.requests) == (2 if code == "ok" else 1)
@@ -233,7 +222,7 @@ async def test_strict_handling_skips_a_second_route_that_would_adjust(engine: En
 async def test_without_max_tokens_an_answer_is_cut_to_what_the_account_can_pay(engine: EngineApp) -> None:
     account = await engine.account(micros=20_000)
     engine.upstream.script(Words("Hello"))
-    assert (await engine.ask(account, text_task())).code == "ok"
+    assert (await engine.ask(account, text_body())).code == "ok"
     (request,) = engine.upstream.requests
     assert 900 < request.body["max_completion_tokens"] < 20_000 // 20
 
@@ -243,7 +232,7 @@ async def test_without_max_tokens_a_task_reserves_its_share_of_the_balance(engin
     gate = Gate()
     engine.upstream.when("share", Words("Hello", before=(gate,)))
     async with engine.app.services.tasks.stream_task(
-        to_task(text_task("share")), TaskOptions(), call_of(account.key)
+        to_task(text_body("share")), TaskOptions(), call_of(account.key)
     ):
         status = await engine.used(account)
         assert (status.concurrency, status.available) == (1, 100_000)
@@ -254,7 +243,7 @@ async def test_a_small_balance_is_not_shared(engine: EngineApp) -> None:
     account = await engine.account("limited", micros=10_000)
     engine.upstream.when("all", Words("Hello", before=(Gate(),)))
     async with engine.app.services.tasks.stream_task(
-        to_task(text_task("all")), TaskOptions(), call_of(account.key)
+        to_task(text_body("all")), TaskOptions(), call_of(account.key)
     ):
         assert (await engine.used(account)).available == 0
     await engine.settled(account)
@@ -264,12 +253,12 @@ async def test_a_small_balance_is_not_shared(engine: EngineApp) -> None:
 
 
 @STREAM
-@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+@PROTOCOL
 async def test_the_users_id_is_sent_to_a_provider_of_text_that_takes_one(
     engine: EngineApp, protocol: str, stream: bool
 ) -> None:
     account = await engine.account()
-    spec = to_task(text_task())
+    spec = to_task(text_body())
     spec.user = "ann"
     answer = await engine.ask(account, spec, stream=stream, protocol=protocol)
     assert "X-Pomelo-Adjusted" not in answer.call.response_headers
@@ -288,7 +277,7 @@ async def test_a_route_that_takes_over_gets_the_users_id_that_the_first_does_not
 ) -> None:
     account = await engine.account()
     engine.upstream.script(REVOKED, Words("Hello"))
-    spec = to_task(text_task(model="mixtral-8x7b"))
+    spec = to_task(text_body(model="mixtral-8x7b"))
     spec.user = "ann"
     answer = await engine.ask(account, spec, stream=stream)
     first, second = engine.upstream.requests
@@ -313,7 +302,7 @@ async def test_a_provider_gets_the_account_and_the_deadline_of_its_task(tmp_path
     async with open_engine(tmp_path, {"openai": Capturing()}) as engine:
         account = await engine.account()
         for stream in (False, True):
-            answer = await engine.ask(account, text_task(user="ada"), stream=stream)
+            answer = await engine.ask(account, text_body(user="ada"), stream=stream)
             assert answer.code == "provider_failed"
             call = answer.call
             assert found.pop() == (account.wallet.account, call.deadline, call.request_id, "ada")

@@ -17,10 +17,8 @@ from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.guard import GuardedEvents
 from pomelo.telemetry.events import AttemptReport
 from pomelo.testing import error_reply
-from tests.unit.engine.routing_rig import BUSY, MODEL, FailingProvider, Rig, rig
+from tests.unit.engine.routing_rig import BUSY, MODEL, FailingProvider, Rig
 from tests.unit.engine.test_observed import Reports
-
-__all__ = ["rig"]
 
 REVOKED = error_reply(401)
 INPUT = TextInput(messages=[Message(role=ROLE_USER, content=[ContentPart(text="Hi")])])
@@ -42,7 +40,7 @@ async def fail(rig: Rig, router: Router, calls: UpstreamCalls, *, backwards: boo
     candidates = router.candidates(MODEL, "text", live=True)[:: -1 if backwards else 1]
     job = Job("task_1", MODEL, candidates[0].route, INPUT, True, 2_000.0)
     with pytest.raises(UpstreamError) as failure:
-        await router.start(job, candidates, calls=calls)
+        await router.start(job, candidates, calls)
     return failure.value.code
 
 
@@ -75,11 +73,9 @@ async def test_a_route_that_is_skipped_before_any_call_is_reported(rig: Rig) -> 
     await rig.open_route(router, "ann", "bob")
     rig.one.reset()
     candidates = router.candidates(MODEL, "text", live=True)[:1]
-    calls = UpstreamCalls()
+    calls = UpstreamCalls("ann")
     with pytest.raises(UpstreamError) as failure:
-        await router.start(
-            Job("t", MODEL, MODEL.routes[0], INPUT, True, 2_000.0), candidates, account="ann", calls=calls
-        )
+        await router.start(Job("t", MODEL, MODEL.routes[0], INPUT, True, 2_000.0), candidates, calls)
     assert failure.value.code == "provider_unavailable"
     assert failure.value.wait is not None
     assert failure.value.wait >= 1
@@ -91,7 +87,7 @@ async def test_the_time_of_a_streamed_call_lasts_until_it_is_closed(rig: Rig) ->
     candidates = router.candidates(MODEL, "text", live=True)
     calls = UpstreamCalls()
     job = Job("task_1", MODEL, candidates[0].route, INPUT, True, 2_000.0)
-    events = await router.start(job, candidates, calls=calls)
+    events = await router.start(job, candidates, calls)
     assert isinstance(events, GuardedEvents)
     assert calls.seconds == 0
     rig.now += 3
@@ -127,7 +123,7 @@ async def test_a_task_that_is_cancelled_shortly_before_its_deadline_was_late(rig
 
 
 async def _start(router: Router, job: Job[Any], candidates: Any, calls: UpstreamCalls) -> None:
-    await router.start(job, candidates, calls=calls)
+    await router.start(job, candidates, calls)
 
 
 @pytest.mark.parametrize("stream", [False, True])

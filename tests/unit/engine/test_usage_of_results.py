@@ -22,26 +22,12 @@ from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer as Words
 from tests.calls import call_of
 from tests.tasks import small_task, text_task, to_task
-from tests.unit.engine.apps import Answer, EngineApp, open_engine
+from tests.unit.engine.apps import LIVE, PROTOCOL, STREAM, Answer, EngineApp, open_engine
 
 TASK_TYPE = pytest.mark.parametrize(
     "task_type", ["text", "image", "text_to_speech", "speech_to_speech", "speech_to_text"]
 )
-STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
-PROTOCOL = pytest.mark.parametrize("protocol", ["grpc", "rest"])
-LIVE = pytest.mark.parametrize("live", [False, True], ids=["test", "live"])
 SPOKEN = "Good morning."
-
-
-@pytest.fixture(scope="module", name="engine")
-async def _engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
-    async with open_engine(tmp_path_factory.mktemp("usage")) as opened:
-        yield opened
-
-
-@pytest.fixture(autouse=True)
-def _fresh(engine: EngineApp) -> None:
-    engine.upstream.reset()
 
 
 def result_of(answer: Answer) -> TaskResult:

@@ -41,6 +41,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> S3Server:
 
 
 @pytest.fixture
+def url(server: S3Server) -> str:
+    """The URL of a new bucket."""
+    return server.new_bucket()
+
+
+@pytest.fixture
 def own_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
     """A server that a test may pause and end."""
     server = S3Server().start()

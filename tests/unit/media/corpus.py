@@ -77,8 +77,8 @@ FASTEST = {
 
 
 @cache
-def make(name: str, seconds: float = SECONDS, rate: int = 0) -> bytes:
-    """The file of a case, optionally of another sample rate."""
+def make(name: str, seconds: float = SECONDS, rate: int = 0, *, silent: bool = False) -> bytes:
+    """The file of a case, optionally of another sample rate; of noise, or silent, which is encoded sooner."""
     muxer, codec, options = CASES[name]
     rate = rate or (48_000 if "opus" in codec else RATE)
     count = int(seconds * rate)
@@ -92,7 +92,7 @@ def make(name: str, seconds: float = SECONDS, rate: int = 0) -> bytes:
         stream.bit_rate = 128_000
         resampler = av.AudioResampler(stream.format, layout, rate, frame_size=stream.frame_size or 1024)
         frame = av.AudioFrame(format="s16", layout="mono", samples=count)
-        frame.planes[0].update(random.Random(7).randbytes(2 * count))
+        frame.planes[0].update(bytes(2 * count) if silent else random.Random(7).randbytes(2 * count))
         frame.sample_rate = rate
         for piece in (*resampler.resample(frame), *resampler.resample(None)):
             for packet in stream.encode(piece):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from pomelo.call import Call, Principal
 from pomelo.media.store import MediaStore
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"\x00" * 64
@@ -28,3 +29,12 @@ def put(store: MediaStore, owner: str = "ann", data: bytes = PNG) -> str:
 
 def names(store: MediaStore) -> list[str]:
     return sorted(path.name for path in store.folder.iterdir())
+
+
+class Access:
+    """Takes every call for one of ann's in test mode."""
+
+    async def identify(self, call: Call) -> Principal:
+        return Principal("ann", "k", live=False)
+
+    authenticate = identify

@@ -15,11 +15,6 @@ from tests.unit.media.files import PNG, put
 from tests.unit.refusals import refused
 
 
-@pytest.fixture(name="url")
-def _url(server: S3Server) -> str:
-    return server.new_bucket()
-
-
 @pytest.fixture(name="file")
 def _file(tmp_path: Path) -> Path:
     path = tmp_path / "file"

@@ -7,39 +7,26 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
 
 import obstore
 import pytest
 from obstore.store import S3Store
 
-from pomelo.call import Call, Principal
-from pomelo.media.bucket import Bucket
+from pomelo.call import Call
+from pomelo.media.bucket import Bucket, StoredFile
 from pomelo.media.bucket_store import BucketStore
 from pomelo.media.local import LocalMedia
 from pomelo.media.quota import MediaLimits
 from pomelo.turns import Turns
 from tests.calls import call_of
 from tests.s3_server import S3Server
-from tests.unit.media.files import PNG, Clock, put
+from tests.unit.media.files import PNG, Access, Clock, put
 from tests.unit.refusals import refused
 from tests.waiting import cancel, until
 
 MIB = 1024 * 1024
 LARGE = os.urandom(MIB) * 12
 """More than a part of an upload, and more than what one request reads."""
-
-
-class Access:
-    """Takes every call for one of ann's in test mode."""
-
-    async def identify(self, call: Call) -> Principal:
-        return Principal("ann", "k", live=False)
-
-
-@pytest.fixture(name="url")
-def _url(server: S3Server) -> str:
-    return server.new_bucket()
 
 
 @pytest.fixture(name="machine")
@@ -73,10 +60,9 @@ def service(store: BucketStore) -> LocalMedia:
     return LocalMedia(store, Access(), turns=Turns())
 
 
-def grpc_call(**fields: Any) -> Call:
+def grpc_call(*, protocol: str = "grpc", relayed: bool = False) -> Call:
     call = call_of(None)
-    call.protocol = fields.get("protocol", "grpc")
-    call.relayed = fields.get("relayed", False)
+    call.protocol, call.relayed = protocol, relayed
     return call
 
 
@@ -122,13 +108,13 @@ async def test_a_range_is_read_without_what_is_before_it(
 async def test_a_link_of_one_machine_is_valid_on_another_with_the_same_secret(
     machine: Callable[..., BucketStore],
 ) -> None:
-    first, second, stranger = machine("a"), machine("b"), machine("c", secret=b"t" * 32)
+    first, second, unknown = machine("a"), machine("b"), machine("c", secret=b"t" * 32)
     media = await service(first).upload_media("image/png", chunks_of(PNG), grpc_call())
     query = media.url.partition("?")[2]
     assert media.url.startswith("https://pomelo.test/media/")
     assert await download(second, media.id, query) == PNG
     with refused("not_found"):
-        await download(stranger, media.id, query)
+        await download(unknown, media.id, query)
 
 
 async def test_media_of_another_owner_are_not_found_on_any_machine(
@@ -165,6 +151,25 @@ async def test_a_file_that_a_task_reads_is_on_the_disk_until_the_last_call_that_
     assert on_disk(store) == []
     with refused("not_found"):
         store.find(media_id, "ann/test")
+
+
+async def test_calls_that_need_a_file_at_the_same_time_share_one_copy(
+    machine: Callable[..., BucketStore], url: str
+) -> None:
+    class Counting(Bucket):
+        begun = 0
+
+        async def begin(self, key: str, size: int) -> tuple[StoredFile, bytes]:
+            self.begun += 1
+            return await super().begin(key, size)
+
+    media_id, bucket = await upload(machine("a")), Counting(url)
+    store, calls = machine("b"), [grpc_call() for _ in range(3)]
+    store._bucket = bucket
+    await asyncio.gather(*[store.fetch(media_id, "ann/test", call) for call in calls])
+    assert bucket.begun == 1
+    for call in calls:
+        call.end()
 
 
 async def test_a_copy_leaves_the_disk_reserve_free(machine: Callable[..., BucketStore]) -> None:
@@ -281,7 +286,8 @@ async def test_the_upload_of_a_request_to_a_gateway_is_read_and_deleted_on_any_m
 
 
 async def test_spent_uploads_to_a_gateway_do_not_count(machine: Callable[..., BucketStore]) -> None:
-    store = machine("a", account=2 * MIB)
+    store = machine("a", account=2 * MIB + 4096)
+    await upload(store)
     for _ in range(5):
         call = grpc_call(protocol="rest", relayed=True)
         media_id = await upload(store, bytes(MIB), call)
@@ -289,7 +295,7 @@ async def test_spent_uploads_to_a_gateway_do_not_count(machine: Callable[..., Bu
         for _ in range(2):
             store.delete(media_id, "ann/test")
         call.end()
-    assert store.quota.stored(store.ids.owner_tag("ann/test")) == 0
+    assert store.quota.stored(store.ids.owner_tag("ann/test")) == 4096
     await store.aclose()
     await store.refresh()
     assert await upload(store, bytes(2 * MIB))

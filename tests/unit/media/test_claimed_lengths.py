@@ -81,6 +81,15 @@ def packed(pack_format: str, value: int) -> bytes:
     return (value % (1 << 8 * size)).to_bytes(size, order)
 
 
+def claiming(claim: Claim, value: int) -> bytes:
+    """A file of the corpus that declares another value."""
+    name, find, pack_format = claim
+    data = bytearray(corpus.make(name, SECONDS))
+    position, patch = find(bytes(data)), packed(pack_format, value)
+    data[position : position + len(patch)] = patch
+    return bytes(data)
+
+
 @pytest.mark.parametrize("claim", CLAIMS)
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(value=0, label="")
@@ -106,13 +115,8 @@ def packed(pack_format: str, value: int) -> bytes:
 async def test_a_declared_length_never_makes_a_file_shorter(
     measurer: Measurer, claim: str, value: int, label: str
 ) -> None:
-    name, find, pack_format = CLAIMS[claim]
-    data = bytearray(corpus.make(name, SECONDS))
-    position = find(bytes(data))
-    patch = packed(pack_format, value)
-    data[position : position + len(patch)] = patch
-    content_type = sniff(label, bytes(data[:16]))
-    measured = await measurer.measure(AudioSource(content_type, len(data), data=bytes(data)))
+    data = claiming(CLAIMS[claim], value)
+    measured = await measurer.measure(AudioSource(sniff(label, data[:16]), len(data), data=data))
     reserved = AudioInfo(len(data), measured.ms).max_ms(STT) / 1000
     assert reserved >= 0.92 * SECONDS, (claim, value, label, measured)
 
@@ -134,12 +138,8 @@ DENSE: dict[str, Claim] = {
 async def test_audio_with_more_samples_a_second_than_there_can_be_is_not_measured(
     measurer: Measurer, claim: str, value: int
 ) -> None:
-    name, find, pack_format = DENSE[claim]
-    data = bytearray(corpus.make(name, SECONDS))
-    position = find(bytes(data))
-    patch = packed(pack_format, value)
-    data[position : position + len(patch)] = patch
-    measured = await measurer.measure(AudioSource("audio/wav", len(data), data=bytes(data)))
+    data = claiming(DENSE[claim], value)
+    measured = await measurer.measure(AudioSource("audio/wav", len(data), data=data))
     assert AudioInfo(len(data), measured.ms).max_ms(STT) / 1000 >= 0.92 * SECONDS
 
 

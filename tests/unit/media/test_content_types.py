@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pomelo.media.content_types import image_type, sniff
+from pomelo.media.content_types import image_type, is_complete_image, sniff
+from pomelo.testing.images import make_image
 from tests.unit.media.files import PNG
 from tests.unit.refusals import refused
 
@@ -64,3 +65,38 @@ def test_bare_samples_that_no_provider_takes_are_refused(parameters: str) -> Non
 )
 def test_an_image_is_recognised_by_its_bytes(head: bytes, media_type: str | None) -> None:
     assert image_type(head) == media_type
+
+
+JPEG = (
+    b"\xff\xd8"
+    b"\xff\xe1\0\x10Exif\xff\xd8\xff\xda..\xff\xd9.."  # a segment with a preview
+    b"\xff\xff\xdb\0\x03."  # after a fill byte
+    b"\xff\xda\0\x03.samples\xff\0\xff\xd0"
+    b"\xff\xd9"
+)
+WEBP = b"RIFF\x10\0\0\0WEBPVP8 \x04\0\0\0abcd"
+SMALL_PNG = b"\x89PNG\r\n\x1a\n....\0\0\0\0IEND\xaeB`\x82"
+
+
+@pytest.mark.parametrize("image", [JPEG, WEBP, SMALL_PNG])
+def test_an_image_is_complete_with_its_end_and_with_more(image: bytes) -> None:
+    assert is_complete_image(image)
+    assert is_complete_image(image + b"\0\n")
+    for size in range(12, len(image)):
+        assert not is_complete_image(image[:size]), size
+
+
+@pytest.mark.parametrize("file_format", ["png", "jpeg", "webp"])
+def test_an_image_that_an_encoder_wrote_is_complete(file_format: str) -> None:
+    image = make_image(file_format, 200, 120)
+    assert is_complete_image(image)
+    assert not is_complete_image(image[:-1])
+
+
+@pytest.mark.parametrize("data", [b"GIF89a", b"", b"ID3", b"\xff\xfb"])
+def test_only_images_can_be_incomplete(data: bytes) -> None:
+    assert is_complete_image(data)
+
+
+def test_a_jpeg_of_very_many_segments_is_searched_for_its_end_in_bounded_time() -> None:
+    assert is_complete_image(b"\xff\xd8\xff\xe0\0\2" + b"\xff\xe1\0\2" * 1_000_000 + b"\xff\xd9")

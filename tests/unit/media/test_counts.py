@@ -37,6 +37,7 @@ async def test_changes_are_noted_only_during_a_scan(store: MediaStore) -> None:
     put(store)
     assert store._changes is None
     store.folder.rename(store.folder.with_name("gone"))
-    with pytest.raises(FileNotFoundError):
+    store.folder.touch()
+    with pytest.raises(FileExistsError):
         await store.refresh()
     assert store._changes is None

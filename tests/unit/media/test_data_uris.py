@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import time
 import tracemalloc
 from urllib.parse import quote
@@ -175,6 +176,23 @@ def test_a_hostile_head_is_parsed_quickly(part: str) -> None:
 def test_text_after_the_padding_is_refused_in_every_step() -> None:
     step = 64 * 1024
     assert "after its padding" in error_message("A" * (step - 2) + "==" + "AAAA")
+
+
+def test_unused_bits_before_the_padding_are_ignored() -> None:
+    assert decoded("SUR=")[1] == decoded("SUQ=")[1] == b"ID"
+    assert decoded("A" * 4 + "QR")[1] == bytes(3) + b"A"
+
+
+@given(st.text("Aa1+/=-_ \n%\u00e9", max_size=12), st.integers(1, 8))
+def test_only_padded_standard_base64_is_left_as_it_is(text: str, step: int) -> None:
+    uri = "data:image/png;base64," + text
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pomelo.media.data_uris._STEP", step)
+        try:
+            left = data_uris.canonical(uri, len(uri) - len(text), "image/png", "x") is uri
+        except PomeloError:
+            left = False
+    assert left == (len(text) % 4 == 0 and re.fullmatch("[A-Za-z0-9+/]+={0,2}", text) is not None)
 
 
 def test_base64_without_its_padding_is_padded() -> None:

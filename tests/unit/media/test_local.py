@@ -9,21 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.call import Call, Principal
+from pomelo.call import Call
 from pomelo.media.local import LocalMedia
 from pomelo.media.reader import FileReader
 from pomelo.media.store import MediaStore
 from pomelo.turns import Turns
 from tests.calls import call_of
-from tests.unit.media.files import PNG, names, put
+from tests.unit.media.files import PNG, Access, names, put
 from tests.unit.refusals import refused
-
-
-class Access:
-    """Takes every call for one of ann's in test mode."""
-
-    async def identify(self, call: Call) -> Principal:
-        return Principal("ann", "k", live=False)
 
 
 def service(store: MediaStore, upload_limit: int = 10**6) -> LocalMedia:
@@ -112,7 +105,7 @@ async def test_a_stalled_download_ends_at_the_deadline(store: MediaStore) -> Non
                 await asyncio.Event().wait()  # the reader stalls
 
     with refused("deadline_exceeded"):
-        await asyncio.wait_for(stalled(), 10)
+        await asyncio.wait_for(stalled(), 20)
 
 
 async def test_a_file_that_can_not_be_read_is_store_unavailable(tmp_path: Path) -> None:

@@ -112,7 +112,7 @@ def length(budget: DecodeBudget, *feeds: list[bytes]) -> float:
         stream = StreamLength(container.streams.audio[0], "flac", budget)
         for at, feed in enumerate(feeds):
             for data in feed:
-                stream.add(av.Packet(data))
+                stream.add(av.Packet(data), len(data))
             budget.spend(1e6 if at % 2 == 0 else -1e6)
     return stream.seconds()
 
@@ -170,13 +170,13 @@ def test_time_for_decoding_is_spread_over_the_file() -> None:
     assert budget.left
     budget.spend(0.1)
     assert not budget.left  # half of the time is for the beginning
-    budget.read(25)
+    budget.bytes_read += 25
     assert budget.left
     budget.spend(0.125)
     assert not budget.left
-    budget.read(75)
+    budget.bytes_read += 75
     assert budget.left
-    budget.read(900)
+    budget.bytes_read += 900
     budget.spend(0.375)
     assert not budget.left
     assert DecodeBudget(0).left
@@ -211,7 +211,7 @@ def test_decoding_spends_the_time_of_the_budget() -> None:
     with av.open(io.BytesIO(file)) as container:
         stream = StreamLength(container.streams.audio[0], "flac", budget)
         for data in frames:
-            stream.add(av.Packet(data))
+            stream.add(av.Packet(data), len(data))
     assert 0 < budget._spent < 10
 
 

@@ -97,7 +97,8 @@ def test_all_owners_share_the_total_limit_and_callers_may_retry(
     with refused("store_unavailable") as error:
         store_file(store, "bob", 400 * KIB)
     assert error.value.retry_after is not None
-    assert store_file(store, "bob", 324 * KIB)
+    for size in (300 * KIB, 24 * KIB):
+        assert store_file(store, "bob", size)
     assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
         "Refused to store media",
         "Media can be stored again",
@@ -353,26 +354,28 @@ async def test_a_hundred_thousand_files_are_scanned_quickly_without_blocking_the
     tmp_path: Path, clock: Clock
 ) -> None:
     store = limited(tmp_path, clock)
-    count = 100_000 if os.environ.get("LOAD_CALLS") else 2_000
+    full = bool(os.environ.get("LOAD_CALLS"))
+    count = 100_000 if full else 2_000
     for _ in range(count):
         stem = store.ids.new_stem(store.ids.owner_tag("ann"))
         os.close(os.open(store.folder / f"media_{stem}.png", os.O_CREAT | os.O_WRONLY))
-    longest = 0.0
+    longest, turns = 0.0, 0
 
     async def watch() -> None:
-        nonlocal longest
+        nonlocal longest, turns
         while True:
             before = time.monotonic()
             await asyncio.sleep(0.001)
-            longest = max(longest, time.monotonic() - before)
+            longest, turns = max(longest, time.monotonic() - before), turns + 1
 
     watching = asyncio.create_task(watch())
     for ahead, deleted in ((0, 0), (61, count)):
-        clock.ahead = ahead
+        clock.ahead, turns = ahead, 0
         started = time.monotonic()
         assert await store.refresh() == deleted
         took = time.monotonic() - started
         log.info("%d files, %d deleted: %.2f s, the loop waited %.0f ms", count, deleted, took, longest * 1e3)
-        assert took < 1 + count / 2_000
+        assert turns > 1
+        assert not full or took < 1 + count / 2_000
     watching.cancel()
-    assert longest < 1.0
+    assert not full or longest < 1.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import stat
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pomelo.call import Principal
+from pomelo.media.quota import BLOCK
 from pomelo.media.store import MediaStore
 from tests.unit.media.files import PNG, Clock, names, put
 from tests.unit.refusals import refused
@@ -207,3 +209,33 @@ def test_what_was_written_can_be_read_before_it_is_complete(store: MediaStore) -
             with refused("store_unavailable"):
                 writer.contents()
             writer._descriptor = own
+
+
+async def test_a_folder_that_was_deleted_is_reported_once_and_created_by_the_next_refresh(
+    store: MediaStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(store)
+    shutil.rmtree(store.folder)
+    for _ in range(2):
+        with refused("store_unavailable"):
+            put(store)
+    reason = f"{store.folder} can't be read: No such file or directory"
+    assert caplog.messages == [f"Refused to store media: {reason}"]
+    assert await store.refresh() == 0
+    assert stat.S_IMODE(store.folder.stat().st_mode) == 0o700
+    assert store.find(put(store), "ann")[0].read_bytes() == PNG
+    assert store.quota.total == BLOCK
+    assert caplog.messages[1:] == ["Media can be stored again"]
+
+
+def test_the_log_says_why_a_file_can_not_be_written(
+    store: MediaStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    with store.writer("ann", "image/png") as writer:
+        writer.write(PNG)
+        store.folder.rename(store.folder.with_name("aside"))
+        store.folder.write_bytes(b"")
+        with refused("store_unavailable"):
+            writer.commit()
+    reason = f"a file in {store.folder} can't be written: Not a directory"
+    assert caplog.messages == [f"Refused to store media: {reason}"]

@@ -7,6 +7,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 from yarl import URL
 
@@ -18,6 +19,26 @@ from pomelo.providers.http.pool import KEEPALIVE
 CHAT = ErrorMapping("acme", lambda body: ErrorBody())
 PAID = ErrorMapping("acme", lambda body: ErrorBody(), replays=False)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+
+class Wire(asyncio.Transport):
+    """A transport whose packets the test chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.closing = False
+
+    def write(self, data: Any) -> None: ...
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def abort(self) -> None:
+        self.closing = True
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
 
 
 @dataclass
@@ -40,7 +61,7 @@ class Peer:
     async def left(self) -> bool:
         """Waits until the answer has ended, as it does when the client closes the connection: sooner than
         an idle one is closed."""
-        async with asyncio.timeout(KEEPALIVE / 2):
+        async with asyncio.timeout(KEEPALIVE * 0.8):
             return await self.ended.wait()
 
 

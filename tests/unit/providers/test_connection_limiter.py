@@ -21,7 +21,7 @@ from tests.providers.rig import read_all
 from tests.providers.text_rig import OPENAI
 
 HOST = "vendor:443"
-LONG_WAIT = 5.0
+LONG_WAIT = 20.0
 """A wait that no test exhausts."""
 
 
@@ -197,7 +197,7 @@ async def test_the_wait_is_bounded_and_ends_in_overloaded_before_anything_is_sen
     began = time.monotonic()
     with pytest.raises(NoConnectionError) as raised:
         await limiter.acquire(HOST, "b")
-    assert 0.04 <= time.monotonic() - began < 5
+    assert 0.04 <= time.monotonic() - began < 20
     error = raised.value
     assert (error.code, error.retry_after, error.retry) == ("overloaded", 1, RetryPolicy.NEXT_ROUTE)
     assert error.row.http == 503

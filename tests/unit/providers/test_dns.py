@@ -6,35 +6,10 @@ import asyncio
 import socket
 
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from pomelo.providers.http import dns
 from pomelo.providers.http.dns import Addresses
-
-
-class Names(AbstractResolver):
-    """A DNS in which every name has one address; a look-up waits until `gate` is set."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.closed = False
-        self.cancelled = 0
-        self.gate = asyncio.Event()
-        self.gate.set()
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        self.asked.append(host)
-        try:
-            await self.gate.wait()
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
-        return [ResolveResult(hostname=host, host="127.0.0.1", port=port, family=family, proto=0, flags=0)]
-
-    async def close(self) -> None:
-        self.closed = True
+from tests.unit.providers.names import Names
 
 
 async def test_names_whose_time_has_passed_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,8 +32,7 @@ async def test_names_that_are_remembered_stay_when_another_is_looked_up() -> Non
 
 
 async def test_closing_ends_the_look_ups_and_the_resolver() -> None:
-    names = Names()
-    names.gate.clear()
+    names = Names(wait=60)
     addresses = Addresses(names)
     call = asyncio.create_task(addresses.resolve("a.example", 443))
     while not names.asked:  # noqa: ASYNC110 - a list has no event

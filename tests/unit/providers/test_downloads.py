@@ -2,58 +2,24 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from socket import AddressFamily
 from typing import Any
 
 import pytest
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import ResolveResult
 from yarl import URL
 
 from pomelo.errors import PomeloError
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter, NoConnectionError
 from pomelo.providers.http.downloads import Downloader, PublicResolver, is_public
-from pomelo.providers.http.errors import ErrorBody, ErrorMapping
 from pomelo.testing import FaultUpstream, Gate, Reply
 from tests.providers.image_rig import listener, was_connected
+from tests.unit.providers.names import Names
+from tests.unit.providers.raw_server import CHAT
 
-ERROR_MAPPING = ErrorMapping("acme", lambda body: ErrorBody())
 PUBLIC = "8.8.4.4"
-
-
-class Names(AbstractResolver):
-    """A DNS of our own: each look-up of any name gives the next of the answers, the last again and again."""
-
-    def __init__(self, *answers: tuple[str, ...], port: int = 0) -> None:
-        self.asked: list[str] = []
-        self.closed = False
-        self._answers = list(answers)
-        self._port = port
-
-    async def resolve(
-        self, host: str, port: int = 0, family: AddressFamily = AddressFamily.AF_INET
-    ) -> list[ResolveResult]:
-        """The next answer."""
-        self.asked.append(host)
-        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
-        return [
-            ResolveResult(
-                hostname=host,
-                host=address,
-                port=self._port or port,
-                family=AddressFamily.AF_INET6 if ":" in address else AddressFamily.AF_INET,
-                proto=0,
-                flags=socket.AI_NUMERICHOST,
-            )
-            for address in answer
-        ]
-
-    async def close(self) -> None:
-        """Notes it."""
-        self.closed = True
 
 
 @asynccontextmanager
@@ -61,7 +27,7 @@ async def opened(
     names: Names | None = None, *, base: str = "https://api.acme.example/v1", origins: tuple[str, ...] = ()
 ) -> AsyncIterator[Downloader]:
     """Links of the vendor acme.example, with a DNS of our own."""
-    names = names or Names(("127.0.0.1",))
+    names = names or Names()
     async with Http(origins=origins) as http:
         links = Downloader(http, base, "acme.example", waits=(0, 0), resolver=lambda: names)
         try:
@@ -166,7 +132,7 @@ NO_LINKS: list[Any] = [
 async def test_a_data_uri_is_a_file_and_never_gets_the_vendors_key() -> None:
     names = Names((PUBLIC,))
     async with opened(names) as links:
-        assert await links.fetch("data:image/png;base64,AAAA", ERROR_MAPPING) == bytes(3)
+        assert await links.fetch("data:image/png;base64,AAAA", CHAT) == bytes(3)
         with pytest.raises(PomeloError):
             links.api_url("data:image/png;base64,AAAA")
     assert names.asked == []
@@ -180,7 +146,7 @@ async def test_an_invalid_link_is_refused_everywhere(link: Any) -> None:
             links.api_url(link)
         assert raised.value.code == "provider_failed"
         with pytest.raises(PomeloError) as raised:
-            await links.fetch(link, ERROR_MAPPING)
+            await links.fetch(link, CHAT)
         assert raised.value.code == "provider_failed"
     assert names.asked == []
 
@@ -232,7 +198,7 @@ async def test_a_file_is_not_fetched_from_an_ip_address_or_without_https(link: s
     names = Names((PUBLIC,))
     async with opened(names) as links:
         with pytest.raises(PomeloError) as raised:
-            await links.fetch(link, ERROR_MAPPING)
+            await links.fetch(link, CHAT)
     assert raised.value.code == "provider_failed"
     assert names.asked == [], "the name was looked up"
 
@@ -255,7 +221,7 @@ async def test_a_name_with_an_address_that_is_not_public_is_not_connected_to(
         names = Names(addresses, port=inside.getsockname()[1])
         async with opened(names) as links:
             with pytest.raises(PomeloError) as raised:
-                await links.fetch("https://files.example/x.png?sig=canary", ERROR_MAPPING)
+                await links.fetch("https://files.example/x.png?sig=canary", CHAT)
             assert raised.value.code == "provider_failed"
             assert "canary" not in str(raised.value)
         assert names.asked == ["files.example"]
@@ -265,10 +231,10 @@ async def test_a_name_with_an_address_that_is_not_public_is_not_connected_to(
 async def test_the_resolved_addresses_are_connected_to() -> None:
     # Without this the test above would show nothing: the same names, looked up without the check.
     with listener() as inside:
-        names = Names(("127.0.0.1",), port=inside.getsockname()[1])
+        names = Names(port=inside.getsockname()[1])
         async with Http(Timeouts(connect=0.05)).with_resolver(names) as http:
             with pytest.raises(PomeloError):
-                await http.fetch(URL("https://files.example/"), {}, None, ERROR_MAPPING, max_bytes=9)
+                await http.fetch(URL("https://files.example/"), {}, None, CHAT, max_bytes=9)
         assert was_connected(inside)
 
 
@@ -288,7 +254,7 @@ async def test_an_unknown_host_name_is_reported_as_provider_unavailable() -> Non
     names = UnknownNames()
     async with opened(names) as links:
         with pytest.raises(PomeloError) as raised:
-            await links.fetch("https://files.example/", ERROR_MAPPING)
+            await links.fetch("https://files.example/", CHAT)
     assert raised.value.code == "provider_unavailable"
     assert len(names.asked) == 3
 
@@ -297,7 +263,7 @@ async def test_closing_closes_the_resolver_and_may_be_repeated() -> None:
     names = Names(("10.0.0.1",))
     async with opened(names) as links:
         with pytest.raises(PomeloError):
-            await links.fetch("https://files.example/", ERROR_MAPPING)
+            await links.fetch("https://files.example/", CHAT)
         assert not names.closed
         await links.aclose()
         assert names.closed
@@ -319,10 +285,10 @@ async def test_an_origin_is_trusted_by_scheme_host_and_port() -> None:
         ):
             async with opened(origins=(origin,)) as links:
                 if good:
-                    assert await links.fetch(store.url + "/bfl/delivery/a", ERROR_MAPPING) == b"file"
+                    assert await links.fetch(store.url + "/bfl/delivery/a", CHAT) == b"file"
                     continue
                 with pytest.raises(PomeloError) as raised:
-                    await links.fetch(store.url + "/bfl/delivery/a", ERROR_MAPPING)
+                    await links.fetch(store.url + "/bfl/delivery/a", CHAT)
                 assert raised.value.code == "provider_failed"
 
 
@@ -333,7 +299,7 @@ async def test_downloads_share_the_connections_of_their_client() -> None:
         links = Downloader(http, "", "acme.example", waits=(), resolver=lambda: names)
         await limiter.acquire("files.example:443", "other")
         with pytest.raises(NoConnectionError):
-            await links.fetch("https://files.example/x.png", ERROR_MAPPING)
+            await links.fetch("https://files.example/x.png", CHAT)
         await links.aclose()
     assert (names.asked, limiter.refused) == ([], 1)
 
@@ -341,10 +307,8 @@ async def test_downloads_share_the_connections_of_their_client() -> None:
 async def test_silence_of_a_download_times_out_as_on_a_stream() -> None:
     async with FaultUpstream() as store:
         store.default = Reply(steps=(b"fi", Gate()))
-        names = Names(("127.0.0.1",), port=int(store.url.rpartition(":")[2]))
+        names = Names(port=int(store.url.rpartition(":")[2]))
         async with Http(Timeouts(silence=0.05)).with_resolver(names) as http:
             with pytest.raises(PomeloError) as raised:
-                await http.fetch(
-                    URL("http://files.example/bfl/delivery/a"), {}, None, ERROR_MAPPING, max_bytes=9
-                )
+                await http.fetch(URL("http://files.example/bfl/delivery/a"), {}, None, CHAT, max_bytes=9)
         assert raised.value.code == "deadline_exceeded"

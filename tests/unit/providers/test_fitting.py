@@ -219,8 +219,8 @@ def test_a_value_that_is_unchanged_in_the_end_is_not_an_adjustment() -> None:
 @pytest.mark.parametrize(
     ("clamp", "takes"),
     [
-        ((256, 1440, 32), "Invalid width: must be a multiple of 32 from 256 to 1440"),
-        ((256, 1_000_000, 1000), "Invalid width: must be a multiple of 1000 from 256 to 1000000"),
+        ((256, 1440, 32), "Invalid width: must be a multiple of 32 from 256 to 1,440"),
+        ((256, 1_000_000, 1000), "Invalid width: must be a multiple of 1,000 from 256 to 1,000,000"),
         ((256.0, 512.0, 0), "Invalid width: must be a number from 256 to 512"),
     ],
 )
@@ -305,3 +305,5 @@ def test_the_message_of_a_refused_effort_lists_those_of_the_route() -> None:
     given = TextInput(reasoning_effort=REASONING_EFFORT_MAX)
     made = fit_input(given, efforts=(REASONING_EFFORT_NONE, REASONING_EFFORT_HIGH))
     assert made.refusal().message == "Invalid reasoning_effort: must be one of none, high"
+    made = fit_input(given, efforts=(REASONING_EFFORT_NONE,))
+    assert made.refusal().message == "Invalid reasoning_effort: must be none"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pomelo.catalog.catalog import Route
-from pomelo.errors import PomeloError
+from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageOutput, ImageProgress
 from pomelo.gen.v1.speech_pb2 import AudioChunk, Transcription
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskStarted
@@ -165,6 +165,13 @@ async def test_any_other_event_is_logged_and_fails_the_task(
     assert [record.getMessage() for record in caplog.records] == [f"request : the provider acme {logged}"]
 
 
+async def test_empty_audio_is_dropped_and_the_next_gets_its_content_type() -> None:
+    empty, first = AudioChunk(content_type="audio/ogg"), AudioChunk(data=b"x")
+    events = [TaskEvent(audio_chunk=chunk) for chunk in (empty, first, first)]
+    passed = await guarded("text_to_speech", *events)
+    assert passed == [TaskEvent(audio_chunk=AudioChunk(data=b"x", content_type="audio/ogg")), events[2]]
+
+
 async def test_a_long_text_at_the_end_of_a_stream_is_split() -> None:
     text = "x" * MAX_TEXT_CHARS + "y"
     delta, last = await guarded("text", completed_text(text, STOP, None))
@@ -210,3 +217,16 @@ async def test_only_a_usable_retry_after_of_a_plug_in_is_passed_on(given: Any, p
     )
     assert error.wait == passed
     assert type(error.wait) is type(passed)
+
+
+async def test_an_error_with_a_row_that_is_not_in_the_table_fails_the_task() -> None:
+    error = PomeloError("content_policy_violation")
+    error.row = replace(error.row, http=401)  # type: ignore[misc]
+
+    async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
+        raise error
+        yield WORD
+
+    with pytest.raises(PomeloError) as failure:
+        await anext(GuardedEvents(method, "text", sample("text", Route("acme", "large"))))
+    assert failure.value.row is TABLE["provider_failed"]

@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http import protocol
 from pomelo.providers.http.client import Http, Timeouts
-from tests.unit.providers.raw_server import CHAT, OK, PAID, Peer, raw_server, sends
-
-
-@pytest.fixture(name="http")
-async def _http() -> AsyncIterator[Http]:
-    async with Http(Timeouts(connect=5, silence=5, whole=5)) as opened:
-        yield opened
+from pomelo.providers.http.protocol import Connection, Origin
+from tests.unit.loop import iterations, watched
+from tests.unit.providers.raw_server import CHAT, OK, PAID, Peer, Wire, raw_server, sends
 
 
 async def test_other_calls_run_while_a_large_body_is_sent(http: Http) -> None:
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    async with raw_server(sends(OK)) as server:
-        counting = asyncio.create_task(count())
+    async with raw_server(sends(OK)) as server, watched() as turns:
         await http.request_json(server.url, {}, b"x" * 3_000_000, CHAT)
-        counting.cancel()
-    assert turns > 3_000_000 // 65536
+    assert len(turns) > 3_000_000 // 65536
 
 
 async def test_a_body_that_the_server_does_not_read_is_silence() -> None:
@@ -41,10 +29,51 @@ async def test_a_body_that_the_server_does_not_read_is_silence() -> None:
         await asyncio.sleep(60)
 
     async with raw_server(answer) as server, Http(Timeouts(whole=0.2)) as http:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             with pytest.raises(UpstreamError) as failure:
                 await http.request_json(server.url, {}, b"x" * 30_000_000, PAID)
     assert failure.value.code == "deadline_exceeded"
+
+
+class Clocked:
+    """The running loop with a clock that a test sets, and the last timer that was started."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.now = self.due = 0.0
+        self.fire: Callable[[], None] = lambda: None
+
+    def time(self) -> float:
+        return self.now
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> Any:
+        self.due, self.fire = self.now + delay, callback
+        return SimpleNamespace(cancel=lambda: None)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
+
+
+async def test_only_a_body_of_which_nothing_more_is_sent_is_silence() -> None:
+    loop: Any = Clocked()
+    connection = Connection(loop, Origin("x", 1, False), lambda _: None, keep=True)
+    connection.connection_made(Wire())
+    connection.pause_writing()
+    sending = asyncio.create_task(connection.request(b"", b"x" * 3_000_000, silence=10.0))
+    await iterations()
+    for _ in range(5):  # the server reads a part every nine seconds
+        loop.now += 9.0
+        connection.resume_writing()
+        connection.pause_writing()
+        await iterations()
+        if loop.now >= loop.due:
+            loop.fire()
+        assert not sending.done()
+    loop.now += 10.0
+    loop.fire()
+    with pytest.raises(TimeoutError):
+        await sending
+    connection.connection_lost(None)
 
 
 async def test_a_refusal_before_the_body_was_read_is_the_outcome_and_closes_the_connection(

@@ -153,22 +153,28 @@ def test_a_vendors_wait_is_passed_on_within_bounds(headers: Mapping[str, str], s
 
 
 @pytest.mark.parametrize(
-    ("error", "code"),
+    ("error", "code", "reason"),
     [
-        (UnknownHostError(CANARY), "provider_unavailable"),
-        (ConnectError(CANARY), "provider_unavailable"),
-        (DisconnectedError(CANARY), "provider_unavailable"),
-        (ConnectionResetError(CANARY), "provider_unavailable"),
-        (SecureConnectionError(CANARY), "provider_failed"),
-        (ConnectTimeoutError(CANARY), "provider_unavailable"),
-        (TimeoutError(CANARY), "deadline_exceeded"),
-        (ProtocolError(CANARY), "provider_failed"),
-        (ValueError(CANARY), "provider_failed"),
+        (UnknownHostError, "provider_unavailable", "the vendor's host name has no address"),
+        (ConnectError, "provider_unavailable", "the vendor can't be connected to"),
+        (DisconnectedError, "provider_unavailable", "the vendor closed the connection before it answered"),
+        (ConnectionResetError, "provider_unavailable", "the vendor closed the connection before it answered"),
+        (
+            SecureConnectionError,
+            "provider_failed",
+            "the vendor's certificate is invalid, or it does not speak TLS",
+        ),
+        (ConnectTimeoutError, "provider_unavailable", "there was no connection to the vendor in time"),
+        (TimeoutError, "deadline_exceeded", "the vendor did not answer in time"),
+        (ProtocolError, "provider_failed", "the vendor's response is not HTTP, or exceeds the limits"),
+        (ValueError, "provider_failed", "the vendor's base URL or your key can't be sent"),
     ],
 )
-def test_a_failure_before_the_answer_is_mapped_to_an_error(error: BaseException, code: str) -> None:
-    failure = from_connect_error(error, ACME)
-    assert failure.code == code
+def test_a_failure_before_the_answer_is_mapped_to_an_error_with_its_reason(
+    error: type[Exception], code: str, reason: str
+) -> None:
+    failure = from_connect_error(error(CANARY), ACME)
+    assert (failure.code, failure.reason, failure.note) == (code, reason, error.__name__)
     assert CANARY not in "".join(traceback.format_exception(failure))
 
 

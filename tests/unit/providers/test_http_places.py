@@ -74,7 +74,7 @@ async def test_a_request_that_is_cancelled_gives_its_place_back(request_of: Requ
         Http(timeouts, connections=limiter) as http,
     ):
         asking = asyncio.ensure_future(request_of(http, server.url))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await arrived(server)
             for _ in range(5):  # the response arrives, and is waited for
                 await asyncio.sleep(0)

@@ -11,14 +11,10 @@ from pomelo.errors import PomeloError
 from pomelo.providers.base import VendorCall
 from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.http.errors import (
-    ConnectError,
-    ConnectTimeoutError,
     DisconnectedError,
     ErrorBody,
     ErrorMapping,
-    ProtocolError,
     SecureConnectionError,
-    UnknownHostError,
     from_connect_error,
     from_error_body,
     malformed_response,
@@ -88,24 +84,6 @@ def test_an_error_within_a_response_has_its_reason() -> None:
     ):
         error = from_error_body({"codes": [code]}, ACME)
         assert (error.reason, error.note, error.vendor_code) == (expected, f"acme, {code}", code)
-
-
-@pytest.mark.parametrize(
-    ("error", "expected"),
-    [
-        (UnknownHostError(), "the vendor's host name has no address"),
-        (ConnectTimeoutError(), "there was no connection to the vendor in time"),
-        (ConnectError(), "the vendor can't be connected to"),
-        (SecureConnectionError(), "the vendor's certificate is invalid, or it does not speak TLS"),
-        (DisconnectedError(), "the vendor closed the connection before it answered"),
-        (TimeoutError(), "the vendor did not answer in time"),
-        (ProtocolError(), "the vendor's response is not HTTP, or exceeds the limits"),
-        (ValueError(), "the vendor's base URL or your key can't be sent"),
-    ],
-)
-def test_a_failed_connection_has_its_reason(error: Exception, expected: str) -> None:
-    failure = from_connect_error(error, ACME)
-    assert (failure.reason, failure.note) == (expected, type(error).__name__)
 
 
 def test_a_vendor_without_tls_is_replaced_by_the_next_route() -> None:

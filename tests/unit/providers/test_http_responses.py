@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,7 +22,7 @@ from pomelo.providers.http.protocol import (
     Connection,
     Origin,
 )
-from tests.unit.providers.raw_server import CHAT, OK, Peer, outcome, raw_server, sends, streamed
+from tests.unit.providers.raw_server import CHAT, OK, Peer, Wire, outcome, raw_server, sends, streamed
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -66,7 +66,7 @@ RESPONSES: dict[str, tuple[bytes, bytes | str]] = {
     "more than was asked for": (OK + b"x", b"{}"),
     "two responses": (OK + OK, b"{}"),
     "nothing": (b"", "provider_unavailable"),
-    "half a head": (b"HTTP/1.1 200 OK\r\nContent-", "provider_unavailable"),
+    "half a head": (b"HTTP/1.1 200 OK\r\nContent-", "provider_failed"),
     "garbage": (b"\x16\x03\x01\x02\x00\x01\x00" * 3, BAD),
     "a page without a head": (b"<html></html>\r\n\r\n", BAD),
     "SSH": (b"SSH-2.0-OpenSSH_9.2\r\n", BAD),
@@ -111,38 +111,12 @@ RESPONSES: dict[str, tuple[bytes, bytes | str]] = {
 }
 
 
-@pytest.fixture(name="http")
-async def _http() -> AsyncIterator[Http]:
-    async with Http(Timeouts(connect=5, silence=5, whole=5)) as opened:
-        yield opened
-
-
 @pytest.mark.parametrize("name", RESPONSES)
 async def test_a_response_is_read_or_refused(http: Http, name: str) -> None:
     response, expected = RESPONSES[name]
     async with raw_server(sends(response)) as server:
         assert await outcome(http, server.url) == expected
         assert await streamed(http, server.url) == expected
-
-
-class Wire(asyncio.Transport):
-    """A transport whose packets the test chooses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.closing = False
-
-    def write(self, data: Any) -> None: ...
-
-    def is_closing(self) -> bool:
-        return self.closing
-
-    def abort(self) -> None:
-        self.closing = True
-
-    def pause_reading(self) -> None: ...
-
-    def resume_reading(self) -> None: ...
 
 
 async def received(packets: Sequence[bytes], limit: int) -> tuple[Any, ...]:
@@ -213,7 +187,7 @@ async def test_a_body_above_the_limit_is_refused(http: Http, length: bytes) -> N
 
 async def test_a_length_above_the_limit_is_refused_before_the_body_arrives(http: Http) -> None:
     async with raw_server(sends(HEAD + b"Content-Length: 2000\r\n\r\n", close=False)) as server:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             assert await outcome(http, server.url, max_bytes=1999) == "provider_failed"
             assert await server.peers[0].left()
 
@@ -267,11 +241,11 @@ async def test_a_response_that_progresses_is_not_silent() -> None:
             b"y",
         ):
             peer.writer.write(part)
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.3)
 
-    async with raw_server(drip) as server, Http(Timeouts(silence=0.3, whole=0.3)) as http:
-        assert await outcome(http, server.url) == b"body"
-        assert await streamed(http, server.url) == b"body"
+    # In all it takes longer than it may be silent.
+    async with raw_server(drip) as server, Http(Timeouts(silence=1.6, whole=1.6)) as http:
+        assert set(await asyncio.gather(outcome(http, server.url), streamed(http, server.url))) == {b"body"}
 
 
 async def test_silence_after_progress_ends_a_whole_response() -> None:
@@ -331,7 +305,7 @@ async def test_a_kept_connection_obeys_the_shorter_silence_of_a_later_request() 
         Http(Timeouts(silence=0.1, whole=60)) as http,
     ):
         await http.request_json(server.url, {}, b"{}", CHAT)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             with pytest.raises(PomeloError) as failure:
                 async with http.stream_bytes(server.url, {}, b"{}", CHAT):
                     pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +17,10 @@ from pomelo.errors import PomeloError
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http import pool
 from pomelo.providers.http.client import Http, Timeouts
-from pomelo.providers.http.errors import ErrorBody, ErrorMapping
+from pomelo.providers.http.errors import ErrorMapping
 from tests.breaking_proxy import BreakingProxy, breaking_proxy
-from tests.unit.providers.raw_server import OK, Peer, raw_server, sends
+from tests.unit.providers.raw_server import CHAT, OK, PAID, Peer, raw_server, sends
 from tests.waiting import cancel, until
-
-CHAT = ErrorMapping("acme", lambda body: ErrorBody())
-PAID = ErrorMapping("acme", lambda body: ErrorBody(), replays=False)
 
 
 @dataclass
@@ -148,13 +146,14 @@ async def test_a_truncated_response_on_a_kept_connection_is_not_requested_again(
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         nonlocal requests
-        while await reader.readuntil(b"{}"):
-            requests += 1
-            body = b"{}" if requests == 1 else b"{"
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + body)
-            if requests == 2:
-                writer.close()
-                return
+        with suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await reader.readuntil(b"{}"):
+                requests += 1
+                body = b"{}" if requests == 1 else b"{"
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n" + body)
+                if requests == 2:
+                    writer.close()
+                    return
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
         url = URL("http://{}:{}/".format(*listener.sockets[0].getsockname()))
@@ -175,6 +174,25 @@ async def test_an_idle_connection_is_closed_before_common_servers_close_it(
             await http.request_json(URL(server.url), {}, b"{}", CHAT)
             await asyncio.sleep(0.1)
     assert [connection for _, _, connection in server.received] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "received",
+    [b"HTTP/1.1 20", b"HTTP/1.1 200 OK\r\nContent-Length: 2", b"HTTP/1.1 102 Processing\r\n\r\n"],
+    ids=["a part of the first line", "a head without its end", "an interim response"],
+)
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "new"])
+async def test_a_request_is_not_sent_again_once_the_vendor_has_begun_to_answer(
+    received: bytes, kept: bool
+) -> None:
+    async with raw_server(sends(*[OK] * kept, received)) as server, Http() as http:
+        if kept:
+            await http.request_json(server.url, {}, b"{}", CHAT)
+        with pytest.raises(UpstreamError) as caught:
+            await http.request_json(server.url, {}, b"{}", CHAT)
+    assert (caught.value.code, caught.value.retry) == ("provider_failed", RetryPolicy.NEVER)
+    assert caught.value.reason == "the vendor's response broke off"
+    assert len(server.peers) == 1
 
 
 async def test_idle_connections_are_closed_without_a_further_request(monkeypatch: pytest.MonkeyPatch) -> None:

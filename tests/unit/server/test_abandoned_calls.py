@@ -43,7 +43,7 @@ async def test_grpc_shows_whether_the_caller_of_a_cancelled_call_has_left(
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
-    async with asyncio.timeout(10), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with asyncio.timeout(20), grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         call = channel.unary_stream(PATH)(b"")
         await started.wait()
         if leaves:

@@ -18,7 +18,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 def test_only_accepted_connections_of_the_port_are_listed_with_their_bytes(listener: socket.socket) -> None:
-    sockets = AcceptedSockets([listener.getsockname()[1]])
+    sockets = AcceptedSockets(listener.getsockname()[1])
     assert list(sockets.list()) == []
     with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as accepted:
         host, port = client.getsockname()
@@ -29,14 +29,14 @@ def test_only_accepted_connections_of_the_port_are_listed_with_their_bytes(liste
         assert len(accepted.recv(1_000, socket.MSG_WAITALL)) == 1_000
         assert list(sockets.list()) == [found], "the same object"
         assert found.received == 1_000
-        assert list(AcceptedSockets([1]).list()) == []
+        assert list(AcceptedSockets(1).list()) == []
     assert list(sockets.list()) == []
 
 
 def test_a_disconnected_peer_is_reset_and_a_reused_descriptor_is_not_disconnected(
     listener: socket.socket,
 ) -> None:
-    sockets = AcceptedSockets([listener.getsockname()[1]])
+    sockets = AcceptedSockets(listener.getsockname()[1])
     with socket.create_connection(listener.getsockname()) as client, listener.accept()[0]:
         (found,) = sockets.list()
         assert sockets.disconnect(found)
@@ -51,9 +51,9 @@ def test_a_disconnected_peer_is_reset_and_a_reused_descriptor_is_not_disconnecte
 
 
 def test_a_connection_that_is_ended_delivers_what_was_sent(listener: socket.socket) -> None:
-    sockets = AcceptedSockets([listener.getsockname()[1]])
+    sockets = AcceptedSockets(listener.getsockname()[1])
     with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as accepted:
-        client.settimeout(5)
+        client.settimeout(20)
         (found,) = sockets.list()
         accepted.sendall(b"last")
         sockets.end(found)
@@ -64,7 +64,7 @@ def test_a_connection_that_is_ended_delivers_what_was_sent(listener: socket.sock
 
 
 def test_the_next_connection_with_a_descriptor_is_listed_as_a_new_one(listener: socket.socket) -> None:
-    sockets = AcceptedSockets([listener.getsockname()[1]])
+    sockets = AcceptedSockets(listener.getsockname()[1])
     with socket.create_connection(listener.getsockname()), listener.accept()[0] as first:
         (before,) = sockets.list()
         with socket.create_connection(listener.getsockname()) as client, listener.accept()[0] as second:

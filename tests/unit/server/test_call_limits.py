@@ -45,7 +45,7 @@ async def test_a_slow_call_keeps_its_slot_until_another_call_waits() -> None:
     second = asyncio.ensure_future(slow("second"))
     await first
     assert ended == ["first overloaded"]
-    async with asyncio.timeout(10), limiter.slot():
+    async with asyncio.timeout(20), limiter.slot():
         await second
     assert ended == ["first overloaded", "second overloaded"]
 
@@ -65,7 +65,7 @@ async def test_a_slow_call_that_has_waited_loses_its_slot_too() -> None:
     for _ in range(3):
         calls.append(asyncio.ensure_future(slow()))
         await iterations()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         assert await calls[0] == await calls[2] == "overloaded"
     calls[1].cancel()
     await asyncio.wait(calls)
@@ -111,7 +111,7 @@ async def test_the_oldest_of_more_than_200_waiters_is_refused() -> None:
 
 
 async def test_a_slot_that_a_slow_call_lost_is_released_only_once() -> None:
-    limiter = NewestFirst(1, patience=0.05)
+    limiter = NewestFirst(1, patience=0.6)
     inside = 0
 
     async def hold() -> None:
@@ -123,7 +123,7 @@ async def test_a_slot_that_a_slow_call_lost_is_released_only_once() -> None:
             finally:
                 inside -= 1
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         slow = asyncio.ensure_future(hold())
         await iterations()
         newer = asyncio.ensure_future(hold())
@@ -154,7 +154,7 @@ async def test_a_waiter_that_is_cancelled_with_its_slot_passes_it_on() -> None:
         older, newer = [asyncio.ensure_future(wait()) for _ in range(2)]
         await iterations()
     newer.cancel()  # its slot was granted in this iteration
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await entered.wait()
         await older
     assert newer.cancelled() or not newer.done()
@@ -166,7 +166,7 @@ async def test_a_slot_passes_by_a_waiter_that_is_cancelled_before_its_release() 
         older, newer = [asyncio.ensure_future(take(limiter)) for _ in range(2)]
         await iterations()
         newer.cancel()  # it has not seen its cancellation when the slot is released
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await older
     assert newer.cancelled()
 
@@ -201,20 +201,20 @@ def test_a_slot_of_a_pool_is_released_after_a_failure() -> None:
 
 
 async def test_the_patience_of_a_call_begins_with_its_slot() -> None:
-    limiter = NewestFirst(1, patience=0.1)
+    limiter = NewestFirst(1, patience=1.2)
     leave = asyncio.Event()
 
     async def hold(until: asyncio.Event) -> None:
         async with limiter.slot():
             await until.wait()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         first = asyncio.ensure_future(hold(leave))
         await iterations()
         older = asyncio.ensure_future(hold(leave))
         await iterations()
         newer = asyncio.ensure_future(hold(asyncio.Event()))
-        await asyncio.sleep(0.05)  # part of the first call's time
+        await asyncio.sleep(0.6)  # part of the first call's time
         leave.set()
         await first
         with pytest.raises(PomeloError):
@@ -274,6 +274,6 @@ async def test_idle_waits_for_a_handler_that_begins_as_the_last_one_ends() -> No
     with running:
         await iterations()
         assert not idle.done()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await idle
     await running.idle()

@@ -53,6 +53,12 @@ class Recorder(ConnectionObserver):
     def ended(self, peer: str) -> None:
         self.reports.append("ended")
 
+    def sending(self, peer: str) -> None:
+        self.reports.append("sending")
+
+    def sent(self, peer: str) -> None:
+        self.reports.append("sent")
+
 
 @METHODS
 async def test_the_key_and_the_end_of_each_call_are_reported_to_its_connection(method: str) -> None:
@@ -93,6 +99,17 @@ async def test_the_deadline_of_a_call_is_that_of_its_caller(method: str, gateway
             assert call.address == ("192.0.2.7" if gateway else "127.0.0.1")
 
 
+@METHODS
+@pytest.mark.parametrize(("gateway", "address"), [(False, "198.51.100.9"), (True, "192.0.2.7")])
+async def test_proxies_report_the_address_of_a_caller_and_gateways_that_of_theirs(
+    method: str, gateway: bool, address: str
+) -> None:
+    metadata = bearer(KEY, x_forwarded_for="198.51.100.9")
+    async with serve_scripted(trusted=["127.0.0.0/8", "192.0.2.0/24"]) as opened:
+        await end(opened.task(method, metadata=[*metadata, *(GATEWAY if gateway else ())]))
+        assert opened.services.calls[0].address == address
+
+
 async def test_a_message_of_too_many_fields_is_refused_before_it_is_parsed() -> None:
     async with serve_scripted() as opened:
         run = opened.channel.unary_unary("/pomelo.v1.TaskService/RunTask")
@@ -111,7 +128,7 @@ async def test_the_places_of_messages_and_chunks_are_given_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "code", "size"),
+    ("refused", "code", "size"),
     [
         ("payload_too_large 5000", "payload_too_large", 5_000),
         (f"invalid_body {9 * MIB}", "invalid_body", MIB),
@@ -119,11 +136,11 @@ async def test_the_places_of_messages_and_chunks_are_given_back() -> None:
     ],
 )
 async def test_a_body_that_a_gateway_has_refused_is_counted_and_refused(
-    told: str, code: str, size: int
+    refused: str, code: str, size: int
 ) -> None:
     async with serve_scripted() as opened:
         for metadata, error in (([*bearer(KEY), *GATEWAY], code), (bearer(KEY), "ok")):
-            call = opened.task("RunTask", metadata=[*metadata, (REFUSED_KEY, told)])
+            call = opened.task("RunTask", metadata=[*metadata, (REFUSED_KEY, refused)])
             if error == "ok":  # no gateway may be believed without its proof
                 await end(call)
                 continue
@@ -150,6 +167,21 @@ async def test_the_files_of_a_task_count_as_its_message(size: int, counted: bool
     async with serve_scripted(ScriptedServices(before=refuse)) as opened:
         assert reason_of(await failure(opened.task("RunTask"))) == "invalid_parameter"
         assert bool(opened.services.visits[0].refused) == counted
+
+
+@pytest.mark.parametrize(
+    ("code", "reserved"), [("provider_failed", False), ("content_policy_violation", True)]
+)
+async def test_a_large_task_that_fails_is_not_refused_as_a_body(code: str, reserved: bool) -> None:
+    async def fail(call: Call) -> None:
+        call.file_bytes = SMALL_MESSAGE
+        if reserved:
+            call.response_headers["X-Credits-Charged"] = "0"
+        raise PomeloError(code)
+
+    async with serve_scripted(ScriptedServices(before=fail)) as opened:
+        assert reason_of(await failure(opened.task("RunTask"))) == code
+        assert not opened.services.visits[0].refused
 
 
 @pytest.mark.parametrize("gateway", [True, False])
@@ -182,6 +214,14 @@ async def test_a_signature_replaces_an_invalid_key(signature: str) -> None:
             media, chunk = [message async for message in call]
             assert (media.media.id, chunk.chunk) == ("media_1", b"abc")
     assert connections.reports == ["checking", "checked", *(["authenticated", "ended"] if signature else [])]
+
+
+async def test_a_signature_does_not_replace_the_limit_of_an_account() -> None:
+    services = ScriptedServices(admission=raises(PomeloError("overloaded")))
+    async with serve_scripted(services) as opened:
+        request = DownloadMediaRequest(id="media_1", signature="exp=1&sig=x")
+        call = opened.media.DownloadMedia(request, metadata=bearer(KEY))
+        assert reason_of(await failure(call)) == "overloaded"
 
 
 async def test_a_chunk_may_come_first_and_have_up_to_a_mebibyte() -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -13,75 +11,8 @@ from pomelo.server import connection_guard
 from pomelo.server.accepted_sockets import AcceptedSocket
 from pomelo.server.connection_guard import ConnectionGuard
 from pomelo.server.connection_limits import ConnectionLimits
+from tests.unit.server.guard_rig import MESSAGE, Guarded, Kernel
 from tests.waiting import until
-
-MESSAGE = 1_000
-"""Maximum bytes of a message."""
-
-
-class Kernel:
-    """Lists connections, and records those that are disconnected; they stay listed, as gRPC has not closed
-    them yet."""
-
-    def __init__(self) -> None:
-        self.sockets: list[AcceptedSocket] = []
-        self.disconnected: list[AcceptedSocket] = []
-        self.ended: list[AcceptedSocket] = []
-
-    def list(self) -> Iterator[AcceptedSocket]:
-        return iter(self.sockets)
-
-    def end(self, connection: AcceptedSocket) -> None:
-        self.ended.append(connection)
-
-    def disconnect(self, connection: AcceptedSocket) -> bool:
-        self.disconnected.append(connection)
-        return True
-
-
-class Guarded:
-    """A guard, its connections, and a clock that only scans advance. No other scan runs while a test does not
-    wait."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        self.kernel = kernel
-        self.guard = ConnectionGuard(ConnectionLimits(), MESSAGE)
-        self.now = time.monotonic()
-
-    def limit(self, **limits: float) -> None:
-        self.guard.limits = replace(self.guard.limits, **limits)  # type: ignore[arg-type]
-
-    def connect(self, host: str = "192.0.2.1", *, calls: int | None = None) -> AcceptedSocket:
-        """Opens a connection that is scanned once; with `calls`, a call with a key has ended on it, and so
-        many run."""
-        number = len(self.kernel.sockets) + 1
-        connection = AcceptedSocket(number, number, (host, number, 0, 0))
-        self.kernel.sockets.append(connection)
-        for _ in range(0 if calls is None else calls + 1):
-            self.guard.authenticated(connection.peer)
-        if calls is not None:
-            self.guard.ended(connection.peer)
-        self.scan(0.0)
-        return connection
-
-    def scan(self, seconds: float = 0.25) -> float:
-        """Scans after so many seconds, and returns the time until the next scan."""
-        self.now += seconds
-        return self.guard.scan(self.now)
-
-    @property
-    def closed(self) -> list[AcceptedSocket]:
-        return self.kernel.disconnected
-
-
-@pytest.fixture
-async def guarded(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Guarded]:
-    kernel = Kernel()
-    monkeypatch.setattr(connection_guard, "AcceptedSockets", lambda ports: kernel)
-    guarded = Guarded(kernel)
-    async with guarded.guard.watch([1]):
-        yield guarded
-
 
 # --- received bytes
 
@@ -98,8 +29,7 @@ def receive(guarded: Guarded, connection: AcceptedSocket) -> None:
 
 def call(guarded: Guarded, connection: AcceptedSocket) -> None:
     """Runs a call."""
-    guarded.guard.authenticated(connection.peer)
-    guarded.guard.ended(connection.peer)
+    guarded.call(connection)
 
 
 @pytest.mark.parametrize(
@@ -118,8 +48,11 @@ async def test_calls_messages_and_sent_data_explain_received_bytes(
     work(guarded, connection)
     connection.received += explained + 1_000
     guarded.scan()
+    guarded.scan()
     assert not guarded.closed
     connection.received += 1
+    guarded.scan()
+    assert not guarded.closed
     guarded.scan()
     assert guarded.closed == [connection]
 
@@ -132,8 +65,10 @@ async def test_unexplained_bytes_are_forgotten_at_their_rate(guarded: Guarded) -
     guarded.scan(1.0)
     connection.received += 100
     guarded.scan(0.0)
+    guarded.scan(0.0)
     assert not guarded.closed
     connection.received += 1
+    guarded.scan(0.0)
     guarded.scan(0.0)
     assert guarded.closed == [connection]
 
@@ -141,11 +76,29 @@ async def test_unexplained_bytes_are_forgotten_at_their_rate(guarded: Guarded) -
 async def test_sent_data_do_not_allow_frames_without_a_call_later(guarded: Guarded) -> None:
     guarded.limit(idle_bytes=1_000)
     connection = guarded.connect(calls=0)
-    for sent, received, closes in ((80_000, 0, False), (0, 1_000, False), (0, 1, True)):
+    for sent, received, closes in ((80_000, 0, False), (0, 1_000, False), (0, 1, False), (0, 0, True)):
         connection.sent += sent
         connection.received += received
         guarded.scan()
         assert guarded.closed == [connection] * closes
+
+
+@pytest.mark.parametrize("limit", ["idle_bytes", "unexplained"])
+async def test_bytes_of_calls_that_the_event_loop_has_not_seen_yet_are_no_flood(
+    guarded: Guarded, limit: str
+) -> None:
+    guarded.limit(**{"idle_bytes": 10**6, "unexplained": 10**6, limit: 1_000}, unexplained_rate=0)
+    connection = guarded.connect(calls=0)
+    for _ in range(2):
+        connection.received += 5_000
+        assert guarded.scan() == 0.25, "the next scan is early"
+        guarded.call(connection)
+        guarded.scan()
+    connection.received += 5_000
+    guarded.scan()
+    assert not guarded.closed
+    guarded.scan()
+    assert guarded.closed == [connection]
 
 
 async def test_resets_are_forgotten_within_their_window(guarded: Guarded) -> None:
@@ -168,8 +121,10 @@ async def test_messages_being_received_allow_bytes_up_to_a_limit(guarded: Guarde
     connection = guarded.connect(calls=6)
     connection.received += 1_000 + 5 * MESSAGE
     guarded.scan()
+    guarded.scan()
     assert not guarded.closed
     connection.received += 1
+    guarded.scan()
     guarded.scan()
     assert guarded.closed == [connection]
 
@@ -296,6 +251,28 @@ async def test_connections_without_a_key_are_closed_first_and_then_the_least_use
     assert other not in guarded.closed
 
 
+async def test_the_connection_of_a_gateway_is_not_closed_because_there_are_too_many(guarded: Guarded) -> None:
+    gateway, other = [guarded.connect(calls=0) for _ in range(2)]
+    guarded.guard.trust(gateway.peer)
+    guarded.limit(connections=0)
+    guarded.scan()
+    assert guarded.closed == [other]
+
+
+async def test_a_few_new_connections_replace_those_without_a_call(guarded: Guarded) -> None:
+    unused = [guarded.connect(calls=0) for _ in range(30)]
+    old = guarded.connect("192.0.2.2")
+    for _ in range(4):  # longer than the grace
+        guarded.scan(1.0)
+    guarded.limit(connections=32)
+    new = [guarded.connect("192.0.2.3") for _ in range(2)]
+    assert guarded.closed == [old]
+    new.append(guarded.connect(calls=0))
+    assert guarded.closed == [old, unused[0]]
+    new.append(guarded.connect("192.0.2.3"))
+    assert guarded.closed == [old, unused[0], new[0]], "more than a sixteenth are new"
+
+
 async def test_the_next_scan_is_early_when_there_are_many_connections(guarded: Guarded) -> None:
     guarded.limit(per_address=1, connections=3)
     guarded.connect(calls=0)
@@ -371,7 +348,7 @@ async def test_nothing_is_counted_before_a_guard_watches_and_after_it(
     guard = ConnectionGuard(ConnectionLimits(), MESSAGE)
     guard.authenticated("ipv4:192.0.2.1:1")
     assert not guard._calls
-    async with guard.watch([1]):
+    async with guard.watch(1):
         guard.authenticated("ipv4:192.0.2.1:1")
         assert guard._calls
     for report in (guard.authenticated, guard.checking, guard.reset):

@@ -16,7 +16,15 @@ from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaReq
 from pomelo.server import rpc
 from pomelo.status import OPEN_KEY
 from tests.calls import as_dict, bearer, end, failure, reason_of
-from tests.integration.scripted_services import GATEWAY, KEY, PROOF, ScriptedServices, raises, serve_scripted
+from tests.integration.scripted_services import (
+    GATEWAY,
+    KEY,
+    PROOF,
+    ChargedAtTheEnd,
+    ScriptedServices,
+    raises,
+    serve_scripted,
+)
 from tests.unit.server.test_calls import METHODS, Recorder
 from tests.unit.telemetry.reports import Reports
 from tests.waiting import until
@@ -120,10 +128,15 @@ async def test_downloads_without_a_key_are_limited_and_those_of_gateways_apart(
 
 
 async def test_headers_that_were_not_sent_before_a_response_follow_it() -> None:
-    async with serve_scripted() as opened:
+    async with serve_scripted(ChargedAtTheEnd()) as opened:
         call = opened.task("RunTask")
         await call
         assert as_dict(await call.trailing_metadata())["x-ratelimit-limit"] == "20"
+        stream = opened.task("StreamTask")
+        await end(stream)
+        assert as_dict(await stream.initial_metadata())["x-ratelimit-limit"] == "20"
+        following = as_dict(await stream.trailing_metadata())
+        assert (following["x-credits-charged"], "x-ratelimit-limit" in following) == ("0.5", False)
 
 
 async def test_a_key_that_is_not_checked_in_time_is_reported_as_one_that_is_not_sent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import grpc
 import pytest
@@ -10,6 +11,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from pomelo.server.remote.health import open_health
+from pomelo.telemetry.readiness import Readiness
 from tests.calls import failure, reason_of
 from tests.integration.scripted_services import PROOF, serve_scripted
 from tests.unit.refusals import refused
@@ -47,6 +49,20 @@ async def test_a_watch_reports_each_change_once_and_ends_when_the_server_drains(
     assert found == reported
 
 
+async def test_a_watch_reports_a_change_that_comes_while_it_reports_another() -> None:
+    class Ending(Readiness):
+        """Drains as soon as somebody has read the code and waits for something."""
+
+        @property
+        def code(self) -> str:
+            asyncio.get_running_loop().call_soon(self.drain)
+            return super().code
+
+    async with serve_scripted(readiness=Ending()) as opened:
+        watch = HealthStub(opened.channel).Watch(health_pb2.HealthCheckRequest())
+        assert [answer.status async for answer in watch] == [SERVING, NOT_SERVING]
+
+
 @pytest.mark.parametrize("gateway", [False, True])
 async def test_the_health_checks_of_a_gateway_keep_its_connection_open(gateway: bool) -> None:
     connections = Recorder()
@@ -65,12 +81,13 @@ async def test_a_client_asks_whether_a_server_serves() -> None:
 
 async def test_a_client_waits_only_so_long_and_reports_a_server_that_does_not_respond() -> None:
     async def ignore(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
+        with suppress(ConnectionError):
+            await reader.read()
         writer.close()
 
     silent = await asyncio.start_server(ignore, "127.0.0.1", 0)
     host, port = silent.sockets[0].getsockname()
-    async with asyncio.timeout(10), silent:
+    async with asyncio.timeout(20), silent:
         async with open_health(f"{host}:{port}") as check:
             with refused("deadline_exceeded"):
                 await check(0.1)

@@ -80,7 +80,7 @@ async def test_an_error_of_the_operator_reaches_the_client(
 
 
 async def test_a_call_ends_after_the_seconds_of_its_client(recorder: Recorder, path: Path) -> None:
-    async with open_operator(path, 0.2) as operator, asyncio.timeout(10):
+    async with open_operator(path, 0.2) as operator, asyncio.timeout(20):
         with refused("deadline_exceeded"):
             await operator.audit_ledger(admin_pb.AuditLedgerRequest())
     assert recorder.calls == ["audit_ledger"]
@@ -93,7 +93,7 @@ async def test_a_running_call_may_end_within_the_grace_of_the_socket(
     async with open_operator(path, 10.0) as operator:
         async with open_operator_socket(cast(Operator, recorder), path, grace=10.0):
             running = asyncio.ensure_future(operator.audit_ledger(admin_pb.AuditLedgerRequest()))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 await recorder.called.wait()
             asyncio.get_running_loop().call_later(0.1, recorder.answer.set)
         assert await running == admin_pb.AuditLedgerResponse()

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -14,14 +15,12 @@ from redis import exceptions as errors
 from pomelo.errors import PomeloError
 from pomelo.stores.ledger import UnknownOutcomeError
 from pomelo.stores.redis.client import Cluster, SingleServer
-from pomelo.stores.redis.connection import Connection, RefusedError, Timing
+from pomelo.stores.redis.connection import Connection, RefusedError, Timing, scan
 from pomelo.stores.redis.link import Command, Login, open_link, pack
-from tests.faults.waiting import until
 from tests.ports import free_port
 from tests.redis_server import RedisServer
-from tests.unit.stores.fake_redis import FakeServer, server
-
-__all__ = ["server"]
+from tests.unit.stores.fake_redis import FakeServer
+from tests.waiting import until
 
 ATTEMPT = 0.2
 """Seconds that a server may be silent."""
@@ -31,11 +30,11 @@ LATE = 2.0
 
 @asynccontextmanager
 async def connected(
-    port: int, seconds: float = 5.0, *, db: int = 0, password: str | None = None
+    port: int, seconds: float = 5.0, *, attempt: float = LATE, db: int = 0, password: str | None = None
 ) -> AsyncIterator[Connection]:
-    login = Login(ATTEMPT, password=password, db=db)
+    login = Login(attempt, password=password, db=db)
     client = SingleServer(partial(open_link, ("127.0.0.1", port), login))
-    connection = Connection(client, Timing(timeout=seconds, attempt_timeout=ATTEMPT))
+    connection = Connection(client, Timing(timeout=seconds, attempt_timeout=attempt))
     try:
         yield connection
     finally:
@@ -85,7 +84,7 @@ async def test_a_reset_repeats_all_commands_in_flight(server: FakeServer) -> Non
 
 async def test_commands_in_flight_on_a_broken_connection_have_an_unknown_outcome(server: FakeServer) -> None:
     server.answer = lambda chunk: None
-    async with connected(server.port, seconds=0.1) as connection:
+    async with connected(server.port, seconds=0.5) as connection:
         calls = [connection.send("GET") for _ in range(20)]
         found = await asyncio.gather(*calls, return_exceptions=True)
         assert {type(error) for error in found} == {UnknownOutcomeError}
@@ -137,7 +136,7 @@ async def test_a_command_that_a_server_can_not_do_yet_is_repeated(server: FakeSe
     server.answer = lambda chunk: next(answers, b"+OK\r\n")
     async with connected(server.port) as connection:
         assert await connection.send("GET") == b"OK"
-        # A server that has become a replica is left, as its name may lead to another one now.
+        # A server that has become a replica is left, as its name may lead to a different one now.
         assert server.connections == (3 if error == "READONLY" else 1)
         await until(lambda: server.ended == server.connections - 1)
 
@@ -147,7 +146,7 @@ async def test_a_command_that_a_server_did_not_do_is_known_to_have_failed(
     server: FakeServer, error: str
 ) -> None:
     server.answer = lambda chunk: f"-{error} for long\r\n".encode() * chunk.count(b"GET")
-    async with connected(server.port, seconds=0.1) as connection:
+    async with connected(server.port, seconds=0.5) as connection:
         with pytest.raises(PomeloError) as caught:
             await connection.send("GET")
         assert type(caught.value) is PomeloError
@@ -175,7 +174,7 @@ async def test_a_command_that_was_sent_once_has_an_unknown_outcome_whatever_foll
         listening.close()
 
     fake.answer = close
-    async with connected(listening.sockets[0].getsockname()[1], seconds=0.3) as connection:
+    async with connected(listening.sockets[0].getsockname()[1], seconds=1.0) as connection:
         with pytest.raises(UnknownOutcomeError):
             await connection.send("GET")
         assert len(fake.chunks) == 1
@@ -205,7 +204,7 @@ async def test_a_closed_connection_repeats_nothing(server: FakeServer) -> None:
         running = [asyncio.create_task(connection.send("GET")) for _ in range(3)]
         await until(lambda: len(server.chunks) == 1)
         await connection.close()
-        async with asyncio.timeout(15):  # long before the deadline
+        async with asyncio.timeout(20):  # long before the deadline
             for call in running:
                 with pytest.raises(UnknownOutcomeError):
                     await call
@@ -228,6 +227,20 @@ async def test_a_call_in_another_has_its_deadline(server: FakeServer) -> None:
         assert await connection.send("GET") == b"OK"
 
 
+async def test_each_page_of_a_scan_after_the_first_has_more_time_than_a_call(server: FakeServer) -> None:
+    async with connected(server.port) as connection:
+        later = iter([None, b"*2\r\n$1\r\n0\r\n*1\r\n$1\r\nb\r\n"])
+
+        def answer(chunk: bytes) -> bytes | None:
+            if b"$1\r\n0\r\n" not in chunk:
+                return next(later)
+            connection.timing = replace(connection.timing, timeout=0.001)
+            return b"*2\r\n$1\r\n7\r\n*1\r\n$1\r\na\r\n"
+
+        server.answer = answer
+        assert [page async for page in scan(connection, "SSCAN", "names")] == [[b"a"], [b"b"]]
+
+
 async def test_a_command_whose_caller_has_left_is_not_sent(server: FakeServer) -> None:
     async with connected(server.port) as connection:
         left = asyncio.create_task(connection.send("GET", "left"))
@@ -239,7 +252,7 @@ async def test_a_command_whose_caller_has_left_is_not_sent(server: FakeServer) -
 
 async def test_a_silent_server_is_given_up_after_the_timeout_of_an_attempt(server: FakeServer) -> None:
     server.answer = lambda chunk: b""
-    async with connected(server.port) as connection:
+    async with connected(server.port, attempt=ATTEMPT) as connection:
         pending = asyncio.create_task(connection.send("GET"))
         await until(lambda: len(server.chunks) == 1)
         begun = time.monotonic()
@@ -255,7 +268,7 @@ async def test_a_silent_server_is_given_up_after_the_timeout_of_an_attempt(serve
 
 async def test_a_call_ends_at_its_deadline_although_the_server_is_not_silent(server: FakeServer) -> None:
     server.answer = lambda chunk: b"$1000\r\n"
-    async with connected(server.port, seconds=3 * ATTEMPT) as connection:
+    async with connected(server.port, 3 * ATTEMPT, attempt=ATTEMPT) as connection:
         begun = time.monotonic()
         pending = asyncio.create_task(connection.send("GET"))
         while not pending.done():

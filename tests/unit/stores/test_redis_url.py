@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from pomelo.stores import check_store
 from pomelo.stores.base import StoreError
 from pomelo.stores.redis.connection import Timing
 from pomelo.stores.redis.url import connect, parse_url
 from tests.certificates import make_certificate
-from tests.unit.stores.fake_redis import FakeServer, server
+from tests.ports import free_port
+from tests.unit.stores.fake_redis import FakeServer
 from tests.waiting import until
-
-__all__ = ["server"]
 
 GOOD = {"redis_version": "7.2.4", "role": "master", "maxmemory_policy": "noeviction", "aof_enabled": "1"}
 
@@ -86,6 +87,23 @@ async def test_the_error_of_a_server_says_what_to_do(server: FakeServer, answer:
     assert message in await check(f"redis://127.0.0.1:{server.port}")
 
 
+async def test_a_server_that_does_not_answer_in_time_once_is_asked_again(server: FakeServer) -> None:
+    good = answers_info(GOOD)
+    server.answer = lambda chunk: b"" if server.connections == 1 else good(chunk)
+    client = await connect(parse_url(f"redis://127.0.0.1:{server.port}"), Timing(timeout=20.0))
+    await client.aclose()
+    assert server.connections == 2
+
+
+async def test_a_server_that_never_answers_is_refused_in_time(server: FakeServer) -> None:
+    server.answer = lambda chunk: b""
+    with pytest.raises(StoreError, match="can't be reached: Timeout reading"):
+        await connect(
+            parse_url(f"redis://127.0.0.1:{server.port}"), Timing(timeout=0.15, attempt_timeout=0.1)
+        )
+    assert 1 <= server.connections <= 3
+
+
 @pytest.mark.parametrize(
     ("login", "db", "sent"),
     [
@@ -127,3 +145,17 @@ async def test_a_server_with_tls_gets_the_certificate_of_the_url(tmp_path: Path)
             f"redis://127.0.0.1:{port}",
         ):
             assert "can't be reached" in await check(url)
+
+
+async def test_sentinels_without_a_primary_are_an_error_of_one_short_line() -> None:
+    port = free_port()
+    assert await check(f"redis+sentinel://:secret@127.0.0.1:{port}/main") == (
+        f"The Redis server at 127.0.0.1:{port} can't be reached: no Sentinel there reports a primary of 'main'. "
+        "Start it, or correct POMELO_STORE"
+    )
+
+
+@pytest.mark.parametrize("scheme", ["redis://", "rediss://", "redis+cluster://", "redis+sentinel://"])
+async def test_a_url_without_a_server_is_refused_with_its_form(scheme: str) -> None:
+    with pytest.raises(StoreError, match=re.escape(f"names no server. Use {scheme}HOST:PORT")):
+        await check_store(scheme)

@@ -45,14 +45,6 @@ async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         yield store
 
 
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[SqliteRig]:
-    created = SqliteRig(tmp_path)
-    await created.open()
-    yield created
-    await created.close()
-
-
 async def version(store: Store) -> int:
     """The number that a write changes if it must not be left out."""
     assert isinstance(store, SqliteStore)
@@ -209,6 +201,9 @@ class Target:
         self.closing, self.may_close, self.error = closing, may_close, error
 
     def failed(self, error: BaseException) -> None:
+        """Does nothing."""
+
+    def before_batch(self) -> None:
         """Does nothing."""
 
     def between_batches(self) -> None:

@@ -26,7 +26,7 @@ from pomelo.stores.ledger import (
     Settled,
     UnknownOutcomeError,
 )
-from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.sqlite import open_sqlite, writer
 from pomelo.stores.sqlite.store import SqliteStore
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import record
@@ -65,6 +65,7 @@ class Failing(sqlite3.Connection):
 async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
     """A store whose connections are Failing."""
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
+    monkeypatch.setattr(writer, "COUNTS_DELAY", 3600.0)  # a write of counts alone would take a failure
     Failing.fails, Failing.error, Failing.late = ("", 0), RuntimeError, False
     async with open_sqlite(tmp_path / "own.db") as store:
         yield store
@@ -143,12 +144,38 @@ async def test_after_a_failed_write_a_task_is_reserved_only_once_its_counts_are_
     assert Failing.fails == ("BEGIN", 0)
     assert (await limits(failing, WALLET)).without_resets() == Used(100_000_000 - 10, 1, 0, 1)
     assert isinstance(await failing.reserve(own_request("c")), Reserved)
+    await failing.settle(own_settlement("c"))  # logs nothing
     *failed, last = [record.getMessage() for record in caplog.records]
     assert set(failed) == {"An operation failed: database or disk is full"}
     assert last == "The database can be written again"
     Failing.fails = ("BEGIN", 1)
     assert isinstance(await failing.reserve(own_request("d")), Reserved)  # nothing is written for it
     assert Failing.fails == ("BEGIN", 1)
+
+
+async def test_the_check_of_a_store_fails_while_it_can_not_be_written(failing: Store) -> None:
+    await failing.reserve(own_request("a"))
+    Failing.error = lambda: sqlite3.OperationalError("database or disk is full")
+    Failing.fails = ("COMMIT", 4)
+    with pytest.raises(PomeloError):
+        await failing.settle(own_settlement("a"))
+    with pytest.raises(PomeloError) as caught:
+        await failing.check()
+    assert caught.value.code == "store_unavailable"
+    assert Failing.fails == ("COMMIT", 0)
+    await failing.check()  # which writes; the next one only reads
+    Failing.fails = ("COMMIT", 1)
+    await failing.check()
+    assert isinstance(await failing.reserve(own_request("b")), Reserved)
+    assert Failing.fails == ("COMMIT", 1)
+
+
+async def test_the_check_of_a_store_fails_while_it_can_not_be_read(failing: Store) -> None:
+    Failing.fails = ("SELECT", 2)
+    with pytest.raises(PomeloError):
+        await failing.check()
+    Failing.fails = ("", 0)
+    await failing.check()
 
 
 @pytest.mark.parametrize("end", ["settle", "void", "recover"])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import AsyncIterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,19 +24,12 @@ from pomelo.stores.ledger import (
 from pomelo.stores.sqlite.store import SqliteStore
 from pomelo.stores.usage import UsageRecord
 from tests.contract.ledger_rig import SqliteRig
+from tests.unit.refusals import refused
 
 WALLET = Wallet("default", False)
 IMAGES = Counter("images", 2, None, 86_400.0)
 STREAMS = (Counter("streams:ann", 1), Counter("streams:bob", 0))
 """What a task counts while it runs: of one key a stream, of another key none."""
-
-
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[SqliteRig]:
-    created = SqliteRig(tmp_path)
-    await created.open()
-    yield created
-    await created.close()
 
 
 def record(task_id: str, cost: int = 0) -> UsageRecord:
@@ -161,9 +152,8 @@ async def test_a_task_has_one_wallet(rig: SqliteRig) -> None:
 
 async def test_an_unknown_account_reserves_nothing_until_it_is_created(rig: SqliteRig) -> None:
     draft = UsageRecord("a", "req", "later", True, "k", "rest", "m", "text")
-    with pytest.raises(PomeloError) as failure:
+    with refused("store_unavailable"):
         await rig.store.reserve(ReserveRequest(draft, 0, 0))
-    assert failure.value.code == "store_unavailable"
     await rig.store.add_account("later", "pro", 1.0)
     assert isinstance(await rig.store.reserve(ReserveRequest(draft, 0, 0)), Reserved)
 
@@ -179,6 +169,14 @@ async def test_a_repeated_request_waits_for_the_answer_of_a_task_that_is_being_s
     )
     assert isinstance(repeated, ReplayedAnswer)
     assert (repeated.answer, repeated.record) == (b"answer", settled.record)
+
+
+async def test_the_progress_of_a_task_that_is_being_settled_is_not_noted(rig: SqliteRig) -> None:
+    await reserve(rig, "a")
+    settling = rig.store.settle(Settlement(record("a", 10)))
+    assert await rig.store.note([record("a", 5)]) == ["a"]
+    assert (await settling).record.cost == 10
+    assert await rig.store.drafts() == []
 
 
 async def test_credits_are_available_once_their_grant_is_written(rig: SqliteRig) -> None:

@@ -101,7 +101,7 @@ async def test_the_log_stays_small_while_sums_are_read_back_to_back(
     assert 400 * len(ANSWER) > 3 * BOUND
     assert largest < BOUND
     # Not the longest: a disk that is busy for a moment delays all eight writers.
-    assert sorted(waits)[-20] < 0.5
+    assert sorted(waits)[-20] < 2
 
 
 async def test_a_large_log_is_emptied_at_the_next_commit_and_nothing_is_lost(
@@ -145,11 +145,11 @@ async def test_commits_do_not_wait_for_another_program_that_reads(
         assert other.execute("SELECT count(*) FROM usage").fetchone() == (4_000,)
         waits = sorted([await task(store, number) for number in range(100)])
         assert size(path) > 8 * MIB
-        assert waits[-5] < 0.5  # the longest may be the disk's
+        assert waits[-5] < 2  # those that wait for a reader take 5 s, and the longest may be the disk's
         assert other.execute("SELECT count(*) FROM usage").fetchone() == (4_000,)
         other.execute("COMMIT")
     number = itertools.count(100)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while size(path) > 4 * MIB:
             await task(store, next(number))
 
@@ -164,11 +164,11 @@ async def test_commits_do_not_wait_for_a_long_step_of_a_report(
     try:
         waits = sorted([await task(store, number) for number in range(60)])
         assert size(path) > log_size.LARGE
-        assert waits[-5] < 0.5  # the longest may be the disk's
+        assert waits[-5] < 2  # those that wait for a reader take 5 s, and the longest may be the disk's
     finally:
         reading.__exit__(None, None, None)
     number = itertools.count(60)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while size(path) > log_size.LARGE:
             await task(store, next(number))
 

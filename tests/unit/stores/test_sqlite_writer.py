@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -28,14 +28,6 @@ from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import SqliteRig, record, settlement
 from tests.limits import limits
 from tests.unit.stores.own_tasks import WALLET, own_request, own_settlement
-
-
-@pytest.fixture
-async def rig(tmp_path: Path) -> AsyncIterator[SqliteRig]:
-    created = SqliteRig(tmp_path)
-    await created.open()
-    yield created
-    await created.close()
 
 
 def inner(rig: SqliteRig) -> SqliteStore:
@@ -302,7 +294,7 @@ async def test_counts_that_can_not_be_read_affect_only_their_wallet(rig: SqliteR
         connection.commit()
     for _ in range(2):
         with pytest.raises(PomeloError):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await rig.store.reserve(own_request("a"))
         assert await rig.store.get_account("default") is not None
 

@@ -18,7 +18,7 @@ from pomelo.stores.ledger import (
     Refused,
     ReserveRequest,
 )
-from pomelo.stores.sqlite.wallets import LoadedBudget, LoadedWallet, Reservation
+from pomelo.stores.sqlite.wallets import LoadedBudget, LoadedWallet, Reservation, WalletRow
 from pomelo.stores.usage import UsageRecord
 from tests.unit.accounts.audited_store import draft
 
@@ -31,7 +31,7 @@ BUDGET = Budget("budget:key", 50, 100.0)
 def _wallet() -> LoadedWallet:
     """A wallet with 100 microcredits at time 100."""
     wallet = LoadedWallet("acme", True)
-    wallet.load(True, True, 120, 20, {}, 0, [], now=100.0)
+    wallet.load(WalletRow(True, True, 120, 20), 100.0)
     return wallet
 
 
@@ -73,7 +73,7 @@ def test_a_row_that_is_read_again_does_not_change_what_memory_knows_better() -> 
     wallet = LoadedWallet("acme", True)
     wallet.withdrawing = 5
     wallet.budgets["key"] = LoadedBudget("key", 200.0)
-    wallet.load(True, True, 10, 1, {}, 0, [("key", 100.0, 7), ("other", 100.0, 8)], now=250.0)
+    wallet.load(WalletRow(True, True, 10, 1, {}, 0, [("key", 100.0, 7), ("other", 100.0, 8)]), 250.0)
     assert wallet.available == 10 - 5 - 1
     assert (wallet.budgets["key"].start, wallet.budgets["key"].spent) == (200.0, 0)
     assert wallet.budgets["other"].spent == 8
@@ -89,7 +89,7 @@ def test_only_open_windows_are_read_and_only_once() -> None:
     }
     again: dict[str, list[Any]] = {"open": [9, 90.0, 150.0]}
     for known, counts in ((False, stored), (True, again)):
-        wallet.load(known, known, 10, 1, counts, 4, [], now=100.0)
+        wallet.load(WalletRow(known, known, 10, 1, counts, 4, []), 100.0)
         assert (wallet.known, wallet.stored, wallet.loaded, wallet.credit_limit) == (known, known, True, 4)
         assert wallet.counts == {"open": [3, 90.0, 150.0]}
         assert wallet.closes == 150.0

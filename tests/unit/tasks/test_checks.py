@@ -29,9 +29,9 @@ TEXT_PART = {"type": "text", "text": "Hi"}
 
 def test_a_conversation_may_have_exactly_the_words_that_the_model_takes() -> None:
     model = replace(MODELS["gpt-4"], limits=Limits(max_input_tokens=100))
-    for content in ("word " * 100, [{"type": "text", "text": "word " * 100}]):
+    for content in ("word " * 100, "a " * 100, [{"type": "text", "text": "word " * 100}]):
         text.check(conversation(content), model, no_files)
-    for content in ("word " * 101, [{"type": "text", "text": "word " * 101}]):
+    for content in ("word " * 101, "a " * 101, [{"type": "text", "text": "word " * 101}]):
         with refused("context_length_exceeded", "messages"):
             text.check(conversation(content), model, no_files)
     # Long words are fewer than characters, and so are tokens.

@@ -145,6 +145,14 @@ def test_an_answer_of_another_length_than_its_input_is_billed_by_its_length_up_t
     assert counted == measured
 
 
+def test_what_neither_the_input_nor_the_answer_measures_is_billed_as_an_estimate() -> None:
+    most = Usage(audio_ms=8_000)
+    collected = collector("eleven-labs-sts", stream=True, delivery=INLINE, estimate=Estimate(most, most))
+    collected.add(chunk(b"\x1aE\xdf\xa3" * 10, "audio/webm"))
+    finish(collected)
+    assert collected.usage() == (most, False)
+
+
 def test_audio_is_billed_up_to_the_maximum_of_the_model() -> None:
     most = Usage(audio_ms=5_000)
     given = task_input("eleven-labs-sts", output_format="pcm_16000")

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pomelo.catalog.catalog import Model, Route
@@ -43,13 +43,14 @@ def conversation(*contents: Any) -> dict[str, Any]:
 
 
 @settings(deadline=None)
+@example([f"a{chr(code)}b" for code in range(256)], 2)
 @given(st.lists(contents, min_size=1, max_size=3), st.integers(1, 7))
 def test_words_are_counted_equally_in_one_text_and_in_slices(messages: list[str], size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pomelo.tasks.text._SLICE", size)
-        bound = estimate_of("gpt-4", task_input("gpt-4", **conversation(*messages)))
+        patch.setattr("pomelo.tasks.words.SLICE", size)
+        tokens = estimate_of("gpt-4", task_input("gpt-4", **conversation(*messages))).count_input()
     words = sum(len(content.split()) for content in messages)
-    assert bound.input_tokens == max(words, sum(len(content.encode()) for content in messages) // 8)
+    assert tokens == max(words, sum(len(content.encode()) for content in messages) // 8)
 
 
 def test_partial_usage_does_not_count_a_long_prompt_again() -> None:
@@ -57,6 +58,7 @@ def test_partial_usage_does_not_count_a_long_prompt_again() -> None:
     collected = collector("gpt-4", stream=True, given=given)
     for piece in ("five ", "more."):
         collected.add(delta(piece))
+    collected.partial_usage(given)
     tracemalloc.start()
     try:
         used = collected.partial_usage(given)
@@ -64,6 +66,37 @@ def test_partial_usage_does_not_count_a_long_prompt_again() -> None:
     finally:
         tracemalloc.stop()
     assert (used.input_tokens, used.output_tokens) == (500_000, 2)
+
+
+@pytest.mark.parametrize("counted", [False, True], ids=["not counted before", "counted"])
+@pytest.mark.parametrize("content", ["word " * 100_000, "größe\u2003" * 50_000], ids=["latin", "other"])
+def test_a_long_whole_answer_without_usage_is_counted_exactly_in_little_memory(
+    content: str, counted: bool
+) -> None:
+    words = len(content.split())
+    unlimited = Usage(input_tokens=10**9, output_tokens=10**9)
+    collected = collector("gpt-4", estimate=Estimate(unlimited, unlimited))
+    collected.add(text_end(content))
+    finish(collected)
+    assert collected.must_count
+    tracemalloc.start()
+    try:
+        if counted:
+            collected.count()
+        used, is_exact = collected.usage()
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+    assert used.output_tokens == max(words, len(content.encode()) // 8)
+    assert not is_exact
+
+
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 129, 16_383, 16_384, 2_097_151, 2_097_152])
+def test_a_text_of_any_length_is_estimated_by_its_bytes(size: int) -> None:
+    for content in ("x" * size, ("ö" * (size // 2)).rjust(size - size // 2, "x")):
+        found = estimate_of("gpt-4", task_input("gpt-4", **conversation(content), max_tokens=1))
+        assert found.tokens == size // 4 + 1
+        assert found.count_input() == max(size // 8, bool(size))
 
 
 @pytest.mark.parametrize("last", [98, 99])
@@ -285,7 +318,7 @@ def test_the_bound_of_a_text_counts_its_bytes_its_messages_and_its_images() -> N
     tokens = size + 16 * 3 + 6_000
     found = estimated(50)
     assert (found.minimum, found.maximum, found.sufficient) == (Usage(tokens, 50), Usage(tokens, 50), None)
-    assert (found.tokens, found.input_tokens) == (size // 4 + 50, 2 + 1_100)
+    assert (found.tokens, found.count_input()) == (size // 4 + 50, 2 + 1_100)
     found = estimated()
     assert (found.minimum, found.maximum) == (Usage(tokens, 1), Usage(tokens, 128_000))
     assert found.sufficient == Usage(tokens, 1_024)

@@ -266,7 +266,14 @@ def test_the_bound_counts_the_bytes_of_tools_calls_results_names_and_formats() -
     found = estimate_of("gpt-4", task)
     assert found.maximum == Usage(size + 16 * 4 + TOOLS_TOKENS + 64 * 2, 128_000)
     assert found.tokens == size // 4
-    assert found.input_tokens == max(10, size // 8)
+    assert found.count_input() == max(10, size // 8)
+
+
+def test_the_bound_counts_the_bytes_of_a_format_without_tools() -> None:
+    asked = message(USER, text("four"))
+    found = estimate_of("gpt-4", TextInput(messages=[asked], format=schema('{"b":2}', "out")))
+    size = len("four" + "out" + '{"b":2}')
+    assert found.maximum.input_tokens == size + 16 * 2 + 1_000
 
 
 def test_many_small_calls_and_results_reserve_what_a_vendor_adds_to_each() -> None:
@@ -283,7 +290,7 @@ def test_many_small_calls_and_results_reserve_what_a_vendor_adds_to_each() -> No
 
 def test_the_words_of_a_result_count_as_input() -> None:
     messages = [HELLO, message(ASSISTANT, call()), message(TOOL, result(content="word " * 1_000))]
-    assert estimate_of("gpt-4", TextInput(messages=messages)).input_tokens == 1_000 + 3
+    assert estimate_of("gpt-4", TextInput(messages=messages)).count_input() == 1_000 + 3
 
 
 def test_a_task_without_tools_is_estimated_without_them() -> None:

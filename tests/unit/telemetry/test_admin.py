@@ -43,7 +43,7 @@ async def exchange(address: str, request: bytes) -> bytes:
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(request)
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             return await reader.read()
     except ConnectionError:
         return b""
@@ -69,7 +69,7 @@ async def test_readiness_says_what_is_wrong_and_liveness_does_not_depend_on_it()
             assert await answer.json() == {
                 "status": "unavailable",
                 "code": "store_unavailable",
-                "reason": "the store can't be reached",
+                "reason": "the store can't be reached or written",
             }
         readiness.drain()
         async with http.get(f"http://{address}/readyz") as answer:
@@ -96,7 +96,7 @@ async def test_readiness_says_what_is_wrong_and_liveness_does_not_depend_on_it()
         (b"GET http://other.example/metrics HTTP/1.1", 200),
         (b"GET / HTTP/1.1", 404),
         (b"\x16\x03\x01\x02\x00", 400),
-        (b"GET /" + b"x" * 100_000 + b" HTTP/1.1", 400),
+        (b"GET /" + b"x" * 20_000 + b" HTTP/1.1", 400),
     ],
 )
 async def test_every_connection_gets_one_answer_and_is_closed(request_line: bytes, status: int) -> None:
@@ -153,7 +153,7 @@ async def test_many_requests_for_metrics_cost_one_report() -> None:
         assert all(answer.startswith(b"HTTP/1.1 200 ") for answer in answers)
         assert exposition.reports == 1
         # Frequent requests do not keep an old report.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while exposition.reports == 1:
                 await exchange(address, request)
 

@@ -10,6 +10,7 @@ import pytest
 
 from pomelo.telemetry import output
 from pomelo.telemetry.output import MAX_WAITING, MAX_WRITE, LogOutput
+from tests.waiting import until
 
 HOUR = 3600.0
 
@@ -103,6 +104,36 @@ def test_each_dropped_line_is_reported_once(pipe: tuple[int, int]) -> None:
         out.write(b"last\n", urgent=True)
         assert read(pipe[0], 5 + 10) == b"last\n" + report(dropped)
     out.close()
+
+
+async def test_lines_that_a_full_disk_does_not_take_are_reported_when_it_has_space(
+    pipe: tuple[int, int],
+) -> None:
+    full = os.open("/dev/full", os.O_WRONLY)
+    out = LogOutput(full, report, batch_time=HOUR)
+    out.write(b"lost\n" * 4, urgent=True)
+    await until(lambda: out.unwritten)
+    os.dup2(pipe[1], full)
+    out.write(b"next\n", urgent=True)
+    assert sorted(read(pipe[0], 5 + 10).splitlines()) == [b"dropped 4", b"next"]
+    out.close()
+    os.close(full)
+    assert (out.dropped, out.unwritten) == (0, 4)
+
+
+async def test_a_line_does_not_continue_one_that_was_written_in_part(pipe: tuple[int, int]) -> None:
+    reader, writer = os.pipe()
+    out = LogOutput(writer, report, batch_time=HOUR)
+    out.write(b"whole\n" + b"x" * 1_000_000 + b"\n", urgent=True)
+    assert read(reader, 6) == b"whole\n"
+    os.close(reader)  # after what the pipe has taken
+    await until(lambda: out.unwritten)
+    os.dup2(pipe[1], writer)
+    out.write(b"next\n", urgent=True)
+    end, *lines = read(pipe[0], 6 + 10).splitlines()
+    assert (end, sorted(lines)) == (b"", [b"dropped 1", b"next"])
+    out.close()
+    os.close(writer)
 
 
 def test_closing_gives_up_on_a_reader_that_stalls(

@@ -49,11 +49,11 @@ async def test_two_failures_in_a_row_make_it_not_ready_and_one_success_ready_aga
     check = Check()
     async with followed(check) as readiness:
         check.fails = True
-        await asyncio.wait_for(readiness.next_change().wait(), 5)
+        await asyncio.wait_for(readiness.next_change().wait(), 20)
         assert readiness.code == "store_unavailable"
         assert check.runs >= 2
         check.fails = False
-        await asyncio.wait_for(readiness.next_change().wait(), 5)
+        await asyncio.wait_for(readiness.next_change().wait(), 20)
         assert readiness.code == ""
 
 
@@ -70,10 +70,10 @@ async def test_a_check_that_hangs_counts_as_failed_and_is_not_started_again() ->
     check = Check()
     check.free.clear()
     async with followed(check) as readiness:
-        await asyncio.wait_for(readiness.next_change().wait(), 5)
+        await asyncio.wait_for(readiness.next_change().wait(), 20)
         assert (readiness.code, check.runs) == ("store_unavailable", 1)
         check.free.set()
-        await asyncio.wait_for(readiness.next_change().wait(), 5)
+        await asyncio.wait_for(readiness.next_change().wait(), 20)
         assert readiness.code == ""
 
 
@@ -91,7 +91,7 @@ async def test_a_draining_process_is_never_ready_again() -> None:
 async def test_leaving_ends_a_check_that_hangs() -> None:
     check = Check()
     check.free.clear()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         async with followed(check, patience=60):
             await until(lambda: check.runs == 1)
             assert check.cancelled == 0

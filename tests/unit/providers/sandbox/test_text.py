@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import MediaSource
 from pomelo.gen.v1.text_pb2 import ContentPart, FinishReason, ImagePart, Message, Role, TextInput
 from pomelo.providers.sandbox import Sandbox
+from tests.unit.loop import watched
 from tests.unit.providers.sandbox.sandbox_jobs import CATALOG, ask, job, message, user_input
 
 STOP, LENGTH = FinishReason.FINISH_REASON_STOP, FinishReason.FINISH_REASON_LENGTH
@@ -122,9 +122,11 @@ async def test_an_answer_ends_before_a_stop_string(sandbox: Sandbox, stop: list[
     assert last.usage.output_tokens == len(expected.split())
 
 
-async def test_a_stop_string_beyond_max_tokens_has_no_effect(sandbox: Sandbox) -> None:
+async def test_a_stop_string_has_an_effect_within_max_tokens_only(sandbox: Sandbox) -> None:
     (answer,) = await ask(sandbox, user_input(PROMPT, stop=["answering"], max_tokens=3), stream=False)
     assert (answer.content, answer.finish_reason) == ("This is the", LENGTH)
+    (answer,) = await ask(sandbox, user_input(PROMPT, stop=["the"], max_tokens=3), stream=False)
+    assert (answer.content, answer.finish_reason) == ("This is", STOP)
 
 
 async def test_a_prompt_above_the_models_input_limit_is_refused(sandbox: Sandbox) -> None:
@@ -151,18 +153,9 @@ async def test_a_prompt_without_text_is_answered(sandbox: Sandbox) -> None:
 
 
 async def test_other_asyncio_tasks_run_between_the_words(sandbox: Sandbox) -> None:
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    counting = asyncio.create_task(count())
-    words = await ask(sandbox, user_input("[[words:200]]"))
-    counting.cancel()
-    assert turns >= len(words) - 2
+    async with watched() as turns:
+        words = await ask(sandbox, user_input("[[words:200]]"))
+    assert len(turns) >= len(words) - 2
 
 
 async def test_a_stream_can_be_closed_after_any_word(sandbox: Sandbox) -> None:

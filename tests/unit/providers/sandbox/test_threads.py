@@ -14,13 +14,13 @@ async def test_sandbox_tasks_do_not_occupy_the_threads_of_live_tasks() -> None:
     proceed = threading.Event()
 
     def steps() -> Iterator[int]:
-        proceed.wait(10)
+        proceed.wait(60)
         yield 1
 
     iterators = [sandbox._in_thread(steps()) for _ in range(50)]
     tasks = [asyncio.ensure_future(anext(iterator)) for iterator in iterators]
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asyncio.to_thread(lambda: None)
     finally:
         proceed.set()

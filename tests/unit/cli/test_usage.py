@@ -1,0 +1,26 @@
+"""Pages of usage, as `pomelo usage` prints them."""
+
+from __future__ import annotations
+
+import pytest
+
+from pomelo.cli.usage import _print_csv, _print_tables
+
+PAGES = [[{"id": "a", "code": ""}, {"id": "b", "code": ""}], [{"id": "c", "code": ""}]]
+
+
+def test_csv_of_several_pages_has_one_header(capsys: pytest.CaptureFixture[str]) -> None:
+    _print_csv(iter(PAGES))
+    assert capsys.readouterr().out.splitlines() == ["id,code", "a,", "b,", "c,"]
+
+
+@pytest.mark.parametrize(("failed", "message"), [(False, "Nothing was used."), (True, "Nothing has failed.")])
+def test_only_an_empty_first_page_says_that_there_is_nothing(
+    capsys: pytest.CaptureFixture[str], failed: bool, message: str
+) -> None:
+    _print_tables(iter([[]]), None, failed=failed)
+    assert capsys.readouterr() == ("", message + "\n")
+    _print_tables(iter([*PAGES, []]), None, failed=failed)
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert [line.split()[0] for line in printed.out.splitlines()] == ["ID", "a", "b", "ID", "c"]

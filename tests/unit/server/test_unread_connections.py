@@ -1,0 +1,85 @@
+"""Connections whose callers do not read the responses of calls that have ended."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+from pomelo.server.accepted_sockets import AcceptedSocket
+from tests.unit.server.guard_rig import Guarded
+
+
+def respond(guarded: Guarded, connection: AcceptedSocket) -> None:
+    """Ends a call except for the rest of its response."""
+    guarded.call(connection)
+    guarded.guard.sending(connection.peer)
+
+
+def wait(guarded: Guarded, seconds: int) -> None:
+    """Scans once a second."""
+    for _ in range(seconds):
+        guarded.scan(1.0)
+
+
+def send(guarded: Guarded, connection: AcceptedSocket, seconds: int, size: int) -> None:
+    """Scans once a second, each time after `size` more bytes were sent."""
+    for _ in range(seconds):
+        connection.sent += size
+        guarded.scan(1.0)
+
+
+async def test_a_connection_of_which_nothing_was_read_for_a_minute_is_closed(guarded: Guarded) -> None:
+    connection, other = guarded.connect(calls=0), guarded.connect(calls=0)
+    respond(guarded, connection)
+    wait(guarded, 60)
+    assert not guarded.closed
+    wait(guarded, 2)
+    assert guarded.closed == [connection]
+    assert other.peer != connection.peer
+
+
+async def test_a_caller_who_reads_slowly_is_not_cut(guarded: Guarded) -> None:
+    connection = guarded.connect(calls=0)
+    respond(guarded, connection)
+    send(guarded, connection, 600, 100)
+    assert not guarded.closed
+
+
+async def test_pings_are_not_taken_for_reading(guarded: Guarded) -> None:
+    connection = guarded.connect(calls=0)
+    respond(guarded, connection)
+    send(guarded, connection, 62, 17)
+    assert guarded.closed == [connection]
+
+
+async def test_a_connection_with_running_calls_is_not_closed_because_of_one_response(
+    guarded: Guarded,
+) -> None:
+    connection = guarded.connect(calls=1)
+    respond(guarded, connection)
+    wait(guarded, 600)
+    assert not guarded.closed
+    guarded.guard.ended(connection.peer)
+    wait(guarded, 60)
+    assert not guarded.closed
+    wait(guarded, 2)
+    assert guarded.closed == [connection]
+
+
+async def test_a_response_that_was_read_at_last_no_longer_counts(guarded: Guarded) -> None:
+    connection = guarded.connect(calls=0)
+    respond(guarded, connection)
+    wait(guarded, 59)
+    guarded.guard.sent(connection.peer)
+    wait(guarded, 600)
+    guarded.guard.sent(connection.peer)  # is ignored
+    respond(guarded, connection)
+    wait(guarded, 60)
+    assert not guarded.closed
+
+
+async def test_unread_responses_do_not_close_the_connection_of_a_proxy(guarded: Guarded) -> None:
+    guarded.limit(trusted=(ip_network("192.0.2.0/24"),))
+    connection = guarded.connect(calls=0)
+    respond(guarded, connection)
+    wait(guarded, 600)
+    assert not guarded.closed
