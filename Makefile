@@ -39,8 +39,8 @@ breaking: .venv/.dev
 
 # By default four test processes, because many tests wait. The tests that measure times and memory then run alone.
 unit: .venv/.dev browser generators nginx
-	pytest -rs --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder $(addprefix --ignore=,$(MEASURING))
-	pytest $(MEASURING)
+	tests/run.sh --numprocesses=$(TEST_PROCESSES) --dist=loadfile --no-loadscope-reorder $(addprefix --ignore=,$(MEASURING))
+	tests/run.sh $(MEASURING)
 
 # Installs Chromium where there is no browser and this user is root.
 browser:

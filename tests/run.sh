@@ -1,0 +1,13 @@
+#!/bin/sh
+# Runs tests with the given options and paths of pytest. The files in which tests fail run once more, in one
+# process: beside other test processes a test may fail because the machine is too busy. The names of what
+# failed first are printed last. Such a test is flaky, and has a bug, or Pomelo has one.
+pytest --cache-clear -rsfE "$@"
+status=$?
+[ $status -eq 1 ] || exit $status
+failed=$(python -c 'import json; print(*json.load(open(".pytest_cache/v/cache/lastfailed")), sep="\n")')
+# shellcheck disable=SC2046 # one argument for each file
+pytest -rfE $(echo "$failed" | sed 's/::.*//' | sort -u)
+status=$?
+printf 'Failed in the first run:\n%s\n' "$failed"
+exit $status
