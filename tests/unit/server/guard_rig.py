@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,7 +43,7 @@ class Guarded:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.guard = ConnectionGuard(ConnectionLimits(), MESSAGE)
-        self.now = time.monotonic()
+        self.now = math.ceil(time.monotonic())  # so that the sums of seconds are exact
 
     def limit(self, **limits: Any) -> None:
         self.guard.limits = replace(self.guard.limits, **limits)
