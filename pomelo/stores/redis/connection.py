@@ -110,7 +110,7 @@ _WAIT_INITIAL = 0.02
 _WAIT_MAX = 0.15
 _LOG_INTERVAL = 5.0
 _TICK = 0.03
-"""Seconds by which a command may exceed its deadline: one timer checks the deadlines of all."""
+"""Seconds between two checks of all deadlines. A command may exceed its deadline by two of them."""
 
 
 class Connection:
@@ -132,6 +132,8 @@ class Connection:
         """When the log said first that the server can't be reached; None if it can."""
         self._replies: list[tuple[float, asyncio.Future[Any]]] = []
         """The replies of commands, with their deadlines. Those that are done stay until the next check."""
+        self._overdue: list[asyncio.Future[Any]] = []
+        """The replies whose deadlines had passed at the last check."""
         self._check: asyncio.TimerHandle | None = None
 
     @contextmanager
@@ -236,14 +238,16 @@ class Connection:
         return reply
 
     def _check_deadlines(self) -> None:
+        """Ends the replies that two checks found overdue. While the event loop was blocked, they could not be
+        read; before the second check they can."""
         now = self._loop.time()
+        for reply in self._overdue:
+            if not reply.done():
+                reply.set_exception(TimeoutError("Timeout waiting for the server"))
         waiting = [each for each in self._replies if not each[1].done()]
         self._replies = [each for each in waiting if each[0] > now]
-        self._check = self._loop.call_later(_TICK, self._check_deadlines) if self._replies else None
-        if len(self._replies) < len(waiting):
-            for deadline, reply in waiting:
-                if deadline <= now:
-                    reply.set_exception(TimeoutError("Timeout waiting for the server"))
+        self._overdue = [reply for deadline, reply in waiting if deadline <= now]
+        self._check = self._loop.call_later(_TICK, self._check_deadlines) if waiting else None
 
     def _log_outage(self, reason: Exception, now: float) -> None:
         # Every caller receives the error; the log needs it only once in a while.

@@ -90,6 +90,20 @@ async def test_commands_in_flight_on_a_broken_connection_have_an_unknown_outcome
         assert {type(error) for error in found} == {UnknownOutcomeError}
 
 
+async def test_a_blocked_event_loop_is_no_outage(server: FakeServer) -> None:
+    async with connected(server.port, seconds=0.1) as connection:
+        await connection.send("GET")
+        for tries in range(20):  # the machine may suspend this process, too
+            command = asyncio.create_task(connection.send("GET"))
+            await asyncio.sleep(0)
+            time.sleep(0.2)  # noqa: ASYNC251 (blocks the event loop)
+            try:
+                assert await command == b"OK"
+                break
+            except UnknownOutcomeError:
+                assert tries < 19
+
+
 async def test_commands_that_were_never_sent_are_known_to_have_failed() -> None:
     async with connected(free_port(), seconds=1.0) as connection:
         found = await asyncio.gather(*[connection.send("GET") for _ in range(20)], return_exceptions=True)
