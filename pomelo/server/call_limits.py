@@ -38,6 +38,7 @@ class CallLimits:
     """
 
     message: int = 9 * _MIB
+    metadata: int = 8 * 1024
     unauthenticated: int = 200
     unauthenticated_reads: int = 2
     unauthenticated_time: float = 9.0
@@ -57,6 +58,11 @@ class CallLimits:
         """Bytes above which grpc itself refuses a message, compressed or not. Its refusal has no details, so
         this limit is higher than `message`; a message between the two is received and then refused."""
         return 2 * self.message
+
+    @property
+    def transport_metadata(self) -> int:
+        """As `transport`, for the metadata of a call."""
+        return 2 * self.metadata
 
 
 class TimeoutReason(NamedTuple):

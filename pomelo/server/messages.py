@@ -22,12 +22,13 @@ def check_size(data: bytes, limit: int = field_limit.SMALL_MESSAGE) -> bytes:
         PomeloError: payload_too_large.
     """
     if len(data) > limit:
-        raise PomeloError(
-            "payload_too_large",
-            f"The message is larger than {limit:,} bytes. Send less",
-            values={"maxBytes": limit},
-        )
+        raise too_large("message", limit)
     return data
+
+
+def too_large(subject: str, limit: int) -> PomeloError:
+    message = f"The {subject} is larger than {limit:,} bytes. Send less"
+    return PomeloError("payload_too_large", message, values={"maxBytes": limit})
 
 
 def parse(data: bytes, message_type: Any) -> Any:

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any
 
 import grpc
@@ -18,7 +19,7 @@ from pomelo.origin import FORWARDED_KEY, caller_address
 from pomelo.process import CancelScope
 from pomelo.server import field_limit
 from pomelo.server.call_limits import DEADLINE, TOO_MANY_MESSAGES, Pool, ServerState, TimeoutReason
-from pomelo.server.messages import check_request, check_size, parse
+from pomelo.server.messages import check_request, check_size, parse, too_large
 from pomelo.server.unread_streams import UNREAD_PER_BYTE
 from pomelo.service import Visit
 from pomelo.status import (
@@ -88,6 +89,8 @@ class Rpc:
             timeout=None if self.trusted else context.time_remaining(),
             names=[name for name, _ in pairs] if len(metadata) < len(pairs) else (),
         )
+        if sum(map(len, chain.from_iterable(pairs))) > front.limits.metadata:
+            self.call.header_error = too_large("metadata", front.limits.metadata)
         self.call.relayed = self.trusted
         self.refused_body: str = metadata.get(REFUSED_KEY, "") if self.trusted else ""
         """The error and size of a body that a gateway has refused itself, as in `REFUSED_KEY`."""

@@ -95,8 +95,9 @@ class ServerOptions:
             # Calls that no handler has started yet; grpc refuses more of them without details.
             ("grpc.server.max_pending_requests", _MAX_PENDING),
             ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
-            ("grpc.max_metadata_size", 8 * 1024),
-            ("grpc.absolute_max_metadata_size", 16 * 1024),
+            # Between two different limits, grpc would refuse calls at random.
+            ("grpc.max_metadata_size", self.limits.transport_metadata),
+            ("grpc.absolute_max_metadata_size", self.limits.transport_metadata),
             # Windows of 64 KiB instead of 4 MiB bound the memory that a slow peer occupies.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", 64 * 1024),

@@ -232,6 +232,28 @@ async def test_a_message_above_the_limit_of_grpc_has_the_status_of_one_that_is_t
         assert from_rpc_error(error).code == "payload_too_large"
 
 
+@pytest.mark.parametrize("path", [RUN_TASK, STREAM_TASK, LIST_MODELS, UPLOAD])
+async def test_metadata_above_the_limit_are_always_refused_with_the_limit(
+    path: str, plain: ServerUnderTest, keys: Keys
+) -> None:
+    call = plain.channel.stream_unary(path)
+    for size in [9_000, 12_000, 15_000] * 8:
+        metadata = (*bearer(keys.test), ("baggage", "x" * (size // 2)), ("baggage", "y" * (size // 2)))
+        error = await refusal(
+            call(iter([b""]), metadata=metadata), StatusCode.RESOURCE_EXHAUSTED, "payload_too_large"
+        )
+        assert as_dict(error.trailing_metadata())["grpc-retry-pushback-ms"] == "-1"
+    metadata = (*bearer("wrong"), ("baggage", "x" * 9_000))
+    await refusal(call(iter([b""]), metadata=metadata), StatusCode.UNAUTHENTICATED, "invalid_api_key")
+
+
+async def test_metadata_below_the_limit_are_accepted(plain: ServerUnderTest, keys: Keys) -> None:
+    for _ in range(20):
+        await plain.channel.unary_unary(LIST_MODELS)(
+            b"", metadata=(*bearer(keys.test), ("baggage", "x" * 7_900))
+        )
+
+
 async def test_calls_that_grpc_refuses_itself_do_no_harm(
     plain: ServerUnderTest, keys: Keys, caplog: pytest.LogCaptureFixture
 ) -> None:

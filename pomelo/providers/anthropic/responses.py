@@ -75,7 +75,7 @@ class MessageStream(ToolCallState):
         super().__init__(report)
         self._counts: dict[str, Any] = {}
         self._block: tuple[Any, Any] = (None, "text")
-        """The index and the type of the current block; blocks follow each other."""
+        """The index and the type of the block that began last; some proxies begin several before they end."""
 
     def parse_event(self, data: bytes) -> str:
         if self.ended:
@@ -91,7 +91,7 @@ class MessageStream(ToolCallState):
                     if block_type != "text" and event.get("index") == index:
                         return ""
                     return _text(delta["text"])
-                if delta_type == "input_json_delta" and self._block[1] == "tool_use":
+                if delta_type == "input_json_delta" and event["index"] in self._by_index:
                     self.add_piece(event["index"], None, None, delta["partial_json"])
                 return ""
             if event_type == "content_block_start":
@@ -114,7 +114,7 @@ class MessageStream(ToolCallState):
             elif event_type == "message_delta":
                 self._count(event.get("usage"))
                 reason = event["delta"].get("stop_reason")
-                if reason is not None:
+                if reason is not None and (reason != "" or self.finish is None):
                     self.finish = finish_reason(reason, _FINISHES)
             elif event_type == "message_stop":
                 self.ended = True

@@ -101,7 +101,9 @@ class ChunkStream(ToolCallState):
                 choice = _requested(choices)
                 if choice is None:
                     return ""
-            if choice.get("finish_reason") is not None:
+            reason = choice.get("finish_reason")
+            # Some hosts write "" where there is no reason, also after the real one.
+            if reason is not None and (reason != "" or self.finish is None):
                 self.finish = _finish_reason(choice, self._error_mapping)
             delta = choice.get("delta")
             if not delta:

@@ -59,7 +59,7 @@ class AudioStream:
         content_type = headers.get("Content-Type", "").partition(";")[0].strip().lower()
         if content_type.startswith("text/") or content_type.endswith(("json", "xml")):
             raise malformed_response("a response that is not audio")
-        if headers.get("Content-Encoding", "identity").lower() != "identity":
+        if headers.get("Content-Encoding", "").strip().lower() not in ("", "identity"):
             raise malformed_response("a response that is compressed without a request for it")
         if "Content-Length" not in headers and "chunked" not in headers.get("Transfer-Encoding", "").lower():
             raise malformed_response("a response whose end is not marked")

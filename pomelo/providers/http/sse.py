@@ -16,7 +16,8 @@ class SseParser:
 
     It works on bytes: a line end is never inside a UTF-8 sequence, so packets may split a character, and the
     reader of an event's data checks that it is UTF-8. Lines may end with LF, CRLF or CR. Comments, ids, retry
-    times and unknown fields are skipped.
+    times and unknown fields are skipped. A line that begins like a JSON object is an event, because some
+    vendors send an error so, in place of a stream or within it.
     """
 
     __slots__ = ("_after_cr", "_data", "_idle", "_line", "_name", "_size", "_started")
@@ -105,7 +106,9 @@ class SseParser:
             if not self._started:
                 self._started = True
                 line = line.removeprefix(b"\xef\xbb\xbf")
-            if line:
+            if line.startswith(b"{") and not self._data:
+                events.append((self._name, line))
+            elif line:
                 self._field(line)
             else:
                 if self._data:

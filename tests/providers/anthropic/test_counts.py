@@ -8,6 +8,7 @@ import pytest
 from pydantic_core import to_json
 
 from pomelo.catalog.reported_cost import Report
+from pomelo.gen.v1.text_pb2 import FINISH_REASON_LENGTH
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.anthropic.responses import MessageStream, parse_message
 
@@ -64,3 +65,18 @@ def test_a_later_count_that_is_missing_replaces_nothing(later: int | None) -> No
     for event in (start, end):
         assert stream.parse_event(to_json(event)) == ""
     assert stream.usage == Usage(input_tokens=9, output_tokens=5)
+
+
+@pytest.mark.parametrize("reason", ["", None])
+def test_counts_without_a_stop_reason_keep_the_one_before(reason: str | None) -> None:
+    stream = MessageStream(Report())
+    ends = (
+        ({"stop_reason": "max_tokens"}, {"output_tokens": 2}),
+        ({"stop_reason": reason}, {"output_tokens": 5}),
+    )
+    for delta, usage in ends:
+        counts = {"input_tokens": 9, **usage}
+        stream.parse_event(to_json({"type": "message_delta", "delta": delta, "usage": counts}))
+    result = stream.completed().completed
+    assert result.text.finish_reason == FINISH_REASON_LENGTH
+    assert result.usage == Usage(input_tokens=9, output_tokens=5)

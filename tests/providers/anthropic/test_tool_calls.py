@@ -80,6 +80,29 @@ async def test_only_the_pieces_of_tools_of_the_caller_are_tool_calls(rig: Rig) -
     ]
 
 
+async def test_pieces_belong_to_the_block_at_their_index(rig: Rig) -> None:
+    tool = {"type": "tool_use", "name": "weather", "input": {}}
+    steps = (
+        START,
+        begun(0, id="a", **tool),
+        begun(1, type="server_tool_use", id="s", name="web_search", input={}),
+        begun(2, id="b", **tool),
+        begun(3, type="text", text=""),
+        *(more(index, '{"city":') for index in (0, 1, 2)),
+        words("Hi", index=3),
+        *(more(index, f'"{index}"}}') for index in (0, 1, 2)),
+        END,
+        OVER,
+    )
+    rig.script(Reply(steps=steps))
+    answer = await read_all(rig.provider, ANTHROPIC.job(hi(tools=[WEATHER]), stream=True))
+    assert text(answer) == "Hi"
+    assert tool_calls(answer, stream=True) == [
+        ("a", "weather", '{"city":"0"}'),
+        ("b", "weather", '{"city":"2"}'),
+    ]
+
+
 @pytest.mark.parametrize(
     "broken",
     [

@@ -57,6 +57,13 @@ async def test_opus_is_recognized_by_its_first_bytes_even_if_they_arrive_one_by_
     assert await read_audio(rig.provider, job(speech_input)) == (head, kind)
 
 
+@pytest.mark.parametrize("encoding", ["", "Identity "])
+async def test_audio_that_is_not_compressed_may_say_so(rig: Rig, encoding: str) -> None:
+    head = b"ID3" + bytes(20)
+    rig.script(Reply(headers={"Content-Type": "audio/mpeg", "Content-Encoding": encoding}, steps=(head,)))
+    assert await read_audio(rig.provider, job()) == (head, "audio/mpeg")
+
+
 @SPEAKING
 async def test_audio_arrives_while_the_vendor_still_sends(rig: Rig, speech_input: Any, stream: bool) -> None:
     gates = [Gate(), Gate()]

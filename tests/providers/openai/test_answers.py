@@ -114,6 +114,15 @@ async def test_unknown_fields_empty_choices_and_odd_chunks_are_skipped(rig: Rig)
     check_last(answer, 9, 7, STOP)
 
 
+async def test_an_empty_finish_reason_does_not_replace_a_real_one(rig: Rig) -> None:
+    for last, ours in (("length", LENGTH), ("", STOP)):
+        begun = chunk({"content": "Hi"}, finish_reason="")
+        ended = chunk({}, finish_reason=last) + chunk({"content": ""}, finish_reason="", usage=USAGE)
+        rig.script(Reply(steps=(begun, ended, DONE)))
+        answer = await read_all(rig.provider, OPENAI.job(stream=True))
+        assert (text(answer), finish_reason(answer)) == ("Hi", ours)
+
+
 async def test_usage_in_the_chunk_of_the_finish_reason_is_used(rig: Rig) -> None:
     steps = (chunk({"content": "Hi"}), chunk({"content": "!"}, finish_reason="stop", usage=USAGE))
     rig.script(Reply(steps=(*steps, b"data: [DONE]\n\n")))

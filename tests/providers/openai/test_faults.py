@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from pomelo.providers.http.client import Timeouts
 from pomelo.testing import Answer, Gate, Reply, Stop, chunk, error_event, error_reply, page, redirect
+from pomelo.testing.text_answer import JSON
 from tests.providers.rig import SECRETS, Rig, check_no_secrets, open_provider, read_all
 from tests.providers.text_rig import OPENAI, failure, finish_reason, refusal_of, text
 
@@ -108,6 +110,7 @@ async def test_an_answer_that_ends_by_an_error_has_failed(rig: Rig, stream: bool
         (error_event("invalid_request_error", "content_filter"), "content_policy_violation"),
         (b'data: {"error":"upstream broke"}\n\n', "provider_failed"),
         (b'event: error\ndata: {"error":{"message":"upstream broke"}}\n\n', "provider_failed"),
+        (b'{"error":{"message":"upstream broke","code":429}}\n', "provider_unavailable"),
     ],
 )
 async def test_an_error_within_a_stream_is_mapped_by_its_code(rig: Rig, step: bytes, code: str) -> None:
@@ -115,6 +118,15 @@ async def test_an_error_within_a_stream_is_mapped_by_its_code(rig: Rig, step: by
     error, begun = await failure(rig.provider, OPENAI.job(stream=True))
     assert (error.code, begun) == (code, "one two")
     check_no_secrets(error)
+
+
+async def test_an_error_object_in_place_of_a_stream_is_mapped_by_its_code(rig: Rig) -> None:
+    for code, ours in ((503, "provider_unavailable"), ("content_filter", "content_policy_violation")):
+        body = json.dumps({"error": {"message": SECRETS, "code": code}}).encode()
+        rig.script(Reply(200, JSON, steps=(body,)))
+        error, _ = await failure(rig.provider, OPENAI.job(stream=True))
+        assert error.code == ours
+        check_no_secrets(error)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,19 @@ def test_comments_ids_retry_times_and_unknown_fields_are_skipped() -> None:
     assert parse(b"data: 0\n\n", stream) == [("", b"0"), ("", b"x")]
 
 
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n\r\n"])
+def test_a_json_object_without_a_field_name_is_an_event(end: bytes) -> None:
+    error = b'{"error": {"code": 429}}'
+    for before, name in ((b"", ""), (b"data: 0\n\n: note\n", ""), (b"event: error\n", "error")):
+        for size in (1, 7, 100):
+            parser = SseParser()
+            stream = before + error + end
+            events = [e for at in range(0, len(stream), size) for e in parser.feed(stream[at : at + size])]
+            assert (events + parser.end())[-1] == (name, error)
+    assert parse(b"data: 1\n" + error + b"\n\n") == [("", b"1")]
+    assert parse(error + b"\ndata: 1\n\n") == [("", error), ("", b"1")]
+
+
 @pytest.mark.parametrize("before", [b"", b"id: 7\n", b"data:\n"])
 def test_only_one_space_before_the_data_is_left_out(before: bytes) -> None:
     expected = b"\n  x " if before.startswith(b"data") else b"  x "
