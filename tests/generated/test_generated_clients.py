@@ -54,14 +54,14 @@ def install_python_generator(cache: Path) -> Path:
         temporary = Path(tempfile.mkdtemp(dir=cache))
         pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps")
         command = (*pip, "--require-hashes", "--requirement", requirements, "--target", temporary)
-        result = subprocess.run(command, capture_output=True, text=True, timeout=90)
-        if result.returncode:
+        try:
+            subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             shutil.rmtree(temporary)
-            pytest.skip(f"pip can't install openapi-python-client: {result.stderr.strip()[-200:]}")
-        if target.exists():  # another test run has installed it
-            shutil.rmtree(temporary)
-        else:
-            temporary.rename(target)
+            pytest.skip(
+                f"pip can't install openapi-python-client: {str(error.stderr or error).strip()[-200:]}"
+            )
+        node_client.move_once(temporary, target)
     return target
 
 
@@ -82,6 +82,7 @@ def arguments(served: Served) -> str:
     return json.dumps([served.url, served.key, IMAGE, base64.b64encode(SOUND).decode()])
 
 
+@pytest.mark.timeout(300)
 def test_a_client_of_openapi_python_client_sends_every_task(
     served: Served, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
@@ -101,6 +102,7 @@ def test_a_client_of_openapi_python_client_sends_every_task(
     assert "sandbox" in run(sys.executable, "example.py", cwd=tmp_path)
 
 
+@pytest.mark.timeout(300)
 def test_a_client_with_the_types_of_openapi_typescript_sends_every_task(
     served: Served, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
