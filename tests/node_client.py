@@ -36,7 +36,7 @@ def install(cache: Path, folder: Path = FOLDER) -> Path:
                 cwd=temporary,
                 check=True,
                 capture_output=True,
-                timeout=100,  # pytest ends the test after 120 s
+                timeout=240,
             )
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             shutil.rmtree(temporary)

@@ -272,7 +272,7 @@ def kills(request: pytest.FixtureRequest) -> Iterator[tuple[int, dict[str, str]]
         yield KILLS["redis"], {"POMELO_STORE": server.url}
 
 
-@pytest.mark.timeout(3000 if FULL else 120)
+@pytest.mark.timeout(3000 if FULL else 300)
 async def test_a_server_killed_during_many_streams_loses_nothing(
     kills: tuple[int, dict[str, str]], tmp_path: Path, upstream: FaultUpstream, vendor: Vendor
 ) -> None:
