@@ -80,7 +80,7 @@ class Systems:
         store: dict[str, str] = {}
         if name in (REDIS, WORKERS):
             with pinned(self._cores[0]):  # elsewhere it has a machine of its own
-                store["POMELO_STORE"] = self._stack.enter_context(RedisServer()).url
+                store["POMELO_STORE"] = self._stack.enter_context(RedisServer(parent=folder)).url
             store["POMELO_WORKERS"] = "2" if name == WORKERS else "1"
         if name == FILLED:
             async with serve(folder, vendor):

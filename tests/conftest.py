@@ -29,6 +29,7 @@ from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
 from tests.app import app_settings, endow, patient_router
 from tests.certificates import make_certificate
+from tests.lost_errors import lost_errors, quiet_streams
 from tests.serving import Served, serve
 
 # How long an example takes depends on what else the machine does.
@@ -65,41 +66,23 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: place[item.nodeid.partition("::")[0]])
 
 
-class _LostErrors(logging.Handler):
-    """Keeps what asyncio logs of errors that nothing has waited for."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.ERROR)
-        self.found: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if not _is_of_a_stream(record):
-            self.found.append(self.format(record))
-
-
-def _is_of_a_stream(record: logging.LogRecord) -> bool:
-    """Whether it reports that the connection of an asyncio stream was reset.
-
-    Only the tests' own servers and clients use these streams. The future of a stream's end has the error,
-    which the protocol retrieves in `__del__`: too late if the garbage collector finalizes the future first.
-    """
-    error = record.exc_info and record.exc_info[1]
-    return isinstance(error, ConnectionError) and record.getMessage().startswith("Future exception")
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_streams() -> Iterator[None]:
+    with quiet_streams():
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _no_lost_errors() -> Iterator[None]:
-    """Fails if a task or a future of the module's tests has an error that nothing has waited for.
+    """Fails if a task or a future of Pomelo has an error that nothing in the module has waited for.
 
-    asyncio logs it when the garbage is collected, which would be in a later test.
+    asyncio reports it when the garbage is collected, which would be in a later test.
     """
-    lost, logger = _LostErrors(), logging.getLogger("asyncio")
-    logger.addHandler(lost)
-    yield
-    gc.collect()
-    gc.freeze()  # what is left lives on, and would take each later collection a fifth of a second
-    logger.removeHandler(lost)
-    assert not lost.found
+    with lost_errors() as lost:
+        yield
+        gc.collect()
+        gc.freeze()  # what is left lives on, and would take each later collection a fifth of a second
+    assert not lost, "\n".join(lost)
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,17 @@ def install(cache: Path, folder: Path = FOLDER) -> Path:
             shutil.rmtree(temporary)
             last = ((error.stderr or b"").decode(errors="replace").strip().splitlines() or ["no answer"])[-1]
             pytest.skip(f"npm can't install the packages of {folder.name}: {last}")
-        if target.exists():  # another test run has installed them
-            shutil.rmtree(temporary)
-        else:
-            temporary.rename(target)
+        move_once(temporary, target)
     return target / "node_modules"
+
+
+def move_once(made: Path, target: Path) -> None:
+    """Renames a folder to `target`, or deletes it if another test process has made the target meanwhile."""
+    try:
+        made.rename(target)
+    except OSError:
+        shutil.rmtree(made)
+        assert target.is_dir()
 
 
 async def run(modules: Path, script: str, argument: Any) -> Any:

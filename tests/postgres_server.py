@@ -60,7 +60,7 @@ class PostgresServer:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, user=self._popen_user, cwd=self.folder
             )
-        until = time.monotonic() + 30
+        until = time.monotonic() + 60
         while "accept connections" not in (self.folder / "log").read_text().split("--- started ---")[-1]:
             assert time.monotonic() < until, (self.folder / "log").read_text()
             time.sleep(0.02)

@@ -18,6 +18,7 @@ from redis import exceptions as errors
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from tests.memory import MEMORY
 from tests.server_program import ServerProgram
 
 TEST_URL = os.environ.get("POMELO_TEST_REDIS_URL", "")
@@ -47,11 +48,16 @@ _DURABLE = (
 
 
 class RedisServer(ServerProgram):
-    """A server in its own folder. Its data survive `kill`; `close` deletes them."""
+    """A server in a new folder, which is in memory, or in `parent`. Its data survive `kill`; `close` deletes them.
 
-    def __init__(self, *options: str, program: str = "", config: Path | None = None) -> None:
+    On a busy disk, a write that Redis waits for may take longer than a call of the store.
+    """
+
+    def __init__(
+        self, *options: str, program: str = "", config: Path | None = None, parent: Path | None = None
+    ) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp(prefix="pomelo-redis-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="pomelo-redis-", dir=parent or MEMORY))
         self._program = program or binary()
         self._options = options
         self._config = config
@@ -82,7 +88,7 @@ class RedisServer(ServerProgram):
     def do(self, *command: Any) -> Any:
         """Executes a command and returns the reply."""
         no_retry = Retry(NoBackoff(), 0)
-        with Redis(port=self.port, protocol=2, socket_timeout=5.0, retry=no_retry) as client:
+        with Redis(port=self.port, protocol=2, socket_timeout=20.0, retry=no_retry) as client:
             return client.execute_command(*command)
 
     def close(self) -> None:

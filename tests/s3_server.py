@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping
 from functools import cache, partial
 from itertools import count
-from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -35,9 +34,7 @@ class S3Server(ServerProgram):
     def start(self) -> S3Server:
         """Starts the server and waits until it answers."""
         command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
-        self.launch(
-            command, partial(self._do, "GET", "moto-api/"), (URLError,), lambda: "moto does not start"
-        )
+        self.launch(command, partial(self._do, "GET", "moto-api/"), (OSError,), lambda: "moto does not start")
         return self
 
     def new_bucket(self) -> str:
@@ -65,7 +62,7 @@ class S3Server(ServerProgram):
     def _do(self, method: str, path: str, data: bytes | None = None) -> None:
         headers = {"Content-Type": "application/json"}
         request = Request(f"http://127.0.0.1:{self.port}/{path}", data, headers, method=method)
-        with urlopen(request, timeout=10):
+        with urlopen(request, timeout=20):
             pass
 
 

@@ -95,5 +95,5 @@ async def _serve(folder: Path, variables: dict[str, str], *, fork: bool) -> Asyn
     finally:
         if process.returncode is None:
             process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 await process.wait()

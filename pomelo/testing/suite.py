@@ -63,8 +63,8 @@ SECRETS = (KEY, PROMPT, BODY.split()[0], "a canary sound")
 """The key, the caller's input and the vendor's body. An error must not show any of them."""
 
 LIMIT = 0.15
-"""Seconds of the timeouts of the provider's `Http`; the connect timeout only counts for unreachable
-addresses."""
+"""Seconds of the timeouts of the provider's `Http`; the connect timeout only counts for addresses that do not
+answer. Others answer at last, however busy the machine is."""
 
 DEADLINE = 0.3
 """Seconds until the caller's deadline, for faults that nothing else ends."""
@@ -121,7 +121,8 @@ class _Run:
         base = case.subject.base_url(self._upstream)
         unreachable = fault is not None and fault.address is not None
         address = nullcontext(base) if fault is None or fault.address is None else fault.address(base)
-        limits = Timeouts(connect=LIMIT if unreachable else _CASE_SECONDS, silence=LIMIT, whole=LIMIT)
+        silent = fault is not None and fault.address is not None and fault.stalls
+        limits = Timeouts(connect=LIMIT if silent else _CASE_SECONDS, silence=LIMIT, whole=LIMIT)
         with address as url:
             async with Http(limits, resolver=UnknownHostResolver()) as http:
                 provider = case.subject.make(Credentials(KEY, url), http)

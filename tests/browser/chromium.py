@@ -104,7 +104,7 @@ async def open_browser(folder: Path) -> AsyncIterator[Browser]:
         )
     try:
         port_file = folder / "profile" / "DevToolsActivePort"
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not port_file.exists() or not port_file.read_text().strip():
                 assert process.returncode is None, (folder / "log").read_text()
                 await asyncio.sleep(0.05)

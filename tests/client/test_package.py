@@ -80,7 +80,7 @@ def check(tmp_path: Path, program: str) -> str:
     """Returns what mypy finds in a program of a user, with its strict options."""
     (tmp_path / "program.py").write_text(program)
     command = [sys.executable, "-m", "mypy", "--strict", "--config-file=", "--no-error-summary", "program.py"]
-    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110).stdout
+    return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=270).stdout
 
 
 def test_a_program_passes_mypy_with_strict_options(tmp_path: Path) -> None:

@@ -38,9 +38,6 @@ MODEL = "gpt-4"
 WALLET = Wallet("acme", True)
 """The default wallet of the tasks. The fixture `rig` gives it 1,000 microcredits."""
 
-MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
-"""A folder in memory, which is faster than a disk."""
-
 KEY = IdempotencyKey("order-7", b"\x00digest")
 
 

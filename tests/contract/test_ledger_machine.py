@@ -45,7 +45,8 @@ from tests.contract.ledger_model import (
     drawn_counters,
 )
 from tests.contract.ledger_operator import OperatorRules
-from tests.contract.ledger_rig import MEMORY, STORES, Rig, record, wallets
+from tests.contract.ledger_rig import STORES, Rig, record, wallets
+from tests.memory import MEMORY
 
 STEPS = int(os.environ.get("POMELO_LEDGER_STEPS", "1000"))
 ALL, FAILED = UsageQuery(), UsageQuery(failed=True)

@@ -70,7 +70,7 @@ class Checkout:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=100,
+            timeout=270,
             check=False,
         )
         assert result.returncode == 0, result.stdout + result.stderr

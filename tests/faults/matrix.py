@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -34,6 +33,7 @@ from pomelo.testing.suite import AUDIO, CASE_ATTEMPTS, KEY, PROMPT, SECRETS, TOL
 from tests.app import endow
 from tests.driver import Outcome, TaskRequest
 from tests.grpc_driver import GrpcDriver
+from tests.load.process_usage import clock
 from tests.rest_driver import RestDriver
 from tests.waiting import first
 
@@ -184,7 +184,7 @@ async def _run_fault(
     timeout = DEADLINE if fault is not None and fault.endless else None
 
     async def run(protocol: str, stream: bool) -> tuple[Row, Outcome]:
-        began = time.perf_counter()
+        began = clock()
         request_id = f"run-{next(_numbers)}"
         request = TaskRequest(body, drivers["key"], stream, request_id=request_id, timeout=timeout)
         outcome = await drivers[protocol](request)
@@ -196,7 +196,7 @@ async def _run_fault(
             stream=stream,
             code=outcome.code,
             status=outcome.grpc_status if protocol == "grpc" else str(outcome.status),
-            seconds=time.perf_counter() - began,
+            seconds=clock() - began,
             delivered=_bytes(outcome),
             request_id=request_id,
         )

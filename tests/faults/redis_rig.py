@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -16,7 +14,7 @@ from pomelo.stores.ledger import Reserved, ReserveRequest, Settlement
 from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.usage import UsageQuery, UsageRecord
 from tests.limits import counters, limits
-from tests.load.process_usage import queued_seconds
+from tests.load.process_usage import clock
 from tests.unit.refusals import refused
 from tests.waiting import first
 
@@ -50,11 +48,6 @@ async def open_on(url: str, folder: Path, **timing: float) -> AsyncIterator[Stor
     async with open_redis(url, f"sqlite:{folder / 'usage.db'}", timing=Timing(**timing)) as opened:
         await opened.grant(Grant("g", WALLET, CREDITS, 1.0))
         yield opened
-
-
-def clock() -> float:
-    """Time that stands still while this process waits for a processor."""
-    return time.monotonic() - queued_seconds(os.getpid())
 
 
 async def fails_within_a_second(call: Awaitable[Any]) -> None:

@@ -20,6 +20,7 @@ from pomelo.testing import FaultUpstream
 from tests.faults.books import LIVE, Books, state
 from tests.faults.drivers import GrpcDriver, RestDriver, open_drivers
 from tests.integration.commands import environment
+from tests.load.process_usage import queued_seconds
 from tests.waiting import first
 
 REPOSITORY = Path(__file__).parents[2]
@@ -61,6 +62,10 @@ class ServerProcess:
 
     def drivers(self, concurrency: int = 100) -> AbstractAsyncContextManager[tuple[RestDriver, GrpcDriver]]:
         return open_drivers(self.rest, self.grpc, self.key, concurrency)
+
+    def age(self) -> float:
+        """Seconds since its start, without those for which it has waited for a processor."""
+        return time.monotonic() - self.started - queued_seconds(self.process.pid)
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)

@@ -26,6 +26,7 @@ CHECKS = ",".join(
 )
 
 
+@pytest.mark.timeout(330)
 @pytest.mark.parametrize("paths", ["^/(api|media)/", "^/v1/(chat|responses|models)", "^/v1/(images|audio)/"])
 async def test_every_response_conforms_to_the_description(tmp_path: Path, paths: str) -> None:
     # Each on a server of its own, which bounds the requests without a valid key that an address may send.

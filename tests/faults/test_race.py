@@ -25,7 +25,7 @@ from tests.waiting import first
 STORES = ("one process on SQLite", "two workers on Redis")
 
 TASKS = 1000
-MAX_CALLS = {STORES[0]: TASKS, STORES[1]: 300}
+MAX_CALLS = {STORES[0]: TASKS, STORES[1]: 200}
 """Concurrent calls. Redis has 0.9 s for each, which a thousand concurrent calls exceed on a busy machine."""
 PRICE = 10_000
 """Microcredits of a text of 125 characters."""

@@ -17,10 +17,10 @@ from pomelo.accounts.audit import audit
 from pomelo.stores.accounts import Grant
 from pomelo.stores.base import Store
 from pomelo.stores.usage import UsageQuery, UsageRecord
-from tests.contract.ledger_rig import MEMORY
 from tests.faults.simulated_network import SimulatedLoop
 from tests.faults.simulated_stores import EPOCH, SimulatedRedis, SimulatedSqlite, SimulatedStore
 from tests.faults.simulated_tasks import BUDGETS, PLAN, WALLETS, Facts
+from tests.memory import MEMORY
 
 SEEDS = int(os.environ.get("POMELO_SIMULATIONS", "2"))
 SECONDS = 150.0

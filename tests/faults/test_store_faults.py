@@ -287,7 +287,7 @@ async def faulty(
 RUNS = list(itertools.product(("finished", "failed", "left"), (False, True)))
 
 
-@pytest.mark.timeout(1800 if FULL else 120)
+@pytest.mark.timeout(1800 if FULL else 300)
 async def test_any_store_error_at_any_call_leaves_no_reservation_and_one_record_per_answer(
     store: tuple[str, str], faulty: FaultyApp, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -35,7 +35,7 @@ SMALL_DISK = "16m"
 HARD_LIMIT = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
 
 pytestmark = [
-    pytest.mark.timeout(120),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="this system limits no other process"),
 ]
 

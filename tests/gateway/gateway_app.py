@@ -171,7 +171,7 @@ class GatewayApp:
 
     async def exchange(self, data: bytes) -> bytes:
         """Sends bytes on a new connection; returns everything received until it is closed."""
-        async with asyncio.timeout(10), self.connect(data) as (reader, _):
+        async with asyncio.timeout(20), self.connect(data) as (reader, _):
             return await reader.read()
 
     async def is_healthy(self) -> bool:

@@ -81,7 +81,7 @@ async def read_status(reader: asyncio.StreamReader) -> int:
 async def read_until_closed(reader: asyncio.StreamReader) -> bytes:
     """Reads until the server closes or resets the connection."""
     received = b""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         with suppress(ConnectionError):
             while piece := await reader.read(65_536):
                 received += piece

@@ -164,7 +164,7 @@ async def test_the_clients_of_a_proxy_may_read_more_slowly(gateway: GatewayApp) 
         client.connection.data_received(ACCOUNT)
         await until(lambda: client.unread)
         direct = await clients.connect(ACCOUNT)
-        await asyncio.wait_for(direct.closed.wait(), 5)
+        await asyncio.wait_for(direct.closed.wait(), 20)
         assert direct.is_aborted
         assert not client.is_closing()
         client.read_everything()

@@ -40,7 +40,7 @@ async def served(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
 def run(*command: str | Path, cwd: Path, **variables: str) -> str:
     """Runs a command; returns what it prints on stdout, and on stderr."""
     environment = {**os.environ, **variables}
-    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=110)
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=270)
     assert result.returncode == 0, (result.stdout + result.stderr)[-4000:]
     return result.stdout + result.stderr
 
@@ -54,14 +54,14 @@ def install_python_generator(cache: Path) -> Path:
         temporary = Path(tempfile.mkdtemp(dir=cache))
         pip = (sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps")
         command = (*pip, "--require-hashes", "--requirement", requirements, "--target", temporary)
-        result = subprocess.run(command, capture_output=True, text=True, timeout=90)
-        if result.returncode:
+        try:
+            subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             shutil.rmtree(temporary)
-            pytest.skip(f"pip can't install openapi-python-client: {result.stderr.strip()[-200:]}")
-        if target.exists():  # another test run has installed it
-            shutil.rmtree(temporary)
-        else:
-            temporary.rename(target)
+            pytest.skip(
+                f"pip can't install openapi-python-client: {str(error.stderr or error).strip()[-200:]}"
+            )
+        node_client.move_once(temporary, target)
     return target
 
 

@@ -128,7 +128,7 @@ class RunningCommand:
     async def wait(self) -> int:
         """Waits for the end and returns the exit status."""
         assert self.process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             self.lines.append((await self.process.stdout.read()).decode())
             return await self.process.wait()
 

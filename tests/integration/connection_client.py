@@ -37,7 +37,7 @@ class Client:
 
     async def answered(self, stream: int = 1) -> None:
         """Returns when that call has ended."""
-        async with asyncio.timeout(SOON):
+        async with asyncio.timeout(20):
             while True:
                 head = await self._reader.readexactly(9)
                 await self._reader.readexactly(int.from_bytes(head[:3], "big"))

@@ -83,7 +83,7 @@ async def test_every_method_of_the_contract_is_served_as_its_clients_call_it(
         path, request_serializer=request.SerializeToString, response_deserializer=answer.FromString
     )
     requests = iter([request()]) if method.client_streaming else request()
-    call = callable_(requests, metadata=bearer(keys.test), timeout=5)
+    call = callable_(requests, metadata=bearer(keys.test), timeout=20)
     if method.name == "Watch":
         assert (await call.read()).status
         call.cancel()

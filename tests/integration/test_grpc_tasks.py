@@ -267,7 +267,7 @@ async def test_an_unexpected_error_is_an_internal_error_and_one_log_line(
     metadata = bearer((await broken.account()).test, x_request_id=f"id-{method}-{fault}")
     tasks = TaskServiceStub(broken.channel)
     with caplog.at_level(logging.INFO):
-        error = await failure(start(tasks, method, text_task(fault), metadata=metadata, timeout=10))
+        error = await failure(start(tasks, method, text_task(fault), metadata=metadata, timeout=20))
     assert error.code() == grpc.StatusCode.INTERNAL
     assert error.details() == TABLE["internal_error"].message
     assert reason_of(error) == "internal_error"

@@ -7,8 +7,6 @@ import re
 import socket
 from pathlib import Path
 
-import pytest
-
 from tests.serving import serve
 
 MALFORMED = b"GET / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n"
@@ -32,7 +30,6 @@ async def send(port: int, data: bytes) -> None:
         writer.transport.abort()
 
 
-@pytest.mark.timeout(60)
 async def test_a_flood_of_malformed_requests_logs_a_few_lines_and_a_count(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
         before = len(served.log().splitlines())

@@ -66,7 +66,7 @@ async def test_callers_without_a_key_can_cause_only_a_few_lines(tmp_path: Path) 
     assert [line["outcome"] for line in lines if line["event"] == "task"] == ["completed"]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 async def test_a_log_that_nobody_reads_delays_neither_requests_nor_the_end(tmp_path: Path) -> None:
     addresses = free_addresses()
     variables = environment(tmp_path, POMELO_LOG_LEVEL="debug", **addresses)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
@@ -40,6 +42,11 @@ def queued_seconds(pid: int) -> float:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
     except OSError:
         return 0.0
+
+
+def clock() -> float:
+    """Monotonic time in seconds that stands still while the main thread of this process waits for a processor."""
+    return time.monotonic() - queued_seconds(os.getpid())
 
 
 def connections(pid: int, port: int) -> int:

@@ -51,7 +51,7 @@ class Contract:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=100,
+            timeout=270,
             check=False,
         )
         return result.returncode == 0, result.stdout

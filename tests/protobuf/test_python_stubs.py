@@ -55,7 +55,7 @@ def installed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     folder = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run(
-        [*command, "--wheel-dir", str(folder), str(ROOT)], check=True, env=ENVIRONMENT, timeout=100
+        [*command, "--wheel-dir", str(folder), str(ROOT)], check=True, env=ENVIRONMENT, timeout=270
     )
     (built,) = folder.glob("pomelo_tasks-*.whl")
     with zipfile.ZipFile(built) as archive:

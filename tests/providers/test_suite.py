@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from decimal import Decimal
@@ -13,12 +14,13 @@ from pomelo.providers import BUILTIN, SANDBOX
 from pomelo.providers.base import Event, Job
 from pomelo.testing import FaultUpstream, VendorFaults, VendorProtocol
 from pomelo.testing.faults import FAULTS, VENDOR_SPECIFIC, unsupported_faults
-from pomelo.testing.suite import Case, Subject, cases, run
+from pomelo.testing.suite import LIMIT, Case, Subject, cases, run
 from pomelo.testing.upstream import PROTOCOLS
 from tests.providers import acme
 from tests.providers.subjects import SUBJECTS
 
 CASES = [case for subject in SUBJECTS for case in cases(subject)]
+(NO_TLS,) = [fault for fault in FAULTS if fault.name == "no TLS"]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -127,6 +129,20 @@ async def test_a_cost_that_must_be_reported_is_checked(
     subject = replace(acme.subject(make), cost=Decimal("0.0007"))
     verdict = await run(Case(subject, subject.jobs[0], stream))
     assert verdict.problems[:1] == ((problem,) if problem else ())  # the next task has it, too
+
+
+async def test_a_vendor_without_tls_may_answer_slowly() -> None:
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        await asyncio.sleep(2 * LIMIT)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        url = "http://{}:{}".format(*server.sockets[0].getsockname())
+        subject = replace(acme.subject(acme.Acme), base_url=lambda upstream: url)
+        (case,) = [case for case in cases(subject) if case.fault is NO_TLS and not case.stream]
+        (await run(case)).check()
 
 
 async def test_a_missing_end_marker_is_detected_by_its_case() -> None:

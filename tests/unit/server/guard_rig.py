@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -43,7 +42,8 @@ class Guarded:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.guard = ConnectionGuard(ConnectionLimits(), MESSAGE)
-        self.now = math.ceil(time.monotonic())  # so that the sums of seconds are exact
+        # Whole, and ahead of the real time of the guard, whose clock then jumps by a fixed step: sums are exact.
+        self.now = float(round(time.monotonic()) + 60)
 
     def limit(self, **limits: Any) -> None:
         self.guard.limits = replace(self.guard.limits, **limits)

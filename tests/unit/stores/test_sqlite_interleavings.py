@@ -35,10 +35,10 @@ from pomelo.stores.ledger import (
 )
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.stores.usage import UsageQuery, UsageRecord
+from tests.memory import MEMORY
 
 SEEDS = int(os.environ.get("POMELO_LEDGER_SEEDS", "12"))
 TASKS = 60
-MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 
 WALLETS = (Wallet("acme", True), Wallet("acme", False), Wallet("bee", True))
 CALLS, IMAGES = Counter("calls", 1, None, 86_400.0), Counter("images", 3, None, 86_400.0)
