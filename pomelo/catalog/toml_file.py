@@ -162,7 +162,7 @@ def line_numbers(text: str) -> dict[Keys, int]:
     in_key = True
     line = 1
     for token in _TOKEN.finditer(text):
-        word, here = token[0], line
+        word = token[0]
         line += word.count("\n")
         match token.lastgroup:
             case "blank":
@@ -175,10 +175,10 @@ def line_numbers(text: str) -> dict[Keys, int]:
             case "mark" if in_key and word == "[":
                 brackets += 1
             case "mark" if in_key and word == "]":
-                scan.header(names, here, is_array=brackets == 2)
+                scan.header(names, line, is_array=brackets == 2)
                 in_key = False
             case "mark" if in_key and word == "=":
-                scan.value(names, here)
+                scan.value(names, line)
                 in_key = False
             case "mark":
                 depth += (word in "[{") - (word in "]}")

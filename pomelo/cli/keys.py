@@ -82,7 +82,6 @@ def create(
         "models": "--models",
         "expire_time": "--expires",
         "name": "--name",
-        "budget": "--budget",
     }
     response = call_operator(load(config), lambda operator: operator.create_key(request), names=names)
     _print_new(response, as_json)
@@ -138,7 +137,7 @@ def budget(
 
     limit = None if budget == "none" else parse_budget(budget, "N/PERIOD")
     request = pb.SetKeyBudgetRequest(id=key_id, budget=limit)
-    names = {"id": "KEY_ID", "budget": "N/PERIOD"}
+    names = {"id": "KEY_ID"}
     key = call_operator(load(config), lambda operator: operator.set_key_budget(request), names=names).key
     if as_json:
         print_json(_json(key))

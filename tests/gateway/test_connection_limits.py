@@ -8,6 +8,8 @@ import random
 import pytest
 
 from gateway.connections.limits import ConnectionLimits, Connections, Slot, SlotGroups
+from gateway.state import account_of
+from pomelo.call import Call, Principal
 from pomelo.origin import network
 from tests.waiting import until
 
@@ -277,3 +279,13 @@ async def test_a_connection_that_is_distrusted_makes_room_before_trusted_ones() 
     connections.table.distrust(distrusted)
     assert connections.table.make_room()
     assert connections.ended == {distrusted: True}
+
+
+def test_calls_are_counted_by_their_account_and_by_their_key_if_the_account_is_not_known() -> None:
+    def counted(key: str, account: str = "") -> object:
+        call = Call(api_key=key, request_id="", protocol="rest", deadline=0.0)
+        call.principal = Principal(account, key, live=False) if account else None
+        return account_of(call)
+
+    assert counted("one", "acme") == counted("two", "acme") != counted("one", "other")
+    assert counted("one") == counted("one") != counted("two")

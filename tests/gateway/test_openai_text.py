@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import text_pb2
 from pomelo.gen.v1.task_pb2 import TaskEvent as Event
@@ -115,6 +117,37 @@ async def test_every_chunk_has_a_usage_if_one_was_asked_for(gateway: GatewayApp)
     *chunks, last = [data for _, data in events]
     assert [chunk["usage"] for chunk in chunks] == [None] * 8
     assert (last["choices"], last["usage"]["total_tokens"]) == ([], 12)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_the_parts_of_a_usage_are_in_both_of_openais_shapes(gateway: GatewayApp, stream: bool) -> None:
+    last = end(text_pb2.FinishReason.FINISH_REASON_STOP)
+    last.completed.usage.CopyFrom(
+        Usage(
+            input_tokens=90,
+            output_tokens=40,
+            cached_input_tokens=30,
+            cache_write_input_tokens=20,
+            reasoning_tokens=10,
+        )
+    )
+    gateway.provider.script = play(word("Hi"), last)
+    read, written = {"cached_tokens": 30, "cache_write_tokens": 20}, {"reasoning_tokens": 10}
+    if stream:
+        chat = {**HI, "stream_options": {"include_usage": True}}
+        in_chat = (await events_of(gateway, "/v1/chat/completions", chat))[-2][1]["usage"]
+        in_response = (await events_of(gateway, "/v1/responses", RESPONSE))[-1][1]["response"]["usage"]
+    else:
+        in_chat = json.loads((await post(gateway, "/v1/chat/completions", HI))[0])["usage"]
+        in_response = json.loads((await post(gateway, "/v1/responses", RESPONSE))[0])["usage"]
+    assert in_chat == {
+        **{"prompt_tokens": 90, "completion_tokens": 40, "total_tokens": 130},
+        **{"prompt_tokens_details": read, "completion_tokens_details": written},
+    }
+    assert in_response == {
+        **{"input_tokens": 90, "output_tokens": 40, "total_tokens": 130},
+        **{"input_tokens_details": read, "output_tokens_details": written},
+    }
 
 
 async def test_an_empty_output_is_complete(gateway: GatewayApp) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,10 @@ from tests.tasks import TASK_BODIES
 IMAGE = TASK_BODIES["image"]
 
 
+def utc(timestamp: float) -> str:
+    return f"{datetime.fromtimestamp(timestamp, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
 async def test_a_key_is_created_listed_rotated_and_revoked(command_folder: Path) -> None:
     folder = command_folder
 
@@ -44,7 +49,8 @@ async def test_a_key_is_created_listed_rotated_and_revoked(command_folder: Path)
         return key
 
     options = ("--live", "--models", "gpt-4,flux-1-pro", "--expires", "30d")
-    created = await pomelo(folder, "keys", "create", *options)
+    labels = ("--name", "mine", "--budget", "5/day")
+    created = await pomelo(folder, "keys", "create", *options, *labels)
     assert (created.status, created.error) == (0, "")
     secret = created.out.splitlines()[-1]
     assert secret.startswith("pml_live_")
@@ -64,8 +70,15 @@ async def test_a_key_is_created_listed_rotated_and_revoked(command_folder: Path)
     assert (revoked.status, revoked.out) == (0, f"Revoked {rotated['id']} of default\n")
     assert (await listed(rotated["id"]))["state"] == "revoked"
     table = await pomelo(folder, "keys", "list")
-    assert key_id in table.out
     assert secret not in table.out
+    header, *rows = table.out.splitlines()
+    (row,) = [row for row in rows if row.startswith(key_id)]
+    shown = dict(zip(header.split(), row.split(), strict=True))
+    assert shown["STATE"] == "revoked"
+    assert [shown[name] for name in ("KEY_ID", "NAME", "ACCOUNT")] == [key_id, "mine", "default"]
+    assert [shown[name] for name in ("MODE", "MODELS")] == ["live", "gpt-4,flux-1-pro"]
+    assert [shown[name] for name in ("BUDGET", "USED", "LAST_USE")] == ["5/day", "0", "never"]
+    assert [shown[name] for name in ("CREATED", "EXPIRES")] == [utc(key["created"]), utc(key["expires"])]
 
 
 @pytest.mark.parametrize("models", ["", ",", " "])

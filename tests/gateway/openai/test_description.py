@@ -59,6 +59,32 @@ async def test_exactly_the_parameters_that_a_path_takes_are_described(gateway: G
         assert is_refused is (name not in SCHEMAS[schema]["properties"]), text
 
 
+@pytest.mark.parametrize(
+    ("path", "name", "valid", "wrong"),
+    [
+        ("chat/completions", "temperature", (0, 2), (-0.1, 2.1)),
+        ("chat/completions", "top_p", (0, 1), (-0.1, 1.1)),
+        ("chat/completions", "max_completion_tokens", (1,), (0,)),
+        ("chat/completions", "frequency_penalty", (-2, 2), (-2.1, 2.1)),
+        ("responses", "temperature", (0, 2), (-0.1, 2.1)),
+        ("responses", "top_p", (0, 1), (-0.1, 1.1)),
+        ("responses", "max_output_tokens", (1,), (0,)),
+        ("images/generations", "num_inference_steps", (1, 100), (0, 101)),
+        ("images/generations", "guidance_scale", (0, 20), (-0.1, 20.1)),
+        ("audio/speech", "speed", (0.25, 4), (0.24, 4.1)),
+    ],
+)
+async def test_a_number_is_taken_if_its_description_says_so(
+    gateway: GatewayApp, path: str, name: str, valid: tuple[float, ...], wrong: tuple[float, ...]
+) -> None:
+    body, schema = REQUESTS[path]
+    for value in (*valid, *wrong):
+        async with post(gateway, path, body | {name: value}) as response:
+            await response.read()
+        is_described = not faults(schema, body | {name: value})
+        assert (response.status == 200) is is_described is (value in valid), value
+
+
 async def test_exactly_the_parts_that_a_form_takes_are_described(gateway: GatewayApp) -> None:
     described = SCHEMAS["TranscriptionForm"]["properties"]
     for name in {*NAMES, *described} - {"model", "file"}:

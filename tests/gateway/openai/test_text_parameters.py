@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.openapi.examples import IMAGE as PNG_URI
+from gateway.parsing.json import LARGE_BODY
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import Role
 from tests.gateway.gateway_app import GatewayApp, OpenApp
@@ -309,6 +310,17 @@ async def test_what_a_response_would_read_from_a_store_is_refused_with_the_remed
     assert "Send the whole conversation as input" in error["message"]
 
 
+@pytest.mark.parametrize("size", [2, LARGE_BODY], ids=["small", "large"])
+async def test_a_model_of_another_task_type_is_refused(gateway: GatewayApp, size: int) -> None:
+    text = "x" * size
+    for path, body in (
+        (CHAT[0], {"messages": [{"role": "user", "content": text}]}),
+        (RESPONSE[0], {"input": text}),
+    ):
+        refused = await error_of(post(gateway, path, {"model": "flux-1-pro", **body}))
+        assert refused == (400, "invalid_parameter", "model")
+
+
 async def test_an_unknown_model_is_not_found_and_the_message_says_where_they_are(gateway: GatewayApp) -> None:
     async with gateway.http.get(f"{gateway.url}/v1/models/none", headers=gateway.headers) as response:
         error = (await response.json())["error"]
@@ -316,16 +328,48 @@ async def test_an_unknown_model_is_not_found_and_the_message_says_where_they_are
     assert "GET /v1/models" in error["message"]
 
 
-async def test_a_response_repeats_whether_tools_may_be_called_in_parallel(gateway: GatewayApp) -> None:
-    for given, repeated in ((False, False), (True, True), (None, True)):
-        async with post(gateway, RESPONSE[0], RESPONSE[1] | {"parallel_tool_calls": given}) as response:
-            assert (await response.json())["parallel_tool_calls"] is repeated
+@pytest.mark.parametrize(
+    ("given", "absent"),
+    [
+        ({"instructions": "Be brief."}, None),
+        ({"max_output_tokens": 40}, None),
+        ({"metadata": {"a": "b"}}, {}),
+        ({"reasoning": {"effort": "low", "summary": None}}, {"effort": None, "summary": None}),
+        ({"temperature": 0.5}, None),
+        ({"text": {"format": {"type": "json_object"}}}, {"format": {"type": "text"}}),
+        ({"top_p": 0.5}, None),
+        ({"tools": [{"type": "function", "name": "now"}], "tool_choice": "required"}, []),
+        ({"parallel_tool_calls": False}, True),
+        ({"user": "me"}, ...),
+    ],
+    ids=lambda each: next(iter(each)) if type(each) is dict and each else "",
+)
+async def test_a_response_repeats_what_was_given(
+    gateway: GatewayApp, given: dict[str, Any], absent: Any
+) -> None:
+    name = next(iter(given))
+    for sent, expected in (
+        (given, given),
+        (dict.fromkeys(given), {name: absent}),
+        ({}, {name: absent}),
+    ):
+        async with post(gateway, RESPONSE[0], RESPONSE[1] | sent) as response:
+            assert response.status == 200, await response.text()
+            repeated = await response.json()
+        assert {each: repeated.get(each, ...) for each in expected} == expected
 
 
 @pytest.mark.parametrize(
     ("given", "parameter"),
     [
         ({"text": {"verbosity": "low"}}, "text.verbosity"),
+        ({"text": {"schema": {}}}, "text.schema"),
+        ({"text": {"format": {"type": "json_schema", "json_schema": {}}}}, "text.format.json_schema"),
+        ({"text": {"format": "json"}}, "text.format"),
+        ({"reasoning": {"max_tokens": 5}}, "reasoning.max_tokens"),
+        ({"reasoning": "low"}, "reasoning"),
+        ({"tools": [{"type": "function", "name": "now", "function": {}}]}, "tools[0].function"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
         (
             {
                 "input": [

@@ -210,8 +210,13 @@ async def test_parameters_without_effect_are_reported(gateway: GatewayApp) -> No
     assert refusal == (400, "invalid_parameter", "temperature")
 
 
-async def test_a_stream_has_the_text_as_a_delta_and_as_a_whole(gateway: GatewayApp) -> None:
-    delta, whole, end = await events_of(transcribe(gateway, ("stream", "true")))
+@pytest.mark.parametrize(
+    "response_format", [(), (("response_format", "json"),), (("response_format", "text"),)]
+)
+async def test_a_stream_has_the_text_as_a_delta_and_as_a_whole(
+    gateway: GatewayApp, response_format: tuple[Field, ...]
+) -> None:
+    delta, whole, end = await events_of(transcribe(gateway, ("stream", "true"), *response_format))
     assert delta == ("message", {"type": "transcript.text.delta", "delta": "hi there"})
     assert whole == ("message", {"type": "transcript.text.done", "text": "hi there"})
     assert end == ("message", "[DONE]")

@@ -1,17 +1,22 @@
-"""What `pomelo doctor` says about a provider that the command and the running server see differently."""
+"""What `pomelo doctor` says about a server, and about a provider that the server sees differently."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
-from pomelo.cli.doctor import _as_served, _provider
+from pomelo.cli.doctor import _as_served, _provider, _providers
 from pomelo.cli.findings import Finding
+from pomelo.cli.server_checks import check_grpc, check_rest
 from pomelo.configuration import credentials, find_providers
 from pomelo.settings import Settings
 from tests.ports import free_port
 from tests.unit.catalog.entries import entry
+from tests.web_server import serve_application
 
 
 @pytest.mark.parametrize(
@@ -39,6 +44,7 @@ def test_a_host_that_needs_no_key_is_asked_without_one(tmp_path: Path) -> None:
     catalog.write_text(
         f'[hosts.open]\nbase_url = "{base_url}"\nkey_needed = false\n'
         f'[hosts.closed]\nbase_url = "{base_url}"\n'
+        f'[hosts.twin]\nbase_url = "{base_url}"\ncredentials = "closed"\n'
         + entry("mine", "text").replace('"p"', '"open"')
         + entry("yours", "text").replace('"p"', '"closed"')
     )
@@ -48,3 +54,40 @@ def test_a_host_that_needs_no_key_is_asked_without_one(tmp_path: Path) -> None:
     found = {name: _provider(registry.entries[name], configured) for name in ("open", "closed")}
     assert found["open"] == Finding("open", "broken", f"{base_url} can't be reached")
     assert (found["closed"].state, found["closed"].detail[:23]) == ("off", "CLOSED_API_KEY is not s")
+    names = [finding.name for finding in _providers(settings, registry, None)]
+    assert ("closed" in names, "twin" in names) == (True, False), "one key is reported once"
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "words"),
+    [
+        (200, "ok", "serves"),
+        (503, "broken", "takes no requests: it is not ready, or shutting down"),
+        (302, "broken", "another program answers"),
+        (404, "broken", "another program answers"),
+    ],
+)
+async def test_a_gateway_is_reported_by_the_status_of_its_health_check(
+    status: int, state: str, words: str
+) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=status, headers={"Location": "/other"} if status == 302 else None)
+
+    app = web.Application()
+    app.router.add_get("/healthz", answer)
+    async with serve_application(app) as url:
+        settings = Settings(rest=url.removeprefix("http://"))
+        found = await asyncio.to_thread(check_rest, settings, served=True)
+    assert (found.name, found.state) == ("REST", state)
+    assert words in found.detail
+
+
+@pytest.mark.parametrize(("name", "check"), [("REST", check_rest), ("gRPC", check_grpc)])
+def test_an_address_without_a_server_is_broken_only_if_the_server_runs(
+    name: str, check: Callable[[Settings, bool], Finding]
+) -> None:
+    address = f"127.0.0.1:{free_port()}"
+    settings = Settings(rest=address, grpc=address)
+    assert [check(settings, served).state for served in (True, False)] == ["broken", "off"]
+    off = check(Settings(rest="", grpc=""), True)
+    assert off == Finding(name, "off", f"POMELO_{name.upper()} is empty")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from codecs import BOM_UTF8
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,8 @@ from pomelo.providers.http.parsing import parse, split_half, well_formed
         (rb'["\ud83d", "\ude00"]', ["\ud83d", "\ude00"], ["\ufffd", "\ufffd"]),
         (rb'"\\ud83d"', "\\ud83d", "\\ud83d"),
         ('"é \\ud83d 日本"'.encode(), "é \ud83d 日本", "é \ufffd 日本"),
+        (BOM_UTF8 + b'"a"', "a", "a"),
+        (BOM_UTF8 + rb'"\ud83d"', "\ud83d", "\ufffd"),
     ],
 )
 def test_lone_surrogates_are_kept_on_request_and_otherwise_replaced(

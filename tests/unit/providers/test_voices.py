@@ -81,6 +81,19 @@ async def test_a_new_voice_is_found_soon_and_unknown_names_do_not_cause_many_req
     assert account.readings == 2
 
 
+async def test_a_voice_that_was_made_anew_is_found_soon() -> None:
+    account = Account()
+    voices = account.opened()
+    assert await voices.find("otto") == OTTO
+    account.voices = [("Otto", "C" * 20)]
+    with pytest.raises(PomeloError, match="voice"):
+        await voices.find("otto", gone={OTTO})
+    assert account.readings == 1
+    account.time += REFRESH_AFTER
+    assert await voices.find("otto", gone={OTTO}) == "C" * 20
+    assert account.readings == 2
+
+
 async def test_an_old_list_is_used_while_the_new_one_can_not_be_read() -> None:
     account = Account()
     voices = account.opened()

@@ -38,6 +38,36 @@ def test_a_conversation_may_have_exactly_the_words_that_the_model_takes() -> Non
     text.check(conversation("x" * 1_000), model, no_files)
 
 
+def halves(form: str, words: int) -> text_pb2.TextInput:
+    """Returns a conversation with these words in each of two places."""
+    said = "word " * words
+    call = {"id": "c", "type": "function", "function": {"name": "now", "arguments": f'{{"a": "{said}"}}'}}
+    messages: dict[str, list[dict[str, Any]]] = {
+        "parts": [{"role": "user", "content": [{"type": "text", "text": said}] * 2}],
+        "messages": [{"role": role, "content": said} for role in ("system", "user")],
+        "calls": [
+            {"role": "user", "content": said},
+            {"role": "assistant", "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": "noon"},
+        ],
+        "results": [
+            {"role": "user", "content": said},
+            {"role": "assistant", "tool_calls": [call | {"function": {"name": "now", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "c", "content": said},
+        ],
+    }
+    given: text_pb2.TextInput = task_input("gpt-4", messages=messages[form])
+    return given
+
+
+@pytest.mark.parametrize("form", ["parts", "messages", "calls", "results"])
+def test_the_words_of_a_conversation_are_counted_together(form: str) -> None:
+    model = replace(MODELS["gpt-4"], limits=Limits(max_input_tokens=100))
+    text.check(halves(form, 40), model, no_files)
+    with refused("context_length_exceeded", "messages"):
+        text.check(halves(form, 60), model, no_files)
+
+
 @pytest.mark.parametrize(
     ("count", "found"),
     [(0, "missing_parameter messages[0].content"), (100, ""), (101, "invalid_parameter messages[0].content")],

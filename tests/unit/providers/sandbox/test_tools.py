@@ -99,6 +99,15 @@ async def test_streamed_calls_equal_those_of_a_whole_answer(
     assert output.finish_reason == (FINISH_REASON_LENGTH if limited else FINISH_REASON_TOOL_CALLS)
 
 
+@pytest.mark.parametrize("tools", [[], [WEATHER]], ids=["text", "calls"])
+async def test_an_answer_of_exactly_the_limit_is_whole(sandbox: Sandbox, tools: list[Tool]) -> None:
+    output, usage = await whole(sandbox, user_input("Hi", tools=tools))
+    count = usage.output_tokens
+    assert await whole(sandbox, user_input("Hi", tools=tools, max_tokens=count)) == (output, usage)
+    cut, _ = await whole(sandbox, user_input("Hi", tools=tools, max_tokens=count - 1))
+    assert cut.finish_reason == FINISH_REASON_LENGTH
+
+
 async def test_several_calls_have_their_own_ids_and_take_the_tools_in_turn(sandbox: Sandbox) -> None:
     calls = await calls_of(sandbox, user_input("[[calls:3]]", tools=[WEATHER, NOW]))
     assert [call.name for call in calls] == ["weather", "now", "weather"]
@@ -162,6 +171,7 @@ async def test_a_json_object_contains_the_answer(sandbox: Sandbox) -> None:
         ({"type": ["integer", "null"]}, 0),
         ({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, 0.5),
         ({"type": "number", "maximum": -2.5}, -2.5),
+        ({"type": "number", "minimum": -5, "maximum": 5}, 0),
         ({"type": "integer", "minimum": 5, "multipleOf": 4}, 8),
         ({"type": "integer", "exclusiveMaximum": 0}, -1),
         ({"type": "boolean"}, False),
