@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -209,6 +210,10 @@ def test_what_was_written_can_be_read_before_it_is_complete(store: MediaStore) -
             with refused("store_unavailable"):
                 writer.contents()
             writer._descriptor = own
+        assert own is not None
+        os.truncate(own, 1_000)
+        with refused("store_unavailable"):
+            writer.contents()
 
 
 async def test_a_folder_that_was_deleted_is_reported_once_and_created_by_the_next_refresh(

@@ -354,3 +354,18 @@ async def test_nothing_is_counted_before_a_guard_watches_and_after_it(
     for report in (guard.authenticated, guard.checking, guard.reset):
         report("ipv4:192.0.2.1:1")
     assert not guard._calls
+
+
+# --- draining
+
+
+async def test_a_drain_ends_the_connections_without_a_running_call(guarded: Guarded) -> None:
+    busy, unused = guarded.connect(calls=1), guarded.connect(calls=0)
+    guarded.guard.drain()
+    for _ in range(3):
+        guarded.scan()
+    assert guarded.kernel.ended == [unused]
+    guarded.guard.ended(busy.peer)
+    for _ in range(3):
+        guarded.scan()
+    assert guarded.kernel.ended == [unused, busy]
