@@ -204,6 +204,7 @@ async def test_a_closed_connection_repeats_nothing(server: FakeServer) -> None:
         running = [asyncio.create_task(connection.send("GET")) for _ in range(3)]
         await until(lambda: len(server.chunks) == 1)
         await connection.close()
+        await until(lambda: server.ended == 1)
         async with asyncio.timeout(20):  # long before the deadline
             for call in running:
                 with pytest.raises(UnknownOutcomeError):
