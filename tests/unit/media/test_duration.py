@@ -227,6 +227,14 @@ async def test_a_demuxer_that_hangs_or_dies_is_replaced(fifo: Path) -> None:
         assert (await measure(measurer, data)).ms == pytest.approx(5000, rel=0.02)
 
 
+async def test_a_demuxer_that_does_not_start_in_time_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pomelo.media.duration.START_TIMEOUT", 0.0)
+    before = demuxers()
+    async with own_measurer(1, 5.0) as measurer:
+        assert (await measure(measurer, corpus.mp3(1))).ms == 0
+        assert demuxers() == before
+
+
 async def test_a_demuxer_is_limited() -> None:
     async with own_measurer(1, 5.0) as measurer:
         await measure(measurer, corpus.mp3(1))
