@@ -273,6 +273,14 @@ async def test_a_few_new_connections_replace_those_without_a_call(guarded: Guard
     assert guarded.closed == [old, unused[0], new[0]], "more than a sixteenth are new"
 
 
+async def test_connections_above_the_share_of_an_address_leave_room_for_the_others(guarded: Guarded) -> None:
+    guarded.connect(calls=0)
+    new = [guarded.connect("192.0.2.2") for _ in range(3)]
+    guarded.limit(per_address=1, connections=2, grace=0.0)
+    guarded.scan()
+    assert guarded.closed == new[:2]
+
+
 async def test_the_next_scan_is_early_when_there_are_many_connections(guarded: Guarded) -> None:
     guarded.limit(per_address=1, connections=3)
     guarded.connect(calls=0)
