@@ -9,7 +9,6 @@ import pytest
 
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, AccountRecord, Balance, Grant, UnknownAccountError, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import Refused, Reserved
 from pomelo.stores.usage import DIMENSIONS, Dimension, UsageQuery, UsageRecord, UsageTotal, WalletState
 from tests.contract.ledger_rig import WALLET, Rig, held, record, request, run_task, settlement, wallets
 
@@ -113,17 +112,6 @@ async def test_a_grant_to_an_unknown_account_is_refused_and_does_not_use_up_its_
         await rig.store.grant(Grant("g", Wallet("nobody", True), 50, 2.0))
     assert await rig.store.list_grants(Wallet("nobody", True)) == []
     assert await rig.store.grant(Grant("g", WALLET, 50, 2.0)) == Balance(1_050)
-
-
-async def test_an_account_that_was_looked_up_before_it_was_created_is_known_afterwards(rig: Rig) -> None:
-    new = Wallet("bee", True)
-    with pytest.raises(UnknownAccountError):
-        await rig.store.grant(Grant("g", new, 50, 2.0))
-    assert isinstance(await rig.store.reserve(request("a", 30, account="bee")), Refused)
-    await rig.store.add_account("bee", "free", 2.0)
-    assert await rig.store.grant(Grant("g", new, 50, 2.0)) == Balance(50)
-    assert isinstance(await rig.store.reserve(request("b", 30, account="bee")), Reserved)
-    assert (await rig.store.balance(new)).held == 30
 
 
 async def test_grants_are_listed_oldest_first_with_all_fields(rig: Rig) -> None:

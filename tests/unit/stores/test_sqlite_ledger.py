@@ -6,7 +6,6 @@ import asyncio
 import json
 import sqlite3
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -188,12 +187,3 @@ async def test_credits_are_available_once_their_grant_is_written(rig: SqliteRig)
     assert isinstance(await rig.store.reserve(more), Refused)
     assert (await granting).granted == granted + 5
     assert isinstance(await rig.store.reserve(more), Reserved)
-
-
-async def test_a_task_of_an_account_that_does_not_exist_is_not_reserved_even_if_it_is_free(
-    rig: SqliteRig,
-) -> None:
-    free = replace(record("task_1"), account="nobody")
-    with refused("store_unavailable"):
-        await rig.store.reserve(ReserveRequest(free, 0, 0))
-    assert await rig.store.reservations() == []
