@@ -133,16 +133,6 @@ async def test_a_task_that_ends_during_the_audit_is_no_finding(store: Store) -> 
     assert not (await audit(ending, runs=lambda task_id: False)).findings
 
 
-async def test_a_task_whose_end_is_written_during_the_audit_is_no_finding_beside_a_lost_one(
-    store: Store,
-) -> None:
-    await reserve(store, "task_lost")
-    await reserve(store, "task_ending")
-    answers = iter((True, False))
-    report = await audit(store, runs=lambda task_id: task_id == "task_ending" and next(answers))
-    assert findings_of(report) == [("running", "task_lost", 5_000)]
-
-
 async def test_a_reservation_of_another_process_is_no_finding_before_it_is_overdue(store: Store) -> None:
     await reserve(store, "task_elsewhere")
 

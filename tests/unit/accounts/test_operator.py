@@ -8,7 +8,7 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from pomelo.accounts.keys import Keyring
-from pomelo.accounts.operator import MAX_NAME, LocalOperator
+from pomelo.accounts.operator import LocalOperator
 from pomelo.accounts.plans import BUILTIN, TEST_CREDITS
 from pomelo.accounts.usage import UsageReader
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
@@ -30,9 +30,7 @@ def operator(store: Store, keyring: Keyring, clock: Clock) -> LocalOperator:
 
 
 async def test_a_key_is_created_listed_rotated_and_revoked(operator: LocalOperator, clock: Clock) -> None:
-    request = pb.CreateKeyRequest(
-        name="n" * MAX_NAME, mode=Mode.MODE_LIVE, models=ModelSet(models=["gpt-4", "gpt-4"])
-    )
+    request = pb.CreateKeyRequest(mode=Mode.MODE_LIVE, models=ModelSet(models=["gpt-4", "gpt-4"]))
     request.expire_time.FromSeconds(1_001)
     created = await operator.create_key(request)
     key = created.key
@@ -40,7 +38,6 @@ async def test_a_key_is_created_listed_rotated_and_revoked(operator: LocalOperat
     assert key == pb.Key(
         id=key.id,
         account_id="default",
-        name="n" * MAX_NAME,
         mode=Mode.MODE_LIVE,
         models=ModelSet(models=["gpt-4"]),
         create_time=Timestamp(seconds=1_000),
@@ -59,8 +56,6 @@ async def test_a_key_is_created_listed_rotated_and_revoked(operator: LocalOperat
         (pb.CreateKeyRequest(models=ModelSet(models=["gpt-5"])), "invalid_parameter", "models"),
         (pb.CreateKeyRequest(models=ModelSet()), "invalid_parameter", "models"),
         (pb.CreateKeyRequest(account_id="nobody"), "not_found", "account_id"),
-        *[(pb.CreateKeyRequest(name=name), "invalid_parameter", "name") for name in ("a\nb", "\x1b[2J")],
-        (pb.CreateKeyRequest(name="n" * (MAX_NAME + 1)), "invalid_parameter", "name"),
         (pb.CreateKeyRequest(mode=9), "invalid_parameter", "mode"),  # type: ignore[arg-type]
         (pb.CreateKeyRequest(expire_time=Timestamp(seconds=1_000)), "invalid_parameter", "expire_time"),
         (pb.CreateKeyRequest(expire_time=Timestamp(nanos=-1)), "invalid_parameter", "expire_time"),
