@@ -38,8 +38,6 @@ async def test_progress_is_saved_while_a_void_is_pending() -> None:
     noting = asyncio.create_task(ledger.keep_progress())
     async with asyncio.timeout(20):
         await store.noted.wait()
-    store.errors.clear()
-    await until(lambda: "img_released" not in store.reserved)  # the void was repeated
     noting.cancel()
 
 

@@ -41,16 +41,15 @@ async def report(
     at: float = 1_005.0,
 ) -> TaskReport:
     """The report of a task that `error` ended `at` that time. `own`: its events raised the error."""
-    clock, reports, others, call = Clock(), Reports(), Reports(), call_of("")
+    clock, reports, call = Clock(), Reports(), call_of("")
     call.deadline = DEADLINE
     reservation = await reserve(failing_ledger()[1], "img_1") if reserved else None
-    task = ObservedTask([reports, others], clock, call, CALLER, "flux-1-pro", stream=stream)
+    task = ObservedTask([reports], clock, call, CALLER, "flux-1-pro", stream=stream)
     task.reservation, task.replayed = reservation, replayed
     task.failure = error if own and isinstance(error, Exception) else None
     clock.now = at
     task.__exit__(None if error is None else type(error), error, None)
     assert call.reported
-    assert others.ended == reports.ended
     (found,) = reports.ended
     return found
 

@@ -19,16 +19,14 @@ from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.testing import Answer, Gate, Stop, error_reply
-from tests.unit.engine.apps import STREAM
 from tests.unit.engine.routing_rig import BUSY, FailingProvider, Rig
 
 ACCOUNTS = pytest.mark.parametrize("accounts", [("a",), ("a", "b")], ids=["one account", "two accounts"])
 
 
-@STREAM
 @ACCOUNTS
 async def test_a_failing_route_is_skipped_and_then_probed_by_one_task(
-    rig: Rig, accounts: tuple[str, ...], stream: bool
+    rig: Rig, accounts: tuple[str, ...]
 ) -> None:
     router = rig.router()
     await rig.open_route(router, *accounts)
@@ -45,7 +43,7 @@ async def test_a_failing_route_is_skipped_and_then_probed_by_one_task(
     rig.now += PROBE_WAIT_MAX
     rig.one.default = Answer("recovered")
     for account in accounts * 2:
-        assert await rig.ask(router, account, stream=stream) == "recovered"
+        assert await rig.ask(router, account) == "recovered"
 
 
 @ACCOUNTS

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import obstore
 import pytest
 from obstore.store import S3Store
 
-from pomelo.engine.shared_media import fetch_files
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
-from pomelo.media.bucket import Bucket
-from pomelo.media.bucket_store import BucketStore
 from pomelo.testing import Answer as Words
-from tests.calls import call_of
 from tests.s3_server import any_server
 from tests.tasks import text_task
 from tests.unit.engine.apps import STREAM, Answer, EngineApp, open_engine
-from tests.unit.media.files import put
 
 KEY = {"idempotency-key": "k"}
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite", "width": 256, "height": 256}
@@ -114,21 +108,3 @@ async def test_the_images_of_a_task_are_read_from_the_bucket(engine: EngineApp) 
         engine.upstream.script(Words("A kite"))
         assert (await engine.ask(account, task, protocol="grpc")).code == "ok"
         assert engine.media() == []
-
-
-@pytest.mark.parametrize(("limit", "fetched"), [(399, 2), (400, 3), (1_000, 3)])
-async def test_files_are_fetched_up_to_the_one_that_exceeds_the_limit(
-    tmp_path: Path, bucket: str, limit: int, fetched: int
-) -> None:
-    stores = [
-        BucketStore(Bucket(bucket), tmp_path / name, b"s" * 32, public_url="", lifetime=60)
-        for name in ("one", "other")
-    ]
-    ids = []
-    for _ in range(3):
-        ids.append(put(stores[0], "acme/live", bytes(200)))
-        await stores[0].share(ids[-1], "acme/live")
-    call = call_of(None)
-    await fetch_files(lambda names: names, ids, limit, "acme/live", stores[1], call)
-    assert len(list(stores[1].folder.iterdir())) == fetched
-    call.end()

@@ -57,15 +57,6 @@ async def test_a_test_key_uses_test_credits_and_calls_no_provider(engine: Engine
     assert not engine.upstream.requests
 
 
-async def test_a_text_without_max_tokens_leaves_credits_for_the_other_tasks_of_its_plan(
-    engine: EngineApp,
-) -> None:
-    account = await engine.account("limited", 100_000)  # two tasks at a time; a token costs 20 microcredits
-    assert (await engine.ask(account, text_body("Hi"))).code == "ok"
-    (request,) = engine.upstream.requests
-    assert 2_400 < request.body["max_completion_tokens"] <= 2_500
-
-
 async def test_a_test_key_with_strict_handling_is_refused_what_the_vendor_would_not_take(
     engine: EngineApp,
 ) -> None:
