@@ -340,7 +340,7 @@ async def open_gateway(
             target,
             tls=client_tls if tls else None,
             limits=in_flight(settings),
-            proof=gateway_proof(secret, settings.previous_secrets()),
+            proof=gateway_proof(secret),  # a gateway only makes proofs, with its current secret
             readiness=readiness,
         ) as services,
         # A server that does not recognise the gateway applies an inline limit that is unknown here.

@@ -44,7 +44,27 @@ def open_rest_of(
     """Serves `services` over REST, and yields the bound address. `shared`: other processes listen on it.
     `catalog` returns the catalogue; the OpenAPI description lists its models that are built in."""
     host, port = settings.rest_address()
-    options = GatewayOptions(
+    return open_rest(
+        services,
+        gateway_options(settings, inline_limit, observers, catalog=catalog),
+        host,
+        port,
+        ssl_context=tls.context if tls is not None else None,
+        reuse_port=shared,
+        readiness=readiness,
+        report_connections=partial(metrics.watch_connections, "rest"),
+    )
+
+
+def gateway_options(
+    settings: Settings,
+    inline_limit: int = INLINE_LIMIT,
+    observers: Sequence[Observer] = (),
+    *,
+    catalog: Callable[[], Catalog],
+) -> GatewayOptions:
+    """Returns the options of the gateway. `catalog` as in `open_rest_of`."""
+    return GatewayOptions(
         public_url=settings.public_url,
         page=settings.page,
         json_limit=settings.json_limit,
@@ -58,16 +78,6 @@ def open_rest_of(
         drain_timeout=FLUSH_TIMEOUT,
         observers=observers,
         models=lambda: _known_models(catalog()),
-    )
-    return open_rest(
-        services,
-        options,
-        host,
-        port,
-        ssl_context=tls.context if tls is not None else None,
-        reuse_port=shared,
-        readiness=readiness,
-        report_connections=partial(metrics.watch_connections, "rest"),
     )
 
 

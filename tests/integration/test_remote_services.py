@@ -252,7 +252,8 @@ async def test_the_beginning_of_a_download_can_be_skipped(skip: int, rest: list[
         opening = opened.services.media.download_media("media_1", "s", call_of(None))
         async with opening as (media, chunks):
             assert media.size_bytes == 6
-            chunks.skip(skip)
+            for _ in range(skip):
+                chunks.skip(1)
             assert [chunk async for chunk in chunks] == rest
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ByteSize
 
+from gateway.options import IDLE_TIMEOUT, PROXY_IDLE_TIMEOUT
 from pomelo import front_ends, process
+from pomelo.catalog.catalog import Catalog
 from pomelo.configuration import find_certificate
 from pomelo.draining import Draining
 from pomelo.errors import PomeloError
@@ -41,6 +44,16 @@ def test_grpc_gets_the_address_the_proxies_and_whether_workers_share_it(shared: 
     options = front_ends.server_options(settings, shared)
     assert (options.address, options.reuse_port) == ("127.0.0.1:1", shared)
     assert [str(one) for one in options.connections.trusted] == ["10.0.0.0/8", "::1/128"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "times"), [({}, (IDLE_TIMEOUT, PROXY_IDLE_TIMEOUT)), ({"idle_timeout": 30.0}, (30.0, 30.0))]
+)
+def test_an_idle_timeout_of_the_operator_holds_for_proxies_too(
+    changes: dict[str, Any], times: tuple[float, float]
+) -> None:
+    options = front_ends.gateway_options(Settings(**changes), catalog=Catalog.load)
+    assert (options.idle_timeout, options.proxy_idle_timeout) == times
 
 
 def test_rest_accepts_tls_1_2_and_later_with_the_certificate_of_the_settings(tmp_path: Path) -> None:

@@ -131,6 +131,7 @@ def test_keys_have_the_form_that_error_info_requires() -> None:
         (invalid("stop", "a text"), {"expected": "a text"}),
         (invalid("n", "1 to 2", minimum=1, maximum=2.5), {"expected": "1 to 2", "minimum": "1", "maximum": "2.5"}),
         (invalid("n", "0 or more", minimum=0), {"expected": "0 or more", "minimum": "0"}),
+        (invalid("n", "0 or less", maximum=0), {"expected": "0 or less", "maximum": "0"}),
         (unsupported_model("gpt-99"), {"model": "gpt-99"}),
         (model_not_found("x" * 101), {"model": "x" * 100 + "…"}),
     ],

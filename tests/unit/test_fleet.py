@@ -36,6 +36,7 @@ def changes(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     yield "archive", {"archive": "postgresql://pomelo:hunter2@db.internal:5432/usage"}
     yield "public URL", {"public_url": "https://api.example"}
     yield "providers", {"openai_api_key": "sk-hunter2"}
+    yield "providers", {"vllm_base_url": "http://10.0.0.5:8000/v1"}  # it needs no key
 
 
 def test_each_setting_that_must_be_shared_is_compared_and_nothing_secret_is_shown(tmp_path: Path) -> None:

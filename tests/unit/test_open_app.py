@@ -24,6 +24,7 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.gen.v1.usage_pb2 import Mode
 from pomelo.reload import GatewayReloader
+from pomelo.server.server import ServerOptions, open_server
 from pomelo.settings import Settings
 from pomelo.stores.fleet import Fleet, Process
 from pomelo.stores.redis import open_redis
@@ -31,6 +32,7 @@ from pomelo.telemetry.metrics import Metrics
 from pomelo.telemetry.readiness import Readiness
 from tests.calls import bearer, call_of
 from tests.certificates import make_certificate
+from tests.integration.scripted_services import KEY, ScriptedServices
 from tests.redis_server import RedisServer
 from tests.tasks import to_task
 from tests.unit.catalog.entries import entry
@@ -234,6 +236,17 @@ async def test_a_gateway_serves_what_a_server_elsewhere_answers(
         assert [record.wire for record in records] == ["rest" if secure else "grpc"] * 2
     assert ("can't recognise this gateway" in caplog.text) != secure
     assert metrics.calls.values["rest", "ok"] == 3
+
+
+async def test_a_gateway_reaches_a_server_at_a_unix_socket_without_tls(tmp_path: Path) -> None:
+    server = ServerOptions(f"unix:{tmp_path / 'grpc.sock'}", grace=0)
+    async with (
+        open_server(ScriptedServices().services(), server),
+        open_gateway(settings(tmp_path), server.address) as (host, port),
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {KEY}"}) as http,
+        http.get(f"http://{host}:{port}/api/v1/models") as answer,
+    ):
+        assert answer.status == 200
 
 
 def _all() -> Any:

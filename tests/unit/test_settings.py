@@ -109,6 +109,7 @@ def test_delivery_origins_are_a_list_in_a_file_and_split_at_commas_in_a_variable
             ("chrome-extension://abcdef", "capacitor://localhost"),
         ),
         ("*", ("*",)),
+        (" , https://app.example,", ("https://app.example",)),
     ],
 )
 def test_cors_origins_are_normalized_to_the_form_of_browsers(value: str, origins: tuple[str, ...]) -> None:
@@ -283,6 +284,13 @@ def test_a_public_address_without_tls_is_refused(name: str, host: str) -> None:
     assert name in message
     assert "POMELO_TLS_CERT" in message
     assert load(None, {name: f"{host}:8080", "POMELO_INSECURE": "1"}).insecure
+
+
+def test_metrics_are_shown_to_other_machines_only_with_the_setting_for_a_network_of_your_own() -> None:
+    address = {"POMELO_ADMIN": "0.0.0.0:9090"}
+    assert load_error(address).startswith("POMELO_ADMIN: ")
+    assert load(None, address | {"POMELO_INSECURE": "1"}).admin == "0.0.0.0:9090"
+    assert load(None, {"POMELO_ADMIN": "[::1]:9090"}).admin == "[::1]:9090"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "[::1]", "localhost"])

@@ -260,6 +260,21 @@ async def test_a_key_sees_only_its_account_in_its_mode(store: Store, admin: Admi
         assert [row.tasks for row in sums.sums] == [1]
 
 
+async def test_the_records_and_the_sums_of_usage_are_returned_in_pages(store: Store, admin: Admin) -> None:
+    await admin.grant("default", CREDIT, live=True)
+    for number in range(3):
+        await run(store, f"task_{number}", Wallet("default", True), key_id=f"key_{number}")
+    accounts = accounts_of(store, True)
+    records, sums = pb.ListUsageRequest(page_size=2), pb.SumUsageRequest(page_size=2)
+    sums.group_by.add(dimension=pb.USAGE_DIMENSION_KEY)
+    for sizes in ([2, 2], [1, 1]):
+        listed = await accounts.list_usage(records, call_of(None))
+        summed = await accounts.sum_usage(sums, call_of(None))
+        assert [len(listed.records), len(summed.sums)] == sizes
+        records.page_token, sums.page_token = listed.next_page_token, summed.next_page_token
+    assert (records.page_token, sums.page_token) == ("", "")
+
+
 async def test_a_key_can_not_group_usage_by_account_and_its_headers_are_checked(store: Store) -> None:
     # The number of a field that only the operator's groupings have.
     by_account = admin_pb.UsageGrouping(operator_dimension=admin_pb.OPERATOR_DIMENSION_ACCOUNT)

@@ -227,6 +227,10 @@ DAMAGE = {
         "UPDATE wallets SET spent = 2000000 WHERE account = 'acme' AND live = 1",
         [("balance", "acme/live", -1_000_000), ("spent", "acme/live", 2_000_000 - 5 * COST)],
     ),
+    "a credit limit below zero": (
+        "UPDATE wallets SET credit_limit = -7, granted = granted - 7 WHERE account = 'acme' AND live = 1",
+        [("balance", "acme/live", -7)],
+    ),
     "a missing account": (
         "DELETE FROM accounts WHERE name = 'other'",
         [("account", "other/live", 0), ("account", "other/test", 0)],

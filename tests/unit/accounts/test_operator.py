@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -10,6 +12,7 @@ from pomelo.accounts.operator import LocalOperator
 from pomelo.accounts.plans import BUILTIN, TEST_CREDITS
 from pomelo.accounts.usage import UsageReader
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+from pomelo.gen.v1 import account_service_pb2 as account_pb
 from pomelo.gen.v1.account_service_pb2 import ModelSet
 from pomelo.gen.v1.usage_pb2 import Mode
 from pomelo.stores.base import Store
@@ -147,6 +150,36 @@ async def test_usage_is_of_one_mode_or_of_both(
         await operator.list_usage(pb.ListUsageRequest(account_id="nobody", mode=mode))
     with refused("not_found", "account_id"):
         await operator.sum_usage(pb.SumUsageRequest(account_id="nobody", mode=mode))
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "entries"),
+    [
+        ("list_usage", pb.ListUsageRequest(page_size=2), "records"),
+        (
+            "sum_usage",
+            pb.SumUsageRequest(
+                page_size=2, group_by=[pb.UsageGrouping(dimension=account_pb.USAGE_DIMENSION_KEY)]
+            ),
+            "sums",
+        ),
+        ("list_acts", pb.ListActsRequest(page_size=2), "acts"),
+    ],
+)
+async def test_reports_are_returned_in_pages(
+    operator: LocalOperator, store: Store, method: str, request_: Any, entries: str
+) -> None:
+    await add_account(store)
+    for number in range(3):
+        await run(store, f"task_{number}", ACME, key_id=f"key_{number}")
+        await operator.create_key(pb.CreateKeyRequest())
+    first = await getattr(operator, method)(request_)
+    rest = type(request_)()
+    rest.CopyFrom(request_)
+    rest.page_token = first.next_page_token
+    second = await getattr(operator, method)(rest)
+    assert [len(getattr(page, entries)) for page in (first, second)] == [2, 1]
+    assert second.next_page_token == ""
 
 
 async def test_an_audit_knows_the_running_tasks_and_the_time(

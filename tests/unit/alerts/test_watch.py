@@ -151,6 +151,8 @@ async def test_a_correction_changes_neither_the_threshold_nor_when_the_next_aler
     for number in range(5):
         await give(1, "adjust", adjustment_id=f"own-{number}" if number else "")
     await give(-3, "adjust")
+    for amount in (800, -800):  # as much as the grant, and later
+        await give(amount, "adjust")
     assert await search("a", output_tokens=20, input_tokens=0) == []  # 603 are left
     assert await search("b", output_tokens=25, input_tokens=0) == [(400, 353)]
     await give(5, "adjust")
@@ -171,6 +173,7 @@ async def test_credits_that_running_tasks_have_reserved_are_left(store: Store, s
     await watch.search()
     assert sent == []
     await store.void(ACME, "running")
+    await reserve(store, "still running", maximum=100)
     watch.charged(await run(store, "d", input_tokens=64, output_tokens=0))
     await watch.search()
-    assert [(alert.data["available_micros"], alert.data["held_micros"]) for alert in sent] == [(360, 0)]
+    assert [(alert.data["available_micros"], alert.data["held_micros"]) for alert in sent] == [(260, 100)]

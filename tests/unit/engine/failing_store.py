@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -132,9 +133,9 @@ def failing_ledger(*failing: str, **options: Any) -> tuple[FailingStore, Ledger]
     return store, Ledger(store, BUILTIN, **options)
 
 
-async def reserve(ledger: Ledger, task_id: str) -> Any:
-    """Reserves an image task."""
-    job = accepted_job(task_id, MODEL, Usage(images=1), CALLER, prices=PRICES)
+async def reserve(ledger: Ledger, task_id: str, **changes: Any) -> Any:
+    """Reserves an image task; `changes` are values of its job."""
+    job = replace(accepted_job(task_id, MODEL, Usage(images=1), CALLER, prices=PRICES), **changes)
     return await ledger.reserve(
         job, BUILTIN["unlimited"], Call.from_headers(lambda name: None, protocol="rest")
     )

@@ -229,6 +229,13 @@ async def test_other_tasks_run_while_a_file_is_read(engine: EngineApp) -> None:
     assert beats >= 10
 
 
+async def test_the_files_of_a_refused_task_are_counted(engine: EngineApp) -> None:
+    account = await engine.account()
+    good = MediaSource(media_id=await file(engine, account))
+    answer = await engine.ask(account, task(good, MediaSource(media_id="media_1")))
+    assert (answer.code, answer.call.file_bytes) == ("invalid_parameter", len(PNG))
+
+
 async def test_files_count_as_buffered_by_their_call_as_often_as_they_are_named(engine: EngineApp) -> None:
     account = await engine.account()
     source = MediaSource(media_id=await file(engine, account))

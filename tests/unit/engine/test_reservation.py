@@ -91,6 +91,17 @@ async def test_a_settlement_that_failed_without_effect_is_voided() -> None:
     assert store.reserved == {}
 
 
+@pytest.mark.parametrize("key", [None, b"key"], ids=["no key", "with a key"])
+async def test_an_unsettled_task_may_be_repeated_only_with_an_idempotency_key(key: bytes | None) -> None:
+    _, ledger = failing_ledger("settle")
+    reservation = await reserve(ledger, "img_1", idempotency_key=key)
+    with refused("store_unavailable") as caught:
+        await reservation.settle(Usage(images=1), counted=True)
+    assert caught.value.repeatable == (key is not None)
+    assert ("it may still be charged" in caught.value.message) == (key is None)
+    await ledger.operations.idle()
+
+
 @ANY_ERROR
 @DONE
 async def test_a_void_that_fails_with_any_error_is_retried_until_its_outcome_is_known(

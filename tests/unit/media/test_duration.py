@@ -215,15 +215,24 @@ async def test_bare_samples_are_measured_by_their_type(
 
 
 async def test_a_demuxer_that_hangs_or_dies_is_replaced(fifo: Path) -> None:
-    data = corpus.mp3(5)
+    data, before = corpus.mp3(5), demuxers()
     async with own_measurer(1, 0.3) as measurer:
         assert (await measurer.measure(AudioSource("", 9, path=fifo))).ms == 0
+        assert demuxers() == before
         assert (await measure(measurer, data)).ms == pytest.approx(5000, rel=0.02)
         demuxer = demuxers()[-1]
         demuxer.kill()
         demuxer.wait(5)
         assert (await measure(measurer, data)).ms in (0, pytest.approx(5000, rel=0.02))
         assert (await measure(measurer, data)).ms == pytest.approx(5000, rel=0.02)
+
+
+async def test_a_demuxer_that_does_not_start_in_time_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pomelo.media.duration.START_TIMEOUT", 0.0)
+    before = demuxers()
+    async with own_measurer(1, 5.0) as measurer:
+        assert (await measure(measurer, corpus.mp3(1))).ms == 0
+        assert demuxers() == before
 
 
 async def test_a_demuxer_is_limited() -> None:

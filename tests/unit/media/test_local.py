@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from pomelo.call import Call
+from pomelo.call import Call, Principal
+from pomelo.errors import PomeloError
 from pomelo.media.local import LocalMedia
 from pomelo.media.reader import FileReader
 from pomelo.media.store import MediaStore
@@ -49,6 +51,22 @@ async def test_an_empty_upload_is_refused_and_deleted(store: MediaStore) -> None
     with refused("invalid_parameter", "audio", "must be a file of at least one byte"):
         await service(store).upload_media("audio/mpeg", three_chunks(0), call_of(None))
     assert names(store) == []
+
+
+@pytest.mark.parametrize(("protocol", "checked"), [("grpc", True), ("rest", False)])
+async def test_the_key_of_a_grpc_upload_is_checked_again_at_its_end_and_that_of_rest_by_its_task(
+    store: MediaStore, protocol: str, checked: bool
+) -> None:
+    class Revoked(Access):
+        async def authenticate(self, call: Call) -> Principal:
+            raise PomeloError("invalid_api_key")
+
+    call = call_of(None)
+    call.protocol = protocol
+    uploading = LocalMedia(store, Revoked(), turns=Turns()).upload_media("", three_chunks(1), call)
+    with refused("invalid_api_key") if checked else nullcontext():
+        await uploading
+    assert bool(names(store)) is not checked
 
 
 async def test_media_are_downloaded_by_their_owner_or_with_a_link(store: MediaStore) -> None:

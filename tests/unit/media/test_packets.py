@@ -54,6 +54,7 @@ def test_packets_determine_the_time_of_opus_in_ogg() -> None:
         (range(5000, 7000, 20), 2000),
         (range(0, 10_000, 100), 9920),  # without the packets of silence
         (range(5990, 4990, -10), 2000),
+        (range(9900, -100, -100), 9920),
     ],
 )
 def test_opus_in_matroska_has_the_longer_of_its_packets_and_its_timestamps(times: range, ms: int) -> None:

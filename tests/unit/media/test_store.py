@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 from pathlib import Path
@@ -193,9 +194,13 @@ async def test_files_and_links_of_the_previous_secret_stay_valid(tmp_path: Path)
     assert new.quota.stored(new.ids.tag_of(media_id)) == 0
 
 
-def test_a_file_that_is_gone_can_not_be_kept(store: MediaStore) -> None:
+def test_a_file_that_is_gone_is_not_found_and_can_not_be_kept(store: MediaStore) -> None:
+    media_id = put(store)
+    (store.folder / media_id).unlink()
+    with refused("not_found"):
+        store.find(media_id, "ann")
     with refused("store_unavailable"):
-        store.keep("media_gone", 10)
+        store.keep(media_id, 10)
 
 
 def test_what_was_written_can_be_read_before_it_is_complete(store: MediaStore) -> None:
@@ -209,6 +214,10 @@ def test_what_was_written_can_be_read_before_it_is_complete(store: MediaStore) -
             with refused("store_unavailable"):
                 writer.contents()
             writer._descriptor = own
+        assert own is not None
+        os.truncate(own, 1_000)
+        with refused("store_unavailable"):
+            writer.contents()
 
 
 async def test_a_folder_that_was_deleted_is_reported_once_and_created_by_the_next_refresh(

@@ -273,6 +273,14 @@ async def test_a_few_new_connections_replace_those_without_a_call(guarded: Guard
     assert guarded.closed == [old, unused[0], new[0]], "more than a sixteenth are new"
 
 
+async def test_connections_above_the_share_of_an_address_leave_room_for_the_others(guarded: Guarded) -> None:
+    guarded.connect(calls=0)
+    new = [guarded.connect("192.0.2.2") for _ in range(3)]
+    guarded.limit(per_address=1, connections=2, grace=0.0)
+    guarded.scan()
+    assert guarded.closed == new[:2]
+
+
 async def test_the_next_scan_is_early_when_there_are_many_connections(guarded: Guarded) -> None:
     guarded.limit(per_address=1, connections=3)
     guarded.connect(calls=0)
@@ -354,3 +362,18 @@ async def test_nothing_is_counted_before_a_guard_watches_and_after_it(
     for report in (guard.authenticated, guard.checking, guard.reset):
         report("ipv4:192.0.2.1:1")
     assert not guard._calls
+
+
+# --- draining
+
+
+async def test_a_drain_ends_the_connections_without_a_running_call(guarded: Guarded) -> None:
+    busy, unused = guarded.connect(calls=1), guarded.connect(calls=0)
+    guarded.guard.drain()
+    for _ in range(3):
+        guarded.scan()
+    assert guarded.kernel.ended == [unused]
+    guarded.guard.ended(busy.peer)
+    for _ in range(3):
+        guarded.scan()
+    assert guarded.kernel.ended == [unused, busy]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 
 import grpc
 import pytest
@@ -11,9 +11,10 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2_grpc import HealthStub
 
 from pomelo.server.remote.health import open_health
+from pomelo.server.server import ServerOptions, open_server
 from pomelo.telemetry.readiness import Readiness
 from tests.calls import failure, reason_of
-from tests.integration.scripted_services import PROOF, serve_scripted
+from tests.integration.scripted_services import PROOF, ScriptedServices, serve_scripted
 from tests.unit.refusals import refused
 from tests.unit.server.test_calls import Recorder
 
@@ -61,6 +62,17 @@ async def test_a_watch_reports_a_change_that_comes_while_it_reports_another() ->
     async with serve_scripted(readiness=Ending()) as opened:
         watch = HealthStub(opened.channel).Watch(health_pb2.HealthCheckRequest())
         assert [answer.status async for answer in watch] == [SERVING, NOT_SERVING]
+
+
+async def test_a_server_that_is_being_stopped_is_not_serving() -> None:
+    options = ServerOptions("127.0.0.1:0", grace=5)
+    async with asyncio.timeout(20), AsyncExitStack() as stack:
+        async with open_server(ScriptedServices().services(), options) as opened:
+            channel = await stack.enter_async_context(grpc.aio.insecure_channel(opened.address))
+            watch = HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == SERVING
+        assert (await watch.read()).status == NOT_SERVING
+        assert await watch.read() is grpc.aio.EOF
 
 
 @pytest.mark.parametrize("gateway", [False, True])

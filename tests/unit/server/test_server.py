@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -83,3 +85,14 @@ async def test_new_connections_get_the_certificate_that_replaced_the_first_one(t
                 shown = await asyncio.to_thread(ssl.get_server_certificate, (host, int(port)))
                 assert shown == cert.read_text()
                 await check(health_pb2.HealthCheckRequest())  # an open connection stays
+
+
+async def test_a_socket_of_another_kind_is_not_removed(tmp_path: Path) -> None:
+    path = tmp_path / "log.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        operator: Any = None
+        other.bind(str(path))
+        with pytest.raises(OSError, match="rotocol"):
+            async with server.open_operator_socket(operator, path):
+                pass
+    assert path.is_socket()

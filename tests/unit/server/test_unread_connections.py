@@ -77,6 +77,15 @@ async def test_a_response_that_was_read_at_last_no_longer_counts(guarded: Guarde
     assert not guarded.closed
 
 
+async def test_one_of_two_responses_that_is_not_read_closes_the_connection(guarded: Guarded) -> None:
+    connection = guarded.connect(calls=0)
+    for _ in range(2):
+        respond(guarded, connection)
+    guarded.guard.sent(connection.peer)
+    wait(guarded, 62)
+    assert guarded.closed == [connection]
+
+
 async def test_unread_responses_do_not_close_the_connection_of_a_proxy(guarded: Guarded) -> None:
     guarded.limit(trusted=(ip_network("192.0.2.0/24"),))
     connection = guarded.connect(calls=0)

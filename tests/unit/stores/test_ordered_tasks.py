@@ -155,6 +155,23 @@ async def test_only_a_reserve_with_an_unknown_outcome_is_undone(
     assert (len(calls.begun), len(count)) == (1, undone)
 
 
+async def test_an_undo_is_not_repeated_without_end(
+    tasks: OrderedTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ordered_tasks, "_MAX_UNDO_TIME", 0.01)
+    calls = Calls()
+    for name in ("reserve", "undo"):
+        calls.end(name, UnknownOutcomeError("store_unavailable"))
+
+    async def undo() -> None:
+        await calls.do("undo")
+
+    reserving = tasks.start("a", calls.named("reserve"), undo=undo)
+    await fails(reserving)
+    await until(lambda: not tasks._all)
+    assert calls.begun == ["reserve", "undo"]
+
+
 async def test_after_it_was_closed_nothing_starts_and_what_hangs_is_cancelled(tasks: OrderedTasks) -> None:
     calls = Calls()
     running = tasks.start("a", calls.named("hangs"))

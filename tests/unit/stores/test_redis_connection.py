@@ -47,7 +47,8 @@ async def test_commands_of_one_turn_of_the_event_loop_are_one_write(server: Fake
         server.chunks.clear()
         assert await asyncio.gather(*[connection.send("GET") for _ in range(50)]) == [b"OK"] * 50
         assert [chunk.count(b"GET") for chunk in server.chunks] == [50]
-        assert server.connections == 1
+        assert (server.connections, server.ended) == (1, 0)
+    await until(lambda: server.ended == 1)
 
 
 async def test_a_command_does_not_wait_for_the_replies_of_earlier_ones(server: FakeServer) -> None:

@@ -217,3 +217,14 @@ async def test_a_page_after_a_position_has_no_record_from_the_end_on(store: Stor
     assert {record.task_id for record in found} == {record.task_id for record in records if record.at < 3.0}
     found, _ = await store.list_usage(UsageQuery(until=page[-1].at + 1), limit=1_000, after=after)
     assert len(found) == len(records) - 10
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4, 100])
+def test_wallets_are_read_page_by_page_once_each(stored: tuple[Path, list[UsageRecord]], limit: int) -> None:
+    found: list[Wallet] = []
+    with closing(sqlite3.connect(stored[0])) as connection:
+        while page := usage.wallet_states(connection, found[-1] if found else None, limit):
+            assert len(page) <= limit
+            found += [state.wallet for state in page]
+            assert len(found) == len(set(found))
+    assert {*found} >= {Wallet(account, live) for account in ("acme", "bee") for live in (False, True)}

@@ -31,6 +31,9 @@ async def test_counters_histograms_and_gauges_are_reported_with_the_worker() -> 
     assert found.total(f"{name}_count") == 3
     assert found.total(f"{name}_sum") == pytest.approx(30.003)
     assert found.by("pomelo_uncollected_credits_total", "worker") == {("2",): 0}
+    metrics.uncollected.values[()] += 1_500_000
+    found = Scrape(await Exposition(metrics, 2).own())
+    assert found.by("pomelo_uncollected_credits_total", "worker") == {("2",): 1.5}
     assert found.total("process_resident_memory_bytes", worker="2") > 1_000_000
 
 

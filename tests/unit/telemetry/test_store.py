@@ -85,6 +85,14 @@ async def test_failures_are_counted_and_passed_on(
     assert figures(metrics) == ({operation: 1}, {operation: failures} if failures else {})
 
 
+async def test_an_operation_that_the_store_cancels_is_a_failure(store: tuple[Any, Futures, Metrics]) -> None:
+    timed, inner, metrics = store
+    timed.void(WALLET, "task_1")
+    inner.pending[0].cancel()
+    await asyncio.sleep(0)
+    assert figures(metrics) == ({"void": 1}, {"void": 1})
+
+
 async def test_other_methods_are_those_of_the_store(store: tuple[Any, Futures, Metrics]) -> None:
     timed, _, metrics = store
     assert await timed.balance(WALLET) == "balance"

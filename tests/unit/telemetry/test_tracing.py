@@ -16,7 +16,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 from pomelo.telemetry.spans import FLUSH_TIMEOUT, open_spans
-from pomelo.telemetry.tracing import is_configured
+from pomelo.telemetry.tracing import is_configured, open_tracing
 from pomelo.testing import Answer, error_reply
 from tests.tasks import text_body
 from tests.unit.engine.apps import open_engine
@@ -89,6 +89,21 @@ async def ask(
 def attributes(span: Span) -> dict[str, Any]:
     """The attributes of a span by name."""
     return {one.key: getattr(one.value, one.value.WhichOneof("value") or "") for one in span.attributes}
+
+
+async def test_spans_name_the_process_that_sends_them(
+    collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.url)
+    async with (
+        open_tracing(worker=3) as observers,
+        open_engine(tmp_path, observers=observers) as engine,
+    ):
+        await engine.ask(await engine.account(), text_body())
+    (resource,) = ExportTraceServiceRequest.FromString(*collector.bodies).resource_spans
+    named = {one.key: one.value.string_value for one in resource.resource.attributes}
+    assert named["service.name"] == "pomelo"
+    assert named["service.instance.id"] == f"{socket.gethostname()}.3"
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
