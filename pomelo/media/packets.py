@@ -5,6 +5,7 @@ Packets whose length only a decoder knows are decoded, within a budget of CPU ti
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any
 
@@ -18,8 +19,14 @@ _BLOCK_PACKETS = 32
 _DECLARING = ("ogg", "mov", "matroska", "avi", "asf", "flv", "caf", "nut")
 """Containers that declare the duration of their packets."""
 
-_ALWAYS_DECODED = ("aac", "aac_latm", "flac", "adpcm_ms", "adpcm_ima_wav")
-"""Codecs that are decoded in every container."""
+_FRAMED = (
+    *("mp1", "mp2", "mp3", "ac3", "eac3", "dts", "mlp", "truehd"),
+    *("amr_nb", "amr_wb", "gsm", "wavpack", "tta"),
+)
+"""Codecs whose frames have a known length, or state it. FFmpeg computes that of others from the block size or
+the bit rate in the file's header."""
+
+_PCM_BITS = re.compile(r"\d+")
 
 MAX_FRAME = 8192
 """Bytes of the largest frame of most codecs."""
@@ -75,13 +82,16 @@ class StreamLength:
         self._rate: int = codec.sample_rate or 0
         self._base = float(stream.time_base or 0)
         self._declares = name in _DECLARING
-        self._width: int = codec.channels * (codec.format.bytes if codec.format else 0)
+        # The decoded samples may be larger: A-law has 8 bits, which become 16.
+        bits = _PCM_BITS.search(self._name)
+        self._bytes_per_sample: float = codec.channels * (int(bits[0]) if bits else 8) / 8
         self._frame: int = codec.frame_size or 0
         self._opus = self._name.endswith("opus")
         self._pcm = self._name.startswith("pcm_")
         # Only a decoder knows the frames of a packet, the sample rate of ADTS frames, the FLAC frames that
         # play despite a wrong checksum, and the samples of an incomplete ADPCM block.
-        self._decodes = (self._declares and not self._opus and not self._pcm) or self._name in _ALWAYS_DECODED
+        framed = codec.codec.canonical_name in _FRAMED and not self._declares
+        self._decodes = not (framed or self._opus or self._pcm)
         self._packets = self._bytes = self._ticks = self._samples = 0
         self._first: int | None = None
         self._end = 0
@@ -135,8 +145,8 @@ class StreamLength:
             elif whole and self._declares:
                 return counted
             return max(counted, declared)
-        if self._declares and self._pcm and self._width:
-            return max(self._bytes / (self._width * self._rate), declared)
+        if self._declares and self._pcm and self._bytes_per_sample:
+            return max(self._bytes / (self._bytes_per_sample * self._rate), declared)
         return declared
 
 

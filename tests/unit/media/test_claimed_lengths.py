@@ -42,6 +42,7 @@ CLAIMS: dict[str, Claim] = {
     "the byte rate of ADPCM": ("wav of ima adpcm", after(b"fmt ", 12), "<I"),
     "the samples of ADPCM": ("wav of ima adpcm", after(b"fact", 4), "<I"),
     "the data size of ADPCM": ("wav of ms adpcm", after(b"data"), "<I"),
+    "the byte rate of WMA": ("wav of wma", after(b"fmt ", 12), "<I"),
     "the data size of an RF64": ("rf64", after(b"ds64", 12), "<Q"),
     "the samples of an RF64": ("rf64", after(b"ds64", 20), "<Q"),
     "the frames of an AIFF": ("aiff", after(b"COMM", 6), ">I"),
@@ -60,10 +61,13 @@ CLAIMS: dict[str, Claim] = {
     "the last page of Vorbis": ("ogg vorbis", after(b"OggS", 2, -1), "<q"),
     "the duration of WebM": ("webm opus", after(b"\x44\x89\x88"), ">d"),
     "the duration of Matroska": ("matroska aac", after(b"\x44\x89\x88"), ">d"),
+    "the time scale of A-law in MOV": ("mov of a-law", after(b"mdhd", 12), ">I"),
+    "the time scale of 24 bits in MOV": ("mov of 24 bits", after(b"mdhd", 12), ">I"),
     "the samples of TTA": ("tta", after(b"TTA1", 10), "<I"),
     "the samples of WavPack": ("wavpack", after(b"wvpk", 8), "<I"),
     "the packets of CAF": ("caf of alac", after(b"pakt", 8), ">q"),
     "the frames of CAF": ("caf of alac", after(b"pakt", 16), ">q"),
+    "the bytes per packet of mu-law in CAF": ("caf of mu-law", after(b"desc", 24), ">I"),
     "the duration of FLV": ("flv", after(b"duration", 1), ">d"),
     "the length of AVI": ("avi", after(b"auds", 28), "<I"),
 }
@@ -95,6 +99,7 @@ def claiming(claim: Claim, value: int) -> bytes:
 @example(value=0, label="")
 @example(value=7, label="")
 @example(value=1085, label="")
+@example(value=1_000_000, label="")
 @example(value=1, label="audio/mpeg")
 @example(value=2**32 - 1, label="audio/pcm")
 @example(value=2**63 - 1, label="audio/wav")
