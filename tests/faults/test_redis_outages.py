@@ -89,8 +89,11 @@ async def test_calls_fail_in_time_during_an_outage_and_a_running_task_is_settled
     assert back.startswith("Redis is back after ")
 
 
-async def test_a_server_that_is_busy_while_the_store_opens(server: RedisServer, tmp_path: Path) -> None:
-    server.do("CLIENT", "PAUSE", "1500", "WRITE")
+@pytest.mark.parametrize("commands", ["WRITE", "ALL"])
+async def test_a_server_that_is_busy_while_the_store_opens(
+    commands: str, server: RedisServer, tmp_path: Path
+) -> None:
+    server.do("CLIENT", "PAUSE", "1500", commands)
     async with open_on(server.url, tmp_path) as store:
         await run(store, "after")
         await audit(store, {"after"})

@@ -61,7 +61,7 @@ async def open_redis(
     timing = timing or Timing()
     server = parse_url(url)
     async with open_archive(archive) as opened:
-        connection = Connection(await connect(server, timing), timing, server_time)
+        connection = Connection(await connect(server, timing, timing.open), timing, server_time)
         try:
             wallet_index = WalletIndex(connection)
             usage = Usage(connection, wallet_index, opened)

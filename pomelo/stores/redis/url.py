@@ -107,8 +107,9 @@ def _host(text: str, port: int) -> tuple[str, int]:
     return parts.hostname, parts.port or port
 
 
-async def connect(url: ServerUrl, timing: Timing) -> SingleServer | Cluster:
-    """Connects to the servers, and checks their version, role and settings.
+async def connect(url: ServerUrl, timing: Timing, patience: float | None = None) -> SingleServer | Cluster:
+    """Connects to the servers, and checks their version, role and settings. A busy server has `patience`
+    seconds to answer (None: the usual timeout).
 
     Raises:
         StoreError: they can't be reached or used.
@@ -117,7 +118,7 @@ async def connect(url: ServerUrl, timing: Timing) -> SingleServer | Cluster:
     client: SingleServer | Cluster | None = None
     try:
         client = _client(url, timing)
-        for info in await _read_info(client, timing.timeout):
+        for info in await _read_info(client, timing.timeout if patience is None else patience):
             _check(url, info)
     except BaseException as error:
         if client is not None:

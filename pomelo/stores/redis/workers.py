@@ -60,8 +60,8 @@ class Worker:
         """
         with self._connection.one_deadline(self._timing.open):
             await self._send_heartbeat()
-        await self._register_unknown_workers()
-        await self._check_workers()
+            await self._register_unknown_workers()
+            await self._check_workers()
         self._task = asyncio.create_task(
             periodically(
                 self._run_round,
