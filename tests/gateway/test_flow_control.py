@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gateway.connections.connection import MAX_HEAD
+from gateway.connections.connection import MAX_HEAD, Respond
 from gateway.request import Request
 from gateway.responses import ResponseStream
 from pomelo.call import Call, Principal
@@ -48,6 +48,18 @@ def playing(gateway: GatewayApp, *steps: Step) -> Services:
     return replace(gateway.services, tasks=tasks)
 
 
+async def receive(gateway: GatewayApp, respond: Respond) -> bytes:
+    """Returns the whole chunked response that `respond` sends to a client."""
+    async with open_clients(gateway.services) as clients:
+        client = clients.accept()
+        client.connection._respond = respond
+        client.connection.connection_made(client)
+        client.connection.data_received(ACCOUNT)
+        client.read_everything()
+        await until(lambda: client.received.endswith(b"0\r\n\r\n"))
+        return client.received
+
+
 async def test_a_stream_may_be_ahead_of_its_client_again_once_all_was_read(gateway: GatewayApp) -> None:
     pushed: list[bool] = []
 
@@ -61,14 +73,19 @@ async def test_a_stream_may_be_ahead_of_its_client_again_once_all_was_read(gatew
                 pushed.append(False)
         await stream.finish()
 
-    async with open_clients(gateway.services) as clients:
-        client = clients.accept()
-        client.connection._respond = respond
-        client.connection.connection_made(client)
-        client.connection.data_received(ACCOUNT)
-        client.read_everything()
-        await until(lambda: client.received.endswith(b"0\r\n\r\n"))
+    await receive(gateway, respond)
     assert pushed == [False, True, False]
+
+
+async def test_an_empty_part_does_not_end_a_chunked_response(gateway: GatewayApp) -> None:
+    async def respond(request: Request) -> None:
+        stream = ResponseStream(request, {"Content-Type": "audio/mpeg"})
+        for part in (b"", b"one", b"", b"two"):
+            stream.push(part)
+        await stream.finish()
+
+    received = await receive(gateway, respond)
+    assert received.partition(b"\r\n\r\n")[2] == b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n"
 
 
 @pytest.mark.parametrize("left", [1, 100])
