@@ -192,7 +192,8 @@ async def test_a_task_that_is_briefly_unknown_after_its_order_is_polled_again(
     rig: Rig, unknown: Script, stream: bool
 ) -> None:
     rig.script(Drawing(polls=(unknown,) * 5))
-    await draw_image(rig.provider, job(DEV, stream=stream))
+    async with open_provider(BFL, rig.bfl_base_url, **NOW, grace=20.0) as provider:
+        await draw_image(provider, job(DEV, stream=stream))
     assert orders(rig) == 1
 
 
