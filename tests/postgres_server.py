@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from tests.ports import free_port
+from tests.server_program import TIED
 
 
 def programs() -> Path | None:
@@ -53,6 +54,7 @@ class PostgresServer:
     def start(self) -> None:
         """Starts the server and waits until it accepts connections."""
         command = [
+            *TIED,
             *(str(self._programs / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port)),
             *("-h", "127.0.0.1", "-k", str(self.folder)),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import time
@@ -9,6 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tests.ports import free_port
+
+TIED = ("setpriv", "--pdeathsig", "KILL") if shutil.which("setpriv") else ()
+"""The beginning of a command that ends with this process, even if this process is killed."""
 
 
 class ServerProgram:
@@ -27,7 +31,7 @@ class ServerProgram:
         output: Any = subprocess.DEVNULL,
     ) -> None:
         """Starts a process and waits until `ask` raises none of `absent`. `explain` says why it does not start."""
-        self._process = subprocess.Popen(command, stdout=output, stderr=output)
+        self._process = subprocess.Popen([*TIED, *command], stdout=output, stderr=output)
         until = time.monotonic() + 60
         while True:
             try:
