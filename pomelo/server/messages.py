@@ -27,6 +27,7 @@ def check_size(data: bytes, limit: int = field_limit.SMALL_MESSAGE) -> bytes:
 
 
 def too_large(subject: str, limit: int) -> PomeloError:
+    """Returns the error for a message or metadata (`subject`) of more than `limit` bytes."""
     message = f"The {subject} is larger than {limit:,} bytes. Send less"
     return PomeloError("payload_too_large", message, values={"maxBytes": limit})
 
