@@ -40,6 +40,8 @@ _DISCARD_TIME = 1.0
 
 _RESET_TIME = 0.25
 """A call that is cancelled within so many seconds counts as a reset, even if its message was read."""
+_SKEW = 0.05
+"""Maximum seconds by which a caller's deadline may end a call before the server's does."""
 
 Refusal = tuple[Any, str, tuple[tuple[str, str | bytes], ...]]
 """The arguments of `abort`: status, message, trailing metadata."""
@@ -96,8 +98,7 @@ class Rpc:
         """The error and size of a body that a gateway has refused itself, as in `REFUSED_KEY`."""
         self.model = ""  # that the message names; empty until the message was read
         self.visit: Visit | None = None  # until the call is admitted
-        self.timeout_error = DEADLINE
-        """The error of the call when `scope` expires."""
+        self.timeout_error = DEADLINE  # the error of the call when `scope` expires
         when = started + front.limits.unauthenticated_time
         if when < self.call.deadline:
             self.timeout_error = front.no_key
@@ -330,8 +331,7 @@ class Rpc:
         self.unread = None
 
     async def write_large(self, data: bytes) -> None:
-        """As `write`, for a large message: it counts as unread until the caller has read it, or the call has
-        ended."""
+        """As `write`, for a large message: it counts as unread until it was read, or the call has ended."""
         if self.visit is not None:
             self.release = self.visit.hold(len(data))
         await self.write(data)
@@ -377,8 +377,7 @@ class Rpc:
         return self._size + self.call.file_bytes > field_limit.SMALL_MESSAGE and error.row.http == 400
 
     def end(self, *, sent: bool) -> None:
-        """Ends the call, before its response is sent. If it will not be `sent` soon, the call remains in
-        flight; end it once more then. Idempotent."""
+        """Ends the call. Until its response is `sent`, it stays in flight: end it again then. Idempotent."""
         self._front.streams.discard(self)
         if self._authenticated:
             self._authenticated = False
@@ -394,7 +393,8 @@ class Rpc:
                 self.release = None
 
     def cancelled(self) -> None:
-        """Reports a reset if the caller has cancelled the call early."""
+        """Reports a reset if the caller has cancelled the call early, and not by the call's own deadline."""
         now = self._loop.time()
-        if now < self.call.deadline and (not self._read or now - self._started < _RESET_TIME):
+        elapsed, left = now - self._started, self.call.deadline - now
+        if left > min(_SKEW, elapsed) and (not self._read or elapsed < _RESET_TIME):
             self._front.connections.reset(self.peer)

@@ -233,6 +233,32 @@ async def test_a_call_that_its_caller_cancels_early_counts_as_a_reset(
     assert [(report.code, report.http_status) for report in reports.calls] == [("", 0)]
 
 
+@METHODS
+@pytest.mark.parametrize(
+    ("skew", "elapsed", "reset"), [(60.0, 0.3, False), (60.0, 0.0, True), (0.0, 0.3, True)]
+)
+async def test_a_caller_whose_deadline_passes_slightly_earlier_has_not_reset_its_call(
+    method: str, skew: float, elapsed: float, reset: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rpc, "_RESET_TIME", 60.0)
+    monkeypatch.setattr(rpc, "_SKEW", skew)
+    begun = asyncio.Event()
+
+    async def wait(call: Call) -> None:
+        await asyncio.sleep(elapsed)
+        call.deadline = time.monotonic() + (20.0 if reset else elapsed / 2)
+        begun.set()
+        await forever(call)
+
+    connections = Recorder()
+    async with serve_scripted(ScriptedServices(before=wait), connections) as opened:
+        call = opened.task(method)
+        await begun.wait()
+        call.cancel()
+        await until(lambda: "ended" in connections.reports)
+    assert ("reset" in connections.reports) == reset
+
+
 @pytest.mark.parametrize(
     ("method", "refuses"), [("RunTask", True), ("StreamTask", True), ("StreamTask", False)]
 )
