@@ -250,8 +250,9 @@ class GuardedEvents:
             raise self._failed(f"yielded a result with {output or 'no output'}")
         if output == "text":
             self._check_text(result.text)
-        for image in result.image.images:
-            self._check_content_type(image.content_type, "image/")
+        elif output == "image":
+            for image in result.image.images:
+                self._check_content_type(image.content_type, "image/")
 
     def _check_text(self, text: TextOutput) -> None:
         """Refuse a text without a known finish reason, and a message that is not of the assistant, or has
