@@ -31,6 +31,9 @@ _IDEMPOTENCY_KEY = re.compile(r"[ \t]*([\x21-\x7e]{1,255})[ \t]*")
 """White space around a header is no part of it, as HTTP defines. gRPC does not remove it."""
 _NUMBER = re.compile(r"\s*[+]?([0-9]{1,400}(\.[0-9]{0,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,4})?\s*")
 _BEARER = re.compile(r"[ \t]*bearer +(\S+)[ \t]*", re.IGNORECASE)
+REPEATED_KEY = "Authorization was given twice."
+MALFORMED_KEY = "Malformed Authorization header."
+
 _PREFERENCES = re.compile(r'(?:[^,"]++|"(?:[^"\\]|\\.)*+"?)++')
 _HANDLING = re.compile(
     r'\s*+handling\s*+(?:=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]*+))\s*+)?(?:;.*)?', re.IGNORECASE | re.DOTALL
@@ -178,9 +181,12 @@ class Call:
                 header_error = invalid(_SINGLE_HEADERS[name], "given once")
         api_key, key_error = None, ""
         if "authorization" in repeated:
-            key_error = "Authorization was given twice."
-        elif bearer := _BEARER.fullmatch(get("authorization") or ""):
-            api_key = bearer[1]
+            key_error = REPEATED_KEY
+        elif authorization := get("authorization"):
+            if bearer := _BEARER.fullmatch(authorization):
+                api_key = bearer[1]
+            else:
+                key_error = MALFORMED_KEY
         now = clock()
         return cls(
             api_key=api_key,

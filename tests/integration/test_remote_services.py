@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pomelo.app import App
-from pomelo.call import Call
+from pomelo.call import MALFORMED_KEY, REPEATED_KEY, Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
@@ -90,10 +90,13 @@ async def test_the_caller_s_headers_reach_the_server(
 
 
 @pytest.mark.parametrize("secret", [KEY, "bad", None])
-async def test_a_repeated_key_is_repeated_to_the_server(secret: str | None) -> None:
+@pytest.mark.parametrize("key_error", [REPEATED_KEY, MALFORMED_KEY])
+async def test_an_invalid_authorization_header_is_as_invalid_to_the_server(
+    secret: str | None, key_error: str
+) -> None:
     async with ends() as opened:
         call = call_of(secret)
-        call.api_key, call.key_error = None, "Authorization was given twice."
+        call.api_key, call.key_error = None, key_error
         assert (await refusal(opened.services.access.admit(call))).code == "invalid_api_key"
         (seen,) = opened.scripted.calls
     assert (seen.api_key, seen.key_error) == (None, call.key_error)

@@ -10,7 +10,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pomelo.call import ADJUSTED_HEADER, DEFAULT_TIMEOUT, Call, Principal, before_deadline, report_adjustments
+from pomelo.call import (
+    ADJUSTED_HEADER,
+    DEFAULT_TIMEOUT,
+    MALFORMED_KEY,
+    Call,
+    Principal,
+    before_deadline,
+    report_adjustments,
+)
 from pomelo.gen.v1.task_pb2 import Adjustment
 from tests.unit.refusals import refused
 
@@ -22,20 +30,23 @@ def call(timeout: float | None = None, **headers: str) -> Call:
 
 
 @pytest.mark.parametrize(
-    ("header", "api_key"),
+    ("header", "api_key", "error"),
     [
-        ("Bearer abc", "abc"),
-        ("bearer abc", "abc"),
-        ("BEARER  abc ", "abc"),
-        (" \tBearer abc\t ", "abc"),
-        ("Basic abc", None),
-        ("abc", None),
-        ("Bearer a b", None),
-        ("", None),
+        ("Bearer abc", "abc", ""),
+        ("bearer abc", "abc", ""),
+        ("BEARER  abc ", "abc", ""),
+        (" \tBearer abc\t ", "abc", ""),
+        ("Basic abc", None, MALFORMED_KEY),
+        ("abc", None, MALFORMED_KEY),
+        ("Bearer", None, MALFORMED_KEY),
+        ("Bearer a b", None, MALFORMED_KEY),
+        ("Bearer a, Bearer b", None, MALFORMED_KEY),
+        ("", None, ""),
     ],
 )
-def test_the_scheme_of_a_key_is_read_in_any_case(header: str, api_key: str | None) -> None:
-    assert call(authorization=header).api_key == api_key
+def test_the_scheme_of_a_key_is_read_in_any_case(header: str, api_key: str | None, error: str) -> None:
+    made = call(authorization=header)
+    assert (made.api_key, made.key_error) == (api_key, error)
 
 
 @pytest.mark.parametrize("header", ["0", "-1", "nan", "inf", "soon", ""])

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from pomelo.call import ADJUSTED_HEADER, STRICT, Call
+from pomelo.call import ADJUSTED_HEADER, REPEATED_KEY, STRICT, Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
@@ -151,8 +151,8 @@ class Connection:
             ("x-request-timeout", f"{remaining:.6f}"),
         ]
         if authorization:
-            # A repeated header is repeated here: the server reports it, and counts it as a failed key.
-            metadata += [("authorization", authorization)] * (2 if call.key_error else 1)
+            # A repeated or malformed header is so here, too: the server reports it, and counts a failed key.
+            metadata += [("authorization", authorization)] * (2 if call.key_error == REPEATED_KEY else 1)
         if call.idempotency_key is not None and call.header_error is None:
             metadata.append(("idempotency-key", call.idempotency_key))
         if call.strict:
