@@ -101,6 +101,15 @@ async def test_an_error_equals_that_of_the_local_services(
     assert headers[0] == headers[1]
 
 
+async def test_a_refused_stream_is_never_entered(remote: Services, app: App, keys: Keys) -> None:
+    for services in (app.services, remote):
+        with pytest.raises(PomeloError, match="quantum"):
+            async with services.tasks.stream_task(
+                text_task("Hi", "quantum"), TaskOptions(), call_of(keys.test)
+            ):
+                pytest.fail("It was entered.")
+
+
 @pytest.mark.parametrize("key", [None, "junk", "schlüssel", "\udcff\udcfe", "x" * 7000, "tab\there"])
 async def test_no_invalid_key_breaks_the_channel(
     key: str | None, remote: Services, app: App, keys: Keys

@@ -300,6 +300,23 @@ async def test_cheap_turns_are_granted_in_growing_numbers_and_expensive_ones_one
     assert list(granted.values()) == rounds
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+async def test_a_stream_does_not_pass_those_that_wait_although_time_is_left(
+    clock: Clock, fresh: bool
+) -> None:
+    turns = Turns(clock=clock)
+    order: list[int] = []
+
+    async def stream(number: int, count: int = 1) -> None:
+        for _ in range(count):
+            await turns.next(fresh=fresh)
+            order.append(number)
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(spend_budget(turns, clock), stream(1, 2), *[stream(n) for n in (2, 3, 4)])
+    assert order == [1, 2, 3, 4, 1]
+
+
 async def test_a_turn_is_over_once_the_stream_has_yielded_even_with_time_left(clock: Clock) -> None:
     turns = Turns(clock=clock)
     turn = turns.stream()

@@ -291,6 +291,14 @@ async def test_a_key_can_not_group_usage_by_account_and_its_headers_are_checked(
         await accounts.sum_usage(sums, bad)
 
 
+async def test_a_refused_report_takes_no_place_of_another(store: Store) -> None:
+    accounts = accounts_of(store, True)
+    for _ in range(3):
+        with refused("invalid_parameter", "page_token"):
+            await accounts.list_usage(pb.ListUsageRequest(page_token="unknown"), call_of(None))
+    assert not (await accounts.list_usage(pb.ListUsageRequest(), call_of(None))).records
+
+
 async def test_an_account_runs_two_reports_at_a_time_and_the_others_wait(store: Store) -> None:
     started: list[str | None] = []
     go_on = asyncio.Event()

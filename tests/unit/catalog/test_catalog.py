@@ -182,6 +182,22 @@ def test_a_model_ends_with_its_last_route_and_is_announced_sixty_days_before(
     assert (model.retires, model.deprecated) == (retires, deprecated)
 
 
+def test_the_keys_of_a_route_that_the_catalogue_does_not_read_are_its_options(tmp_path: Path) -> None:
+    row = """
+speed = 1
+retires = 2027-01-31
+drop = ["seed"]
+clamp = { width = [256, 1440], height = [256, 1440, 32] }
+price = { image = "2" }
+price_version = "2026-11-27"
+price_note = "a contract"
+"""
+    (route,) = load(tmp_path, entry("x", route=row)).models["x"].routes
+    assert route.options == {"speed": 1}
+    assert route.clamp == {"width": (256, 1440, 0), "height": (256, 1440, 32)}
+    assert (route.price_version, route.price_note) == ("2026-11-27", "a contract")
+
+
 def test_the_operators_voices_are_options_of_the_routes_of_speech_models(tmp_path: Path) -> None:
     voices = '[voices]\n"My  Voice" = "id1"\n'
     catalog = load(tmp_path, entry("x", "text_to_speech", "speed = 1") + entry("y") + voices)

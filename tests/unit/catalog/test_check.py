@@ -86,6 +86,7 @@ def limited(limits: str) -> str:
         ('[models." x"]\n', 'models." x": its name must be a name of 1 to 200 printable characters'),
         (entry("n" * 201), "its name must be a name of 1 to 200"),
         ("[hosts]\nh = 3\n", "hosts.h: must be a table, not 3"),
+        ("[hosts]\nh = true\n", "hosts.h: must be a table, not true"),
         ("[modles]\n", "modles: is an unknown table. Did you mean models?"),
         ('[voices]\n"A b" = "x"\n"a  B" = "y"\n', 'voices."a  B": is listed twice'),
         ('[voices]\na = "x y"\n', "voices.a: must be a voice's id in quotes"),

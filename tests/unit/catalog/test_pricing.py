@@ -119,6 +119,12 @@ def test_the_maximum_cost_covers_every_split_of_the_input_and_every_tier(
     assert cost(replace(usage, provider_micros=0), price_table) <= max_cost(maximum, price_table)
 
 
+@pytest.mark.parametrize("dearest", CACHE_UNITS)
+def test_a_task_reserves_the_dearest_price_of_input_for_all_of_it(dearest: Any) -> None:
+    price_table = Prices({INPUT: 2 * 10**6, **dict.fromkeys(CACHE_UNITS, 10**6), dearest: 3 * 10**6})
+    assert max_cost(Usage(input_tokens=10), price_table) == 30
+
+
 @pytest.mark.parametrize(("tokens", "price"), [(99, 1), (100, 3), (101, 3), (999, 3), (1_000, 2)])
 def test_a_tier_begins_at_exactly_its_tokens(tokens: int, price: int) -> None:
     tiered = Prices(

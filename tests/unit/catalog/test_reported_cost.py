@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pomelo.catalog.pricing import Prices, Usage, cost
 from pomelo.catalog.reported_cost import Report, microdollars, with_reported_cost
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
+from pomelo.gen.v1.usage_pb2 import Usage as UsageCounts
 
 IMAGE = PriceUnit.PRICE_UNIT_IMAGE
 REPORTED = PriceUnit.PRICE_UNIT_PROVIDER_DOLLAR
@@ -77,6 +78,12 @@ def test_a_report_never_bills_more_than_the_reservation_and_never_nothing(
         assert cost(usage, prices) == ceil(Fraction(microdollars(amount) * dollar, 1_000_000)) > 0
     else:
         assert usage == ONE
+
+
+def test_a_reset_report_has_nothing_of_an_earlier_attempt() -> None:
+    report = Report(0.03, UsageCounts(input_tokens=7))
+    report.reset()
+    assert (report.cost, report.usage) == (None, None)
 
 
 def test_a_price_may_have_a_markup() -> None:

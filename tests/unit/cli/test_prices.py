@@ -30,6 +30,7 @@ def test_every_price_of_text_is_that_of_the_list_or_has_a_note() -> None:
             (272_001, "0.9", "0.8"),
         ),
         ("from_input_tokens = 272_001", "from_input_tokens = 300_000", (272_001, "0.4", "0.8")),
+        ("from_input_tokens = 272_001", "from_input_tokens = 272_000", (272_000, "0.8", "0.4")),
     ],
 )
 def test_a_difference_is_found(

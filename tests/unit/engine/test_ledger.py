@@ -13,6 +13,7 @@ from pomelo.engine.ledger import Ledger
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.stores.accounts import Wallet
+from pomelo.stores.ledger import LostReservationError
 from tests.calls import call_of
 from tests.unit.engine.failing_store import (
     ANY_ERROR,
@@ -120,6 +121,30 @@ async def test_a_refused_caller_that_has_left_has_nothing_to_void() -> None:
     store.waits["reserve"].set()
     await ledger.operations.idle()
     assert store.calls == ["reserve"]
+
+
+async def test_a_reserve_that_was_voided_meanwhile_is_refused_and_not_voided_again() -> None:
+    store, ledger = failing_ledger()
+    store.errors["reserve"] = LostReservationError("img_1")
+    with refused("store_unavailable"):
+        await reserve(ledger, "img_1")
+    await ledger.operations.idle()
+    assert store.calls == ["reserve"]
+
+
+async def test_a_void_is_retried_although_progress_can_not_be_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "PROGRESS_INTERVAL", 0.001)
+    store, ledger = failing_ledger("void", "note")
+    (await reserve(ledger, "img_released")).release()
+    running = await reserve(ledger, "img_running")
+    running.bill_partially(FixedUsage(lambda: Usage(images=1)))
+    running.record_output(1)
+    await until(lambda: "void img_released" in store.calls)
+    saving = asyncio.create_task(ledger.keep_progress())
+    await until(store.noted.is_set)
+    del store.errors["void"]
+    await until(lambda: "img_released" not in store.reserved)
+    saving.cancel()
 
 
 async def test_a_task_that_is_being_reserved_runs() -> None:

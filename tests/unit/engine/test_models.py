@@ -102,6 +102,27 @@ price_version = "own" """
             assert (asked.code, record.price_version, record.cost) == ("ok", "own", 3 * record.output_tokens)
 
 
+async def test_a_model_is_shown_with_the_price_of_its_first_route_and_the_days_of_its_end(
+    tmp_path: Path,
+) -> None:
+    row = entry("old", "text", more="deprecated = 2027-01-02\nretires = 2027-03-04")
+    other = """
+[[models.old.routes]]
+provider = "openai"
+model = "n"
+price = { million_output_tokens = "3" }
+price_version = "own"
+"""
+    (tmp_path / "catalog.toml").write_text(row.replace('provider = "p"', 'provider = "openai"') + other)
+    async with open_engine(tmp_path, catalog=tmp_path / "catalog.toml") as engine:
+        shown = await one(engine, await engine.account(), "old")
+    assert ([price.amount_micros for price in shown.prices], shown.price_version) == ([10**6], "2026-11-22")
+    assert [time.ToJsonString()[:10] for time in (shown.deprecate_time, shown.retire_time)] == [
+        "2027-01-02",
+        "2027-03-04",
+    ]
+
+
 async def test_a_task_and_its_result_have_the_name_by_which_the_model_was_asked_for(
     engine: EngineApp,
 ) -> None:

@@ -41,16 +41,17 @@ async def report(
     at: float = 1_005.0,
 ) -> TaskReport:
     """The report of a task that `error` ended `at` that time. `own`: its events raised the error."""
-    clock, reports, call = Clock(), Reports(), call_of("")
+    clock, reports, second, call = Clock(), Reports(), Reports(), call_of("")
     call.deadline = DEADLINE
     reservation = await reserve(failing_ledger()[1], "img_1") if reserved else None
-    task = ObservedTask([reports], clock, call, CALLER, "flux-1-pro", stream=stream)
+    task = ObservedTask([reports, second], clock, call, CALLER, "flux-1-pro", stream=stream)
     task.reservation, task.replayed = reservation, replayed
     task.failure = error if own and isinstance(error, Exception) else None
     clock.now = at
     task.__exit__(None if error is None else type(error), error, None)
     assert call.reported
     (found,) = reports.ended
+    assert second.ended == [found]
     return found
 
 

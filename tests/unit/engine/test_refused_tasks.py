@@ -9,7 +9,8 @@ import pytest
 
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
-from tests.tasks import TASK_TYPES, small_task, to_task
+from pomelo.tasks.base import LARGE
+from tests.tasks import TASK_TYPES, small_task, text_task, to_task
 from tests.unit.engine.apps import CREDITS, PROTOCOL, STREAM, Account, EngineApp, open_engine
 
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
@@ -71,6 +72,24 @@ async def test_a_task_with_an_unknown_field_takes_nothing(
         assert (answer.code, answer.error.field) == ("invalid_parameter", field)
         assert "Unknown field 999" in answer.error.message
     assert (await engine.used(account)).requests == 0
+
+
+@pytest.mark.parametrize("size", [1, LARGE])
+async def test_an_unknown_field_is_refused_in_a_task_of_any_size(engine: EngineApp, size: int) -> None:
+    spec = text_task("x" * size)
+    spec.text.MergeFromString(b"\xba\x3e\x01x")
+    answer = await engine.ask(await engine.account(), spec)
+    assert (answer.code, answer.error and answer.error.field) == ("invalid_parameter", "text")
+
+
+@STREAM
+@PROTOCOL
+async def test_a_task_without_an_input_lacks_its_first_field(
+    engine: EngineApp, protocol: str, stream: bool
+) -> None:
+    spec = TaskSpec(model="gpt-4")
+    answer = await engine.ask(await engine.account(), spec, protocol=protocol, stream=stream)
+    assert (answer.code, answer.error and answer.error.field) == ("missing_parameter", "messages")
 
 
 async def exhausted(engine: EngineApp) -> Account:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
@@ -54,6 +55,11 @@ FIRST = piece(0, id="call_1", name="weather")
 SECOND = piece(1, "{}", id="call_2", name="weather")
 LATE = "yielded a piece of tool call {} too early"
 UNUSABLE = "yielded a tool call without a usable id and name"
+
+
+def calling(call_id: str, size: int) -> ContentPart:
+    """A tool call with so many characters of arguments."""
+    return ContentPart(tool_call=ToolCall(id=call_id, name="weather", arguments_json="x" * size))
 
 
 def message(*parts: ContentPart, role: Any = Role.ROLE_ASSISTANT) -> TaskEvent:
@@ -153,6 +159,19 @@ async def test_the_events_of_a_task_type_are_passed_on_unchanged(
             [FIRST, *[piece(0, "x" * MAX_TEXT_CHARS)] * (MAX_BODY_BYTES // MAX_TEXT_CHARS + 1)],
             "yielded tool calls with more than 8,388,608 characters",
         ),
+        (
+            "text",
+            [message(calling("call_1", MAX_BODY_BYTES), calling("call_2", 1))],
+            "yielded tool calls with more than 8,388,608 characters",
+        ),
+        *[
+            (
+                "text_to_speech",
+                [TaskEvent(audio_chunk=AudioChunk(data=b"x", content_type=content_type))],
+                "yielded media of a content_type that is not audio/*",
+            )
+            for content_type in ("text/html", "audio/mpeg\r\nx: y")
+        ],
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
@@ -186,15 +205,32 @@ async def test_a_long_text_of_a_whole_response_is_not_split() -> None:
 
 async def test_long_arguments_in_a_piece_of_a_stream_are_split() -> None:
     arguments = "x" * MAX_TEXT_CHARS + "y"
-    first, second, _ = await guarded("text", piece(0, arguments, id="call_1", name="weather"), TEXT)
-    assert first == piece(0, "x" * MAX_TEXT_CHARS, id="call_1", name="weather")
-    assert second == piece(0, "y")
+    call = {"id": "call_2", "name": "weather"}
+    _, first, second, _ = await guarded("text", FIRST, piece(1, arguments, **call), TEXT)
+    assert first == piece(1, "x" * MAX_TEXT_CHARS, **call)
+    assert second == piece(1, "y")
 
 
 async def test_a_long_text_at_the_end_of_a_stream_keeps_its_tool_calls() -> None:
     delta, last = await guarded("text", message(ContentPart(text="x" * (MAX_TEXT_CHARS + 1)), A_CALL))
     assert delta.text_delta.text == "x" * MAX_TEXT_CHARS
     assert last == message(ContentPart(text="x"), A_CALL)
+
+
+@pytest.mark.parametrize("error", [SystemExit, asyncio.CancelledError, KeyError])
+async def test_whatever_a_plug_in_raises_while_it_is_closed_is_logged(
+    caplog: pytest.LogCaptureFixture, error: type[BaseException]
+) -> None:
+    async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
+        try:
+            yield WORD
+        finally:
+            raise error
+
+    events = GuardedEvents(method, "text", sample("text", Route("acme", "large")))
+    assert await anext(events) == WORD
+    await events.aclose()
+    assert "the provider acme failed unexpectedly while it was closed" in caplog.text
 
 
 @pytest.mark.parametrize(

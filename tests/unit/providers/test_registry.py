@@ -169,6 +169,17 @@ async def test_a_plug_in_that_can_not_be_opened_is_named_without_its_message(tmp
             pass
 
 
+async def test_a_plug_in_that_can_not_be_opened_is_not_configured(tmp_path: Path) -> None:
+    registry = read_registry(plugins=[point("acme", "Exiting")])
+    broken: list[str] = []
+    entries = [registry.entries["acme"], registry.entries["openai"]]
+    keys = {name: Credentials("secret") for name in ("acme", "openai")}
+    async with open_providers(entries, keys, on_broken=lambda name, reason: broken.append(name)) as providers:
+        configured = {name: provider.configured for name, provider in providers.items()}
+    assert broken == ["acme"]
+    assert configured == {"sandbox": True, "acme": False, "openai": True}
+
+
 def test_a_plug_in_that_exits_when_it_is_imported_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

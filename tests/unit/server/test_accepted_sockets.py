@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,20 @@ def test_a_disconnected_peer_is_reset_and_a_reused_descriptor_is_not_disconnecte
         assert not sockets.disconnect(found)
         client.sendall(b"x")
         assert accepted.recv(1) == b"x"
+
+
+def test_a_descriptor_that_became_that_of_a_file_is_left_alone(listener: socket.socket) -> None:
+    sockets = AcceptedSockets(listener.getsockname()[1])
+    with (
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0],
+        Path(__file__).open() as file,
+    ):
+        (found,) = sockets.list()
+        found.descriptor = file.fileno()
+        before = len(os.listdir("/proc/self/fd"))
+        assert not sockets.disconnect(found)
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_connection_that_is_ended_delivers_what_was_sent(listener: socket.socket) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from ipaddress import ip_network
 from itertools import pairwise
 
 import pytest
@@ -168,6 +169,20 @@ async def test_a_look_up_protects_a_connection_unless_its_address_has_flooded(
     assert guarded.closed == [connection] * flooding
 
 
+async def test_a_look_up_protects_a_connection_until_the_last_one_ends(guarded: Guarded) -> None:
+    guarded.limit(unauthenticated_bytes=1_000)
+    connection = guarded.connect()
+    for _ in range(2):
+        guarded.guard.checking(connection.peer)
+    connection.received = 1_001
+    for _ in range(2):
+        guarded.guard.checked(connection.peer)
+        guarded.scan(0.0)
+        assert guarded.closed == []
+    guarded.scan(0.0)
+    assert guarded.closed == [connection]
+
+
 @pytest.mark.parametrize("later", [0.0, 60.0, 60.1])
 async def test_an_address_that_has_flooded_is_remembered_for_the_penalty(
     guarded: Guarded, later: float
@@ -271,6 +286,15 @@ async def test_a_few_new_connections_replace_those_without_a_call(guarded: Guard
     assert guarded.closed == [old, unused[0]]
     new.append(guarded.connect("192.0.2.3"))
     assert guarded.closed == [old, unused[0], new[0]], "more than a sixteenth are new"
+
+
+async def test_a_trusted_network_has_no_share(guarded: Guarded) -> None:
+    guarded.limit(per_address=1, grace=0.0, trusted=(ip_network("192.0.2.0/24"),))
+    for _ in range(3):
+        guarded.connect("192.0.2.1")
+    others = [guarded.connect("198.51.100.1") for _ in range(2)]
+    guarded.scan()
+    assert guarded.closed == others[:1]
 
 
 async def test_connections_above_the_share_of_an_address_leave_room_for_the_others(guarded: Guarded) -> None:

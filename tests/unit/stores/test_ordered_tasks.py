@@ -106,6 +106,23 @@ async def test_a_task_ends_after_its_reserve_that_hung(tasks: OrderedTasks) -> N
     assert calls.begun == ["reserve", "settle"]
 
 
+async def test_a_task_is_busy_until_the_operation_that_ends_it_has_ended(tasks: OrderedTasks) -> None:
+    calls = Calls()
+    tasks.start("a", calls.named("reserve"))
+    tasks.start("a", calls.named("settle"), ends_task=True)
+    noting = tasks.start("a", calls.named("note"))
+    assert await fails(noting) is UnknownOutcomeError  # it waited too long
+    calls.end("reserve")
+    await until(lambda: calls.begun == ["reserve", "settle"])
+    assert tasks.is_busy("a")
+    voiding = tasks.start("a", calls.named("void"), ends_task=True)
+    assert await fails(voiding) is UnknownOutcomeError  # it waited for the settlement, not for the note
+    assert tasks.is_busy("a")
+    calls.end("settle")
+    await until(lambda: not tasks.is_busy("a"))
+    assert calls.begun == ["reserve", "settle"]
+
+
 async def test_what_ends_a_task_is_repeated_until_its_outcome_is_known(
     tasks: OrderedTasks, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,14 @@ async def test_a_server_that_never_answers_is_refused_in_time(server: FakeServer
     assert 1 <= server.connections <= 3
 
 
+async def test_only_a_server_that_does_not_answer_is_asked_again(server: FakeServer) -> None:
+    server.answer = lambda chunk: None
+    url = parse_url(f"redis://127.0.0.1:{server.port}/3")
+    with pytest.raises(StoreError, match="can't be reached"):
+        await connect(url, Timing(), patience=0.2)
+    assert server.connections == 1
+
+
 @pytest.mark.parametrize(
     ("login", "db", "sent"),
     [
