@@ -49,21 +49,29 @@ def to_message(text: str) -> pb.Budget | None:
     """The message of a budget's text; None if that is empty."""
     if not text:
         return None
-    limit, _, period = text.partition("/")
-    return pb.Budget(limit_micros=int(limit), period=PERIODS[period])
+    limit, period = _parse(text)
+    return pb.Budget(limit_micros=limit, period=PERIODS[period])
 
 
 def format_budget(text: str) -> str:
     """A budget's text for people, such as 5/day; none if it is empty."""
-    limit, _, period = text.partition("/")
-    return f"{format_credits(int(limit))}/{period}" if text else "none"
+    if not text:
+        return "none"
+    limit, period = _parse(text)
+    return f"{format_credits(limit)}/{period}"
 
 
 def budget_of(record: KeyRecord) -> KeyBudget | None:
     if not record.budget:
         return None
-    limit, _, period = record.budget.partition("/")
-    return KeyBudget(f"budget:{record.origin or record.key_id}.{period}", int(limit), period)
+    limit, period = _parse(record.budget)
+    return KeyBudget(f"budget:{record.origin or record.key_id}.{period}", limit, period)
+
+
+def _parse(text: str) -> tuple[int, str]:
+    """The limit in microcredits and the period of a budget's text."""
+    limit, _, period = text.partition("/")
+    return int(limit), period
 
 
 def current(budget: KeyBudget, now: float) -> Budget:

@@ -241,7 +241,7 @@ class Keyring:
         try:
             if used:
                 await self._store.record_key_use(used)
-        except PomeloError:
+        except BaseException:  # also if it is cancelled: the store may not have stored them
             self._used = used | self._used
             raise
 

@@ -32,7 +32,7 @@ from pomelo.media.content_types import HEAD_BYTES, UNKNOWN, image_type, sniff
 from pomelo.media.duration import Measurer
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import Job
-from pomelo.providers.fitting import Fitting, Given, fit
+from pomelo.providers.fitting import Fitting, Given
 from pomelo.stores.usage import encode_metadata
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import LARGE, AudioInfo, Estimate, TaskDefinition, no_media
@@ -119,12 +119,8 @@ class Acceptance:
             candidates = self._router.candidates(model, definition.name, live=principal.live)
         except PomeloError:  # provider_not_configured, which is refused after the limits and credits
             candidates = []
-        estimate = None
-        to_fit = given, model, definition, candidates, call
-        if large:
-            fitted, billed, estimate = await asyncio.to_thread(self._fit_large, *to_fit, stream)
-        else:
-            fitted, billed = self._fit(*to_fit)
+        fit_input = partial(self._fit, given, model, definition, candidates, call, stream)
+        fitted, billed, estimate = await asyncio.to_thread(fit_input) if large else fit_input()
         if call.strict:
             call.response_headers["Preference-Applied"] = STRICT
             if billed.adjustments:
@@ -142,10 +138,7 @@ class Acceptance:
             if info.exceeds(model):
                 most = model.limits.max_audio_seconds
                 raise invalid("audio", f"audio of at most {most} seconds", maximum=most)
-        if estimate is None:
             estimate = definition.estimate(billed.input, model, billed.route, info)
-            if stream:  # not later: the progress of all streams is computed in one step
-                estimate.count_input()
         prices, price_version = model.prices_for(billed.route)
         media_bytes = 0
         if definition.media_size is not no_media and (
@@ -218,25 +211,6 @@ class Acceptance:
             call.reserve(files.size)
 
     def _fit(
-        self, given: Given[Any], model: Model, definition: TaskDefinition, routes: list[Candidate], call: Call
-    ) -> tuple[Fitting, Fitting]:
-        """The input as the first of the `routes` takes it, and as the route takes it by which it is billed
-        and adjusted. With strict handling, only routes without adjustments may take over from the first one:
-        the others are removed."""
-        if not routes:
-            billed = self._router.preview(model, definition.name, given)
-            return billed, billed
-        first = routes[0]
-        fitted = fit(given, model, first.route, first.hook)
-        if not isinstance(first, LiveCandidate):
-            return fitted, self._router.preview(model, definition.name, given)
-        if call.strict:
-            for other in routes[1:]:
-                if other.fit(given, model).adjustments:
-                    routes.remove(other)
-        return fitted, fitted
-
-    def _fit_large(
         self,
         given: Given[Any],
         model: Model,
@@ -244,13 +218,20 @@ class Acceptance:
         routes: list[Candidate],
         call: Call,
         stream: bool,
-    ) -> tuple[Fitting, Fitting, Estimate | None]:
-        """As `_fit`, for a thread; with the estimate, unless it needs the length of audio."""
-        fitted, billed = self._fit(given, model, definition, routes, call)
-        if definition.audio:
-            return fitted, billed, None
+    ) -> tuple[Fitting, Fitting, Estimate]:
+        """The input as the first of the `routes` takes it; as the route takes it by which it is billed and
+        adjusted; and the estimate of the latter, without its audio. With strict handling, only routes without
+        adjustments may take over from the first one: the others are removed."""
+        first = routes[0] if routes else None
+        if isinstance(first, LiveCandidate):
+            fitted = billed = first.fit(given, model)
+            if call.strict:
+                routes[1:] = [other for other in routes[1:] if not other.fit(given, model).adjustments]
+        else:
+            billed = self._router.preview(model, definition.name, given)
+            fitted = billed if first is None else first.fit(given, model)
         estimate = definition.estimate(billed.input, model, billed.route, _NO_AUDIO)
-        if stream:
+        if stream:  # not later: the progress of all streams is computed in one step
             estimate.count_input()
         return fitted, billed, estimate
 

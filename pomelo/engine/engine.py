@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from typing import Any
 
 from pomelo.accounts.access import Access
@@ -51,13 +52,12 @@ class Engine:
         self._router = router
         self._media = media
         self._turns = turns
-        self._observed = observers, ledger.monotonic
-        """The first arguments of each `ObservedTask`."""
+        self._observe = partial(ObservedTask, observers, ledger.monotonic)
 
     async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
         principal = await self._access.authenticate(call)
         try:
-            with ObservedTask(*self._observed, call, principal, spec.model, stream=False) as task:
+            with self._observe(call, principal, spec.model, stream=False) as task:
                 accepted = task.accepted = await self._accept(spec, options, call, principal, stream=False)
                 reservation = await self._reserve(accepted, call)
                 if isinstance(reservation, idempotency.ReplayedTask):
@@ -97,7 +97,7 @@ class Engine:
     ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
         principal = await self._access.authenticate(call)
         try:
-            with ObservedTask(*self._observed, call, principal, spec.model, stream=True) as task:
+            with self._observe(call, principal, spec.model, stream=True) as task:
                 accepted = task.accepted = await self._accept(spec, options, call, principal, stream=True)
                 reservation = await self._reserve(accepted, call)
                 if isinstance(reservation, idempotency.ReplayedTask):

@@ -188,7 +188,8 @@ class Ledger:
             if isinstance(outcome, Refused):
                 if request.budget is not None and outcome.counter == request.budget.name:
                     assert principal.budget is not None
-                    (use,) = await self.store.budget_use(draft.wallet, [request.budget])
+                    read = partial(self.store.budget_use, draft.wallet, [request.budget])
+                    (use,) = await self.operations.outcome(read)
                     # If this clock was set back, the store may be in a later period.
                     raise budgets.exceeded(principal.budget, request.minimum, max(now, use.start))
                 raise limits.refusal(outcome, request.minimum, now)

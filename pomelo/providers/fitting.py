@@ -261,8 +261,9 @@ def fit(
     """Fit a valid input to `route`. `max_tokens` are the tokens of output that are reserved; None: the
     model's own maximum."""
     fitting = Fitting(given, route)
-    _limit_tokens(fitting, model.limits.max_output_tokens, max_tokens)
     present = fitting.present
+    if max_tokens is not None or "max_tokens" in present:
+        _limit_tokens(fitting, model.limits.max_output_tokens, max_tokens)
     for name in route.drop:
         if name in present:
             fitting.drop(name)

@@ -15,7 +15,9 @@ STORES: Mapping[str, str] = {
     "redis://": "pomelo.stores.redis:open_redis",
     "rediss://": "pomelo.stores.redis:open_redis",
     "redis+cluster://": "pomelo.stores.redis:open_redis",
+    "rediss+cluster://": "pomelo.stores.redis:open_redis",
     "redis+sentinel://": "pomelo.stores.redis:open_redis",
+    "rediss+sentinel://": "pomelo.stores.redis:open_redis",
 }
 """Beginning of a URL -> "module:function", which opens the store of a URL and an archive. The module's
 `check_url` checks them."""
@@ -24,8 +26,8 @@ STORES: Mapping[str, str] = {
 def open_store(url: str, *, archive: str = "") -> AbstractAsyncContextManager[Store]:
     """Opens a store and closes it on exit: `sqlite:PATH`, or Redis.
 
-    Redis: `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, `rediss://…` with TLS,
-    `redis+cluster://HOST:PORT,HOST:PORT…` or `redis+sentinel://HOST:PORT,HOST:PORT…/SERVICE`.
+    Redis: `redis://[USER:PASSWORD@]HOST[:PORT][/DB]`, `redis+cluster://HOST:PORT,HOST:PORT…` or
+    `redis+sentinel://HOST:PORT,HOST:PORT…/SERVICE`; with `rediss` in place of `redis` over TLS.
     `?persistence=none` allows a server that loses its data when it restarts. `archive` is where usage records
     are moved from Redis: `sqlite:PATH` or `postgresql://USER:PASSWORD@HOST/DATABASE`.
 

@@ -121,9 +121,9 @@ class TextCollector(Collector):
             self._rest_calls = output_calls(output)
             for call in self._rest_calls:
                 call.arguments_json = call.arguments_json or _NO_ARGUMENTS
-        self._usage = self._complete_usage(last)
         self.output_bytes += _size(self._rest) + sum(map(_call_size, self._rest_calls))
-        self.output_bytes += len(_NO_ARGUMENTS) * len(self._empty_calls)
+        self._usage = self._complete_usage(last)
+        self.output_bytes += len(_NO_ARGUMENTS) * len(self._empty_calls)  # which no model has generated
         reason = output.finish_reason
         # Some vendors call it a stop if a tool was called, or the reverse.
         if reason in (FINISH_REASON_STOP, FINISH_REASON_TOOL_CALLS):
@@ -161,9 +161,8 @@ class TextCollector(Collector):
         if valid_input and valid_output:
             return usage
         self._counted = False
-        size = self.output_bytes + _size(self._rest) + sum(map(_call_size, self._rest_calls))
-        counts = usage, valid_input, valid_output, size
-        if (size > LARGE and not self._stream) or self._context.estimate.count_input.is_slow:
+        counts = usage, valid_input, valid_output, self.output_bytes
+        if (self.output_bytes > LARGE and not self._stream) or self._context.estimate.count_input.is_slow:
             self._uncounted = counts
             self.must_count = True
             return _NO_USAGE
@@ -188,7 +187,7 @@ class TextCollector(Collector):
 
     def _validate_usage(self, usage: Usage) -> tuple[bool, bool]:
         """Whether a provider's counts of input and of output are possible; impossible ones are logged."""
-        min_output = 1 if self.output_bytes or self._rest or self._rest_calls else 0
+        min_output = 1 if self.output_bytes else 0
         max_output = self._context.model.limits.max_output_tokens or MAX_TOKENS
         valid_input = self._is_valid_input(usage)
         valid_output = min_output <= usage.output_tokens <= max_output

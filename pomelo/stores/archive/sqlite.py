@@ -58,8 +58,7 @@ class _SqliteArchive:
             if connection.in_transaction:  # of an earlier call that could not be rolled back
                 connection.execute("ROLLBACK")
             with Transaction(connection):
-                for record in records:
-                    usage.insert_once(connection, record)
+                usage.insert_new_records(connection, records)
 
         await self._run(write)
 

@@ -169,9 +169,10 @@ class Ledger:
         elif task.ending:
             self._writer.then(lambda _: self._settle(settlement, wallet, future), future)
         else:
-            task.recount({counter.name: counter.amount for counter in counters}, self._clock())
+            now = self._clock()
+            task.recount({counter.name: counter.amount for counter in counters}, now)
             answer = None if task.key is None else settlement.answer
-            self._end(task, task.charge(record), answer, settled, future)
+            self._end(task, now, task.charge(record), answer, settled, future)
 
     def void(self, wallet: Wallet, task_id: str, *, refund: bool = False) -> Awaitable[None]:
         return self.with_wallet(wallet.account, wallet.live, partial(self._void, task_id, refund))
@@ -186,7 +187,7 @@ class Ledger:
             now = self._clock()
             task.recount(None if refund else {}, now)
             if task.stored:
-                self._end(task, None, None, nothing, future)
+                self._end(task, now, None, None, nothing, future)
             else:
                 self._release(task, now)
                 self._writer.counts_changed(wallet)
@@ -204,17 +205,19 @@ class Ledger:
         else:
             now = self._clock()
             task.recount({}, now)
-            self._end(task, task.charge(recovered(task.record, now)), None, nothing, future)
+            self._end(task, now, task.charge(recovered(task.record, now)), None, nothing, future)
 
     def _end(
         self,
         task: Reservation,
+        now: float,
         record: UsageRecord | None,
         answer: bytes | None,
         result: Callable[[UsageRecord | None], Any],
         future: asyncio.Future[Any],
     ) -> None:
-        """Writes the end of a task. `result` maps the record that it has then to what the future returns."""
+        """Writes the end of a task at `now`. `result` maps the record that it has then to what the future
+        returns."""
         wallet = task.wallet
 
         def done(_: Any, error: Exception | None) -> None:
@@ -241,7 +244,7 @@ class Ledger:
 
         task.ending = True
         wallet.ending += 1
-        self._writer.end(End(task, done, record, answer, self._clock()), self._tasks)
+        self._writer.end(End(task, done, record, answer, now), self._tasks)
 
     def _release(self, task: Reservation, now: float) -> None:
         task.release(now)
@@ -345,7 +348,7 @@ class Ledger:
             return future
         wallet = self._wallets.get((account, live)) or self._add_wallet(account, live)
         if wallet.loaded and not wallet.waiting:
-            self._writer.act(lambda: act(wallet, future), future)
+            self._writer.act(partial(act, wallet, future), future)
             return future
         if not wallet.loaded and not wallet.waiting:
             self._writer.queue(
@@ -356,7 +359,7 @@ class Ledger:
         def resume(_: Any, error: Exception | None) -> None:
             wallet.waiting -= 1
             if wallet.loaded:
-                self._writer.act(lambda: act(wallet, future), future)
+                self._writer.act(partial(act, wallet, future), future)
             else:
                 fail(future, error or PomeloError("store_unavailable"))
 

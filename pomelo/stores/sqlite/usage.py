@@ -43,13 +43,13 @@ _Position = tuple[float, int]
 """The time and rowid of a record: the order of all reports."""
 
 
-def insert_once(connection: sqlite3.Connection, record: UsageRecord) -> None:
-    """Adds a task's record. Does nothing if the task has one."""
-    connection.execute(f"{_INSERT} ON CONFLICT (task_id) DO NOTHING", records.values(record))
-
-
 def insert_records(connection: sqlite3.Connection, ended: Iterable[UsageRecord]) -> None:
     connection.executemany(_INSERT, map(records.values, ended))
+
+
+def insert_new_records(connection: sqlite3.Connection, ended: Iterable[UsageRecord]) -> None:
+    """As `insert_records`, without the records of tasks that have one."""
+    connection.executemany(f"{_INSERT} ON CONFLICT (task_id) DO NOTHING", map(records.values, ended))
 
 
 def find_record(connection: sqlite3.Connection, task_id: str) -> UsageRecord | None:

@@ -103,3 +103,26 @@ async def test_the_last_use_is_stored_when_the_process_ends(store: Store, keyrin
     await keyring.authenticate(call(key))
     await cancel(keeping)
     assert await used(store, record.key_id) is not None
+
+
+async def test_a_use_that_was_being_stored_when_the_process_ends_is_stored_again(
+    store: Store, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.accounts.keys.USE_INTERVAL", 0.001)
+    failing = FailingStore(store)
+    keyring = Keyring(failing, ROOT, clock=clock, monotonic=clock)  # type: ignore[arg-type]
+    record, key = await keyring.create()
+    await keyring.authenticate(call(key))
+    storing = asyncio.Event()
+
+    async def hang() -> None:
+        storing.set()
+        await asyncio.Event().wait()
+
+    failing.failing, failing.meanwhile = True, hang
+    keeping = asyncio.create_task(keyring.keep_use())
+    async with asyncio.timeout(20):
+        await storing.wait()
+    failing.failing = False
+    await cancel(keeping)
+    assert await used(store, record.key_id) is not None

@@ -37,7 +37,10 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("ARCHIVE", ("sqlite:a.db", "postgresql://a/b"), ("postgres://a/b", "a.db")),
         (
             "STORE",
-            ("sqlite:", "redis://a", "rediss://a", "redis+cluster://a", "redis+sentinel://a/b"),
+            (
+                *("sqlite:", "redis://a", "rediss://a", "redis+cluster://a", "redis+sentinel://a/b"),
+                *("rediss+cluster://a", "rediss+sentinel://a/b"),
+            ),
             ("sqlite:a.db", "memcached://a"),
         ),
     ],

@@ -60,6 +60,8 @@ class FailingStore:
         self.waits: dict[str, asyncio.Event] = {}
         self.refused = False
         """Whether each reserve is refused for lack of credits."""
+        self.refused_counter = ""
+        """The name of the budget that lacks them; empty: the wallet does."""
         self.takes_effect = False
         """Whether a call takes effect before its error is raised."""
         self.concurrent = self.max_concurrent = 0
@@ -89,7 +91,7 @@ class FailingStore:
         self.calls.append("reserve")
         draft = request.draft
         if self.refused:
-            refused = Refused(LimitStatus(0), "insufficient_credits")
+            refused = Refused(LimitStatus(0), "insufficient_credits", self.refused_counter)
             return self._do("reserve", draft.task_id, refused, lambda: None)
         work = lambda: self.reserved.__setitem__(draft.task_id, draft)  # noqa: E731
         return self._do("reserve", draft.task_id, Reserved(LimitStatus(0), request.maximum), work)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from pomelo.accounts.plans import BUILTIN
+from pomelo.call import KeyBudget
 from pomelo.catalog.pricing import Prices, Usage
 from pomelo.engine import ledger as ledgers
 from pomelo.engine.ledger import Ledger
@@ -90,6 +92,17 @@ async def test_any_error_of_reading_limits_is_store_unavailable(error: str) -> N
     store.errors["limit_status"] = UNEXPECTED_ERRORS[error]()
     with refused("store_unavailable"):
         await ledger.limit_status(Wallet("default", True), ())
+
+
+@ANY_ERROR
+async def test_any_error_of_reading_the_use_of_a_budget_is_store_unavailable(error: str) -> None:
+    store, ledger = failing_ledger()
+    store.errors["budget_use"] = UNEXPECTED_ERRORS[error]()
+    store.refused, store.refused_counter = True, "budget:key.day"
+    caller = replace(CALLER, budget=KeyBudget("budget:key.day", 1, "day"))
+    job = accepted_job("img_1", MODEL, Usage(images=1), caller)
+    with refused("store_unavailable"):
+        await ledger.reserve(job, BUILTIN["unlimited"], call_of(""))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 from pomelo.stores import check_store
 from pomelo.stores.base import StoreError
 from pomelo.stores.redis.connection import Timing
-from pomelo.stores.redis.url import connect, parse_url
+from pomelo.stores.redis.url import SCHEMES, connect, parse_url
 from tests.certificates import make_certificate
 from tests.ports import free_port
 from tests.unit.stores.fake_redis import FakeServer
@@ -163,7 +163,7 @@ async def test_sentinels_without_a_primary_are_an_error_of_one_short_line() -> N
     )
 
 
-@pytest.mark.parametrize("scheme", ["redis://", "rediss://", "redis+cluster://", "redis+sentinel://"])
+@pytest.mark.parametrize("scheme", SCHEMES)
 async def test_a_url_without_a_server_is_refused_with_its_form(scheme: str) -> None:
-    with pytest.raises(StoreError, match=re.escape(f"names no server. Use {scheme}HOST:PORT")):
-        await check_store(scheme)
+    with pytest.raises(StoreError, match=re.escape(f"names no server. Use {scheme}://HOST:PORT")):
+        await check_store(f"{scheme}://")
