@@ -35,7 +35,7 @@ def error_body(error: PomeloError, request: Request | None = None) -> bytes:
     return to_json({"error": error_members(error, request)})
 
 
-def error_members(error: PomeloError, request: Request | None = None) -> dict[str, str | None]:
+def error_members(error: PomeloError, request: Request | None) -> dict[str, str | None]:
     """Returns the members of an error: message, type, code; for a request of a path under /v1, `param` too.
     None: the request can't be read."""
     # A field name from the caller may contain characters that can't be encoded as UTF-8.

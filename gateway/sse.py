@@ -59,7 +59,7 @@ class SseResponse:
     )  # fmt: skip
 
     def __init__(
-        self, request: Request, call: Call, keep_alive: float, encode: Callable[[bytes], bytes] | None = None
+        self, request: Request, call: Call, keep_alive: float, encode: Callable[[bytes], bytes] | None
     ) -> None:
         self._encode = encode
         self._stream: ResponseStream | None = None
@@ -186,15 +186,13 @@ async def stream_task(
     that nothing can fail after it. If it is large, it counts as unread.
 
     Raises:
-        PomeloError: an error before anything was sent.
+        Exception: what fails before anything was sent.
         ConnectionError: the client has left.
     """
     sse = SseResponse(request, call, gateway.options.keep_alive, stream_format.encode)
     renderers = stream_format.renderers
     objects = stream_format.open(TaskStarted())
     last = b""
-    failure: PomeloError | None = None
-    read: Callable[[], None] | None = None
     try:
         async with gateway.services.tasks.stream_task(task.spec, task.options, call) as events:
             sse.start()
@@ -213,23 +211,18 @@ async def stream_task(
         if not last:
             raise ValueError("the stream ended without its last event")
     except PomeloError as error:
-        failure = error
-    except Exception as error:
-        if isinstance(error, ConnectionError) and request.is_closing:
+        if not request.answered:
             raise
-        failure = log_unexpected(call)
+        last = stream_format.render_error(objects, error, request)
+    except Exception as error:
+        if not request.answered or (isinstance(error, ConnectionError) and request.is_closing):
+            raise
+        last = stream_format.render_error(objects, log_unexpected(call), request)
     finally:
         sse.stop()
+    release = visit.hold(len(last)) if len(last) > LARGE_RESPONSE else None
     try:
-        if failure is None:
-            if len(last) > LARGE_RESPONSE:
-                read = visit.hold(len(last))
-            await sse.finish(last)
-        elif request.answered:
-            await sse.finish(stream_format.render_error(objects, failure, request))
-        else:
-            raise failure
+        await sse.finish(last)
     finally:
-        if read is not None:
-            read()
-        del failure  # its traceback references this frame
+        if release is not None:
+            release()

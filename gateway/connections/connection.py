@@ -291,14 +291,19 @@ class Connection(HttpConnection):
 
     def _watch_stall(self, raw: asyncio.Transport) -> None:
         unread = unread_bytes(raw)
-        self._stall_timer = self._loop.call_later(self._write_timeout, self._check_stall, unread)
+        self._stall_timer = self._loop.call_later(
+            self._write_timeout, self._check_stall, unread, self._written - unread
+        )
 
-    def _check_stall(self, before: int) -> None:
+    def _check_stall(self, unread: int, read: int) -> None:
+        """Resets the connection if its client, which had `read` so many bytes and left so many `unread`, has
+        hardly read on."""
         self._stall_timer = None
         raw = self._raw_transport
         if raw is None:
             return
-        if before - unread_bytes(raw) >= min(before, self._write_timeout * MIN_READ_RATE):
+        read_since = self._written - unread_bytes(raw) - read
+        if read_since >= min(unread, self._write_timeout * MIN_READ_RATE):
             self._watch_stall(raw)
         else:
             reset(raw)

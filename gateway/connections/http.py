@@ -45,7 +45,7 @@ class HttpConnection(BaseProtocol):
 
     __slots__ = (
         "_closing", "_content", "_idle_deadline", "_idle_timer", "_linger_timeout", "_live", "_pipelined",
-        "_request_count", "_task", "_unparsed", "idle_timeout",
+        "_request_count", "_task", "_unparsed", "_written", "idle_timeout",
     )  # fmt: skip
 
     def __init__(self, live: set[HttpConnection], idle_timeout: float, linger_timeout: float) -> None:
@@ -70,6 +70,7 @@ class HttpConnection(BaseProtocol):
         self._task: asyncio.Task[None] | None = None
         self._content: StreamReader | None = None
         self._unparsed = b""
+        self._written = 0
         self._closing = False
         self._idle_deadline = 0.0
         self._idle_timer: asyncio.TimerHandle | None = None
@@ -250,6 +251,7 @@ class HttpConnection(BaseProtocol):
         transport = self.transport
         if transport is None or transport.is_closing():
             raise ConnectionResetError("the client has left")
+        self._written += len(data)
         transport.write(data)
 
     async def drain(self) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic_core import to_json
-
 from gateway import sse
 from gateway.openai.parameters import Values
 from gateway.openai.text import TextParameters
 from gateway.types.base import Link, StreamObjects, open_object
 from gateway.types.text import FORMAT
-from gateway.types.text.results import FINISH_REASONS, open_chunk, render_message
+from gateway.types.text.results import FINISH_REASONS, open_last_chunk, render_message
 from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
@@ -99,9 +97,7 @@ class ChatChunks(StreamObjects):
 
 
 def _render_last(chunks: ChatChunks, result: TaskResult) -> bytes:
-    content = b'"content":""' if chunks.is_first else b""
-    reason = to_json(FINISH_REASONS.get(result.text.finish_reason))
-    events = sse.encode_event(b'%b%b},"finish_reason":%b}]}' % (open_chunk(chunks), content, reason))
+    events = sse.encode_event(open_last_chunk(chunks, result) + b"}")
     if chunks.include_usage:
         usage = open_object(result, _CHUNK, choices=[], usage=_usage(result.usage)) + b"}"
         events += sse.encode_event(usage)

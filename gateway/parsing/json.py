@@ -159,7 +159,7 @@ def _too_many() -> PomeloError:
     )
 
 
-def _syntax_error(data: bytes | bytearray, reason: str) -> PomeloError:
+def _syntax_error(data: bytes, reason: str) -> PomeloError:
     """Returns the error for text that jiter refused with the message `reason`."""
     if (duplicate := _DUPLICATE.match(reason)) is not None:
         return invalid(shorten_name(duplicate[1]), "given once")
@@ -169,7 +169,7 @@ def _syntax_error(data: bytes | bytearray, reason: str) -> PomeloError:
         return PomeloError(
             "invalid_body", "The body looks like a form. Let your HTTP client set Content-Type"
         )
-    encoding = json.detect_encoding(bytes(data[:4]))
+    encoding = json.detect_encoding(data[:4])
     if not encoding.startswith("utf-8"):
         return PomeloError("invalid_body", f"The body is in {encoding.upper()[:6]}. Send JSON in UTF-8")
     if "unicode" in reason:
@@ -183,7 +183,7 @@ def _syntax_error(data: bytes | bytearray, reason: str) -> PomeloError:
     return PomeloError("invalid_body", f"The body is not JSON: {reason}")
 
 
-def _lone_surrogate(data: bytes | bytearray, reason: str) -> tuple[str, str] | None:
+def _lone_surrogate(data: bytes, reason: str) -> tuple[str, str] | None:
     """Returns the field whose text has a lone surrogate (empty: the name of a field has it) and its escape;
     None if the error is another."""
     position = _POSITION.search(reason)
@@ -197,7 +197,7 @@ def _lone_surrogate(data: bytes | bytearray, reason: str) -> tuple[str, str] | N
         escape = _SURROGATE.match(data, max(at, 0))
     if escape is None:
         return None
-    truncated = bytes(data[: escape.start()]) + _MARKER.encode()
+    truncated = data[: escape.start()] + _MARKER.encode()
     value = partial_json(truncated, allow_partial="trailing-strings")
     name = ""
     while value and not isinstance(value, str):
@@ -214,7 +214,7 @@ def _lone_surrogate(data: bytes | bytearray, reason: str) -> tuple[str, str] | N
     return (shorten_name(name), escape[0].decode()) if name else None
 
 
-def _is_escaped(data: bytes | bytearray, at: int) -> bool:
+def _is_escaped(data: bytes, at: int) -> bool:
     """Returns whether the backslash at `at` is the second one of an escaped backslash."""
     before = data[:at]
     return (len(before) - len(before.rstrip(b"\\"))) % 2 == 1

@@ -55,19 +55,12 @@ def check_task_type(task_type: int, expected: int) -> None:
 
 def render_result(result: TaskResult, link: Link) -> bytes:
     """Returns a result as the JSON object of its type."""
-    return _format_of(result).render_result(result, link)
+    return _FORMATS_BY_OUTPUT[result.WhichOneof("output") or ""].render_result(result, link)
 
 
 def render_last(objects: StreamObjects, result: TaskResult, link: Link) -> bytes:
     """Returns the JSON object that ends a stream with `result`."""
-    task_format = _format_of(result)
+    task_format = _FORMATS_BY_OUTPUT[result.WhichOneof("output") or ""]
     if task_format.render_last is not None:
         return task_format.render_last(objects, result)
     return task_format.render_result(result, link)
-
-
-def _format_of(result: TaskResult) -> TaskFormat:
-    task_format = _FORMATS_BY_OUTPUT.get(result.WhichOneof("output") or "")
-    if task_format is None:
-        raise ValueError("the result has no known output")
-    return task_format

@@ -51,11 +51,11 @@ def call_operator(
     try:
         return asyncio.run(run())
     except PomeloError as error:
-        name = (names or {}).get(error.field or "")
-        if name is None:
+        field, names = error.field or "", names or {}
+        if field not in names:
             raise
-        message = re.sub(rf"\b{re.escape(error.field or '')}\b", name, error.message, count=1)
-        if (error.field or "").endswith("_micros"):
+        message = re.sub(rf"\b{re.escape(field)}\b", names[field], error.message, count=1)
+        if field.endswith("_micros"):
             message = _with_credits(message, error)
         raise FailureError(f"{error.code}: {message}") from error
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pomelo.cli.operator import call_operator, list_pages
+from pomelo.cli.operator import PAGE_SIZE, call_operator, list_pages
 from pomelo.cli.safe_text import csv_cell
 from pomelo.cli.terminal import (
     Config,
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from pomelo.gen.v1.usage_pb2 import Usage
     from pomelo.service import Operator
 
-_PAGE_SIZE = 1_000
 _COUNTS = (
     *("input_tokens", "cached_input_tokens", "cache_write_input_tokens", "output_tokens"),
     *("characters", "images", "audio_seconds"),
@@ -87,7 +86,7 @@ def usage(
 
     request: pb.ListUsageRequest | pb.SumUsageRequest
     if by is None:
-        request = pb.ListUsageRequest(account_id=account, page_size=_PAGE_SIZE)
+        request = pb.ListUsageRequest(account_id=account, page_size=PAGE_SIZE)
     else:
         request = pb.SumUsageRequest(account_id=account, group_by=[_grouping(by)])
     if live is not None:

@@ -242,8 +242,7 @@ async def _serve(
     task_log: TaskLog,
 ) -> None:
     readiness = Readiness("store_unavailable")
-    # The other end is closed when the supervisor is gone, even if it was killed.
-    asyncio.get_running_loop().add_reader(pipe.fileno(), stop.set)
+    stop_without_supervisor(pipe, stop)
     try:
         async with (
             open_observed_app(settings, task_log, readiness, number) as (app, admin),
@@ -255,3 +254,14 @@ async def _serve(
         if stop.is_set():
             raise
         pipe.send(explain(error))
+
+
+def stop_without_supervisor(pipe: Connection, stop: asyncio.Event) -> None:
+    """Sets `stop` when the supervisor is gone, even if it was killed: the other end of its pipe is closed."""
+    loop = asyncio.get_running_loop()
+
+    def on_closed() -> None:
+        loop.remove_reader(pipe.fileno())  # it would be called again and again until the process has ended
+        stop.set()
+
+    loop.add_reader(pipe.fileno(), on_closed)

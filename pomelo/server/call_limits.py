@@ -131,14 +131,10 @@ class Pool:
             raise PomeloError("overloaded")
         self.count += 1
 
-    def release(self) -> None:
+    def release(self, *error: object) -> None:
         self.count -= 1
 
-    def __enter__(self) -> None:
-        self.take()
-
-    def __exit__(self, *error: object) -> None:
-        self.release()
+    __enter__, __exit__ = take, release
 
 
 class NewestFirst:

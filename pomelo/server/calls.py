@@ -11,7 +11,7 @@ import logging
 import math
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
@@ -30,8 +30,12 @@ from pomelo.telemetry.events import report_call
 
 log = logging.getLogger("pomelo.server")
 
-Method = Callable[[Rpc], Awaitable[bytes | None]]
-"""Serves a call. Returns the serialized response, or None if it has written its messages itself."""
+Response = Message | bytes | None
+"""A response, or None if the method has written its messages itself."""
+
+Method = Callable[[Rpc], Awaitable[Awaitable[Response]]]
+"""Admits a call and receives its message. Returns an awaitable of the response, so that no frame remains here
+that each event of a stream would resume."""
 
 
 class FrontEnd(ServerState):
@@ -66,6 +70,8 @@ class FrontEnd(ServerState):
                 rpc = Rpc(self, context)
                 outcome = await self.outcome(rpc, context, serve, name)
                 if not isinstance(outcome, tuple):
+                    if isinstance(outcome, Message):
+                        outcome = outcome.SerializeToString()
                     if outcome is not None and len(outcome) > LARGE_RESPONSE:
                         _hold(rpc, len(outcome))
                         self._report_sending(context)
@@ -111,9 +117,9 @@ class FrontEnd(ServerState):
         the method."""
 
         async def handle(request: Any, context: Any) -> Any:
-            async def serve(rpc: Rpc) -> Any:
+            async def serve(rpc: Rpc) -> Awaitable[Any]:
                 rpc.scope.reschedule(math.inf)
-                return await method(request)
+                return method(request)
 
             outcome = await self.outcome(Rpc(self, context), context, serve, "")
             if isinstance(outcome, tuple):
@@ -122,14 +128,14 @@ class FrontEnd(ServerState):
 
         return handle
 
-    async def outcome(self, rpc: Rpc, context: Any, serve: Method, name: str) -> bytes | Refusal | None:
+    async def outcome(self, rpc: Rpc, context: Any, serve: Method, name: str) -> Response | Refusal:
         """Runs a call. Returns its response, or the arguments with which to abort it. `name` is that of the
         method, for reports."""
         code, status = "", 0
         try:
             try:
                 with rpc.scope:
-                    response = await serve(rpc)
+                    response = await (await serve(rpc))
             except PomeloError as failure:
                 error = without_traceback(failure)
             except TimeoutError as failure:
@@ -214,7 +220,7 @@ def _is_abandoned() -> bool:
     return task is None or len(task._callbacks) > 1
 
 
-async def _refuse_unknown_method(rpc: Rpc) -> None:
+async def _refuse_unknown_method(rpc: Rpc) -> NoReturn:
     if (refusal := await rpc.admit_if_known()) is not None:
         raise refusal
     raise PomeloError("method_not_allowed", "This method does not exist. Check its name")
@@ -226,26 +232,27 @@ def keyless(method: Callable[..., Any]) -> Callable[..., Any]:
     return method
 
 
-def _serve(method: MethodDescriptor, function: Callable[..., Awaitable[Any]]) -> Method:
+def _serve(method: MethodDescriptor, function: Callable[..., Awaitable[Response]]) -> Method:
     """Adapts a servicer's method to `Method`."""
     request_type = GetMessageClass(method.input_type)
     is_keyless = getattr(function, "keyless", False)
     is_upload = method.client_streaming
 
-    async def serve(rpc: Rpc) -> bytes | None:
+    async def serve(rpc: Rpc) -> Awaitable[Response]:
         if is_keyless:
-            response: Message | bytes | None = await function(rpc)
-        elif is_upload:
-            try:
-                await rpc.admit()
-                response = await function(rpc)
-            except PomeloError:
-                await rpc.discard_rest()
-                raise
-        else:
+            return function(rpc)
+        if is_upload:
+            return upload(rpc)
+        await rpc.admit()
+        return function(await rpc.message(request_type), rpc)
+
+    async def upload(rpc: Rpc) -> Response:
+        try:
             await rpc.admit()
-            response = await function(await rpc.message(request_type), rpc)
-        return response.SerializeToString() if isinstance(response, Message) else response
+            return await function(rpc)
+        except PomeloError:
+            await rpc.discard_rest()
+            raise
 
     return serve
 

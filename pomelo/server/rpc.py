@@ -51,9 +51,9 @@ class Rpc:
     """One gRPC call: its `Call`, its messages, and its response."""
 
     __slots__ = (
-        "_authenticated", "_context", "_front", "_loop", "_pool", "_read", "_served", "_size",
-        "_started", "accepted", "call", "gateway", "model", "opening", "peer", "refused_body", "release",
-        "scope", "timeout_error", "trusted", "unread", "visit", "write",
+        "_authenticated", "_context", "_front", "_loop", "_pool", "_read", "_release", "_served", "_size",
+        "_started", "accepted", "call", "gateway", "model", "opening", "peer", "refused_body", "scope",
+        "timeout_error", "trusted", "unread", "visit", "write",
     )  # fmt: skip
 
     def __init__(self, front: ServerState, context: Any) -> None:
@@ -66,7 +66,7 @@ class Rpc:
         self._started = started = loop.time()
         self.accepted = False  # whether the initial metadata of a stream were sent
         self.opening = False  # whether initial metadata are being sent, or were when the call was cancelled
-        self.release: Callable[[], None] | None = None
+        self._release: Callable[[], None] | None = None
         """Ends the count of a message as unread, while a large one is sent."""
         self.unread: float | None = None  # as in `pomelo.server.unread_streams.Stream`
         self.write: Callable[[bytes], Awaitable[None]] = context.write
@@ -331,13 +331,12 @@ class Rpc:
         self.unread = None
 
     async def write_large(self, data: bytes) -> None:
-        """As `write`, for a large message: it counts as unread until it was read, or the call has ended."""
-        if self.visit is not None:
-            self.release = self.visit.hold(len(data))
+        """As `write`, for a large message of an admitted call: it is unread until read, or the call's end."""
+        assert self.visit is not None
+        self._release = self.visit.hold(len(data))
         await self.write(data)
-        if self.release is not None:
-            self.release()
-            self.release = None
+        self._release()
+        self._release = None
 
     def close(self) -> None:
         """Sets the trailing metadata of a successful call to the headers that were not sent yet."""
@@ -388,9 +387,9 @@ class Rpc:
             if self._pool is not None:
                 self._pool.release()
                 self._pool = None
-            if self.release is not None:
-                self.release()
-                self.release = None
+            if self._release is not None:
+                self._release()
+                self._release = None
 
     def cancelled(self) -> None:
         """Reports a reset if the caller has cancelled the call early, and not by the call's own deadline."""

@@ -103,17 +103,17 @@ class FaultUpstream:
     @property
     def bfl_base_url(self) -> str:
         """The base URL of Black Forest Labs, without /v1."""
-        return f"{self.url}/bfl"
+        return f"{self.url}{bfl_protocol.PREFIX}"
 
     @property
     def together_base_url(self) -> str:
         """The base URL of Together, without /v1."""
-        return f"{self.url}/together"
+        return f"{self.url}{together_protocol.PREFIX}"
 
     @property
     def replicate_base_url(self) -> str:
         """The base URL of Replicate, without /v1."""
-        return f"{self.url}/replicate"
+        return f"{self.url}{replicate_protocol.PREFIX}"
 
     @property
     def anthropic_base_url(self) -> str:

@@ -114,6 +114,37 @@ async def test_a_client_must_read_at_the_minimum_rate(gateway: GatewayApp, step:
         assert client.is_aborted is not survives
 
 
+@pytest.mark.parametrize(("step", "survives"), [(99, False), (103, True)], ids=["too slow", "in time"])
+async def test_what_is_written_meanwhile_does_not_hide_what_a_client_reads(
+    gateway: GatewayApp, step: int, survives: bool
+) -> None:
+    checks = 0
+
+    class SteadyTransport(ClientTransport):
+        """A client that has read `step` more bytes at each of three checks, and then everything."""
+
+        def get_write_buffer_size(self) -> int:
+            nonlocal checks
+            checks += 1
+            if not self.is_closing():
+                self.read(step if checks <= 3 else len(self.unread))
+            return len(self.unread)
+
+    async def respond(request: Request) -> None:
+        stream = ResponseStream(request, {"Content-Type": "audio/mpeg"})
+        stream.push(b"x" * 1_000)
+        stream.push(b"x" * 60_000)
+        await stream.finish()
+
+    async with open_clients(gateway.services, write_timeout=0.1) as clients:
+        client = clients.accept(SteadyTransport)
+        client.connection._respond = respond
+        client.connection.connection_made(client)
+        client.connection.data_received(ACCOUNT)
+        await until(lambda: client.closed.is_set() or client.received.endswith(b"0\r\n\r\n"))
+        assert client.is_aborted is not survives
+
+
 def full_sockets(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
     """Returns the two ends of a connection; the first has sent until the kernel buffers no more."""
     with socket.create_server(("127.0.0.1", 0)) as listening:

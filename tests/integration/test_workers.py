@@ -7,13 +7,14 @@ import json
 import os
 import signal
 from functools import partial
+from multiprocessing import Pipe
 from pathlib import Path
 
 import aiohttp
 import psutil
 import pytest
 
-from pomelo.cli.workers import _Worker
+from pomelo.cli.workers import _Worker, stop_without_supervisor
 from pomelo.settings import load
 from tests.integration.commands import free_addresses, pomelo
 from tests.redis_server import RedisServer
@@ -127,6 +128,26 @@ async def test_workers_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
             os.kill(served.pid, signal.SIGKILL)
             await asyncio.to_thread(psutil.wait_procs, orphans, 20)
             assert not [p for p in orphans if p.is_running()]
+
+
+async def test_a_worker_whose_supervisor_is_gone_does_not_spin_while_it_drains() -> None:
+    class CountedEvent(asyncio.Event):
+        count = 0
+
+        def set(self) -> None:
+            self.count += 1
+            super().set()
+
+    of_supervisor, of_worker = Pipe()
+    with of_worker:
+        stop = CountedEvent()
+        stop_without_supervisor(of_worker, stop)
+        of_supervisor.close()
+        async with asyncio.timeout(20):
+            await stop.wait()
+        for _ in range(5):
+            await asyncio.sleep(0.001)
+        assert stop.count == 1
 
 
 async def test_workers_with_sqlite_are_refused_with_the_reason(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def render_message(message: Message) -> dict[str, Any]:
 
 def render_delta(objects: StreamObjects, delta: TextDelta) -> tuple[bytes, ...]:
     """Returns a `task.completion.chunk` of text."""
-    opening = objects.prefixes.get(_CHUNK) or open_chunk(objects)
+    opening = objects.prefixes.get(_CHUNK) or _open_chunk(objects)
     return (b'%b"content":%b},"finish_reason":null}]}' % (opening, to_json(delta.text)),)
 
 
@@ -54,7 +54,7 @@ def render_tool_call(objects: StreamObjects, delta: ToolCallDelta) -> tuple[byte
     call: dict[str, Any] = {"function": {"arguments": delta.arguments_json}}
     if delta.id:
         call = _render_call(delta)
-    opening = objects.prefixes.get(_CHUNK) or open_chunk(objects)
+    opening = objects.prefixes.get(_CHUNK) or _open_chunk(objects)
     return (
         b'%b"tool_calls":[%b]},"finish_reason":null}]}' % (opening, to_json({"index": delta.index, **call})),
     )
@@ -67,21 +67,17 @@ def _render_call(call: ToolCall | ToolCallDelta) -> dict[str, Any]:
 
 def render_last(objects: StreamObjects, result: TaskResult) -> bytes:
     """Returns the last `task.completion.chunk`, with finish_reason and usage."""
-    has_text = not objects.is_first
-    return b"".join(
-        (
-            open_chunk(objects),
-            b"" if has_text else b'"content":""',
-            b'},"finish_reason":',
-            to_json(FINISH_REASONS.get(result.text.finish_reason)),
-            b'}],"usage":',
-            to_json(_render_usage(result.usage)),
-            b"}",
-        )
-    )
+    return b'%b,"usage":%b}' % (open_last_chunk(objects, result), to_json(_render_usage(result.usage)))
 
 
-def open_chunk(objects: StreamObjects) -> bytes:
+def open_last_chunk(objects: StreamObjects, result: TaskResult) -> bytes:
+    """Returns the last chunk, with finish_reason, without its closing brace, so that more can be appended."""
+    content = b'"content":""' if objects.is_first else b""
+    reason = to_json(FINISH_REASONS.get(result.text.finish_reason))
+    return b'%b%b},"finish_reason":%b}]' % (_open_chunk(objects), content, reason)
+
+
+def _open_chunk(objects: StreamObjects) -> bytes:
     """Returns the beginning of a chunk, up to the members of its delta."""
     # Only the first chunk has the role.
     role = b'"role":"assistant",' if objects.is_first else b""

@@ -9,8 +9,6 @@ import pytest
 from pomelo.catalog.catalog import CatalogError
 from tests.unit.catalog.entries import entry, load
 
-VERSION = 'price_version = "1"'
-
 
 def limited(limits: str) -> str:
     return entry("x").replace("max_characters = 100", limits)

@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 from pomelo.providers.sandbox.samples import MAX_TEXT_BYTES, TextEmbedder, alaw, extract, pcm, ulaw
 from tests.unit.providers.sandbox.sandbox_jobs import decode
 
-CARRIERS = {1: st.binary(min_size=1), 2: st.binary(min_size=2)}
-
 
 @pytest.mark.parametrize(("code", "demuxer"), [(ulaw, "mulaw"), (alaw, "alaw")])
 def test_every_sample_is_decoded_to_nearly_the_same_value(code: object, demuxer: str) -> None:
