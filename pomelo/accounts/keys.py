@@ -37,6 +37,9 @@ CACHE_SECONDS = 30.0
 CACHE_SIZE = 10_000
 """The maximum number of cached keys."""
 
+LOOK_UP_TIME = 5.0
+"""Seconds that the store has to look up a key: less than a call may take without a valid key."""
+
 USE_INTERVAL = 60.0
 """Seconds between two times at which it is stored when keys were used last."""
 
@@ -316,15 +319,23 @@ class Keyring:
                 await self._store.rehash_key(record.key_id, record.digest, record.digest, self._secret_id)
 
     async def _look_up(self, key: str) -> _CachedKey | None:
-        """Reads a key from the store. Malformed keys do not reach it; unknown keys are not cached."""
+        """Reads a key from the store. Malformed keys do not reach it; unknown keys are not cached.
+
+        Raises:
+            PomeloError: store_unavailable; also if the store hangs.
+        """
         key_id = parse(key)
         if key_id is None:
             return None
         epoch = self._epoch
-        record = await self._store.get_key(key_id)
-        if record is None:
-            return None
-        account = await self._store.get_account(record.account)
+        try:
+            async with asyncio.timeout(LOOK_UP_TIME):
+                record = await self._store.get_key(key_id)
+                if record is None:
+                    return None
+                account = await self._store.get_account(record.account)
+        except TimeoutError:
+            raise PomeloError("store_unavailable") from None
         if self._previous and hmac.compare_digest(digest := self._digest(key), record.digest):
             self._rehash(key_id, digest, digest)  # otherwise unknown: the key was made before the rotation
         expires = math.inf if record.expires is None else record.expires

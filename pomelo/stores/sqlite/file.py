@@ -24,6 +24,9 @@ from pomelo.stores.sqlite.transaction import Transaction
 
 _MIN_SQLITE = (3, 37, 0)
 
+_BUSY_TIMEOUT = 1000
+"""Milliseconds that a transaction waits for another program's lock. All callers wait meanwhile."""
+
 _DISK_CODES = frozenset(
     {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
 )
@@ -163,6 +166,7 @@ def _prepare(
     connection.execute("PRAGMA foreign_keys = ON")
     damage.check_log(connection, path, commits)
     _migrate(connection, path, begin)
+    connection.execute(f"PRAGMA busy_timeout = {_BUSY_TIMEOUT}")
 
 
 def _check_application(connection: sqlite3.Connection, path: Path) -> None:

@@ -299,20 +299,26 @@ class Writer:
             self._collect()
 
     def _failed(self, batch: Batch, error: Exception) -> None:
-        """Repeats the parts of a batch one by one, so that one that fails does not affect the others."""
+        """Repeats the parts of a batch one by one, so that one that fails does not affect the others. If the
+        file is locked, all that write have failed."""
         if not self.closed:
             for wallet in batch.wallets:
                 self.counts_changed(wallet)
+        operations = batch.operations
         if not batch.repeated:
-            # Operations first: one may have noted a task that ends.
-            self._repeated.extend((*batch.operations, *batch.ends))
             self.failing = self.failing or batch.writes
-            return
+            if not _is_locked(error):
+                # Operations first: one may have noted a task that ends.
+                self._repeated.extend((*operations, *batch.ends))
+                return
+            # Each part that writes would wait as long again. One that reads needs no lock.
+            self._repeated.extend(operation for operation in operations if operation.reads)
+            operations = [operation for operation in operations if not operation.reads]
         error = self.translate(error)
         self._lost = True
         for end in batch.ends:
             end.done(None, error)
-        for operation in batch.operations:
+        for operation in operations:
             operation.done(None, error)
 
     def translate(self, error: Exception) -> Exception:
@@ -367,6 +373,11 @@ class Writer:
             self._loop.call_soon_threadsafe(callback, *arguments)
         except RuntimeError:
             return  # the loop is closed; nobody waits
+
+
+def _is_locked(error: Exception) -> bool:
+    """Whether another program has locked the file, so that no part of the batch can be written."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
 
 
 def _errors(outcomes: list[tuple[Any, Exception | None]] | Exception) -> list[Exception]:

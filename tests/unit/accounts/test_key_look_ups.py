@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import Any
+
+import pytest
 
 from pomelo.accounts.key_format import make_key
 from pomelo.accounts.keys import CACHE_SIZE, Keyring
@@ -52,6 +55,16 @@ async def test_another_process_sees_a_revocation_within_thirty_seconds(
     await keyring.revoke(record.key_id)
     clock.now += 30
     await assert_refused(other, key)
+
+
+async def test_a_look_up_in_a_store_that_hangs_ends(
+    keyring: Keyring, counting_store: CountingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.accounts.keys.LOOK_UP_TIME", 0.01)
+    _, key = await keyring.create()
+    counting_store.on_look_up = asyncio.Event().wait
+    assert (await refusal(keyring, key)).code == "store_unavailable"
+    await keyring.authenticate(call(key))
 
 
 async def test_a_key_that_is_revoked_during_its_look_up_is_not_cached(
