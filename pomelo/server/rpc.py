@@ -331,7 +331,8 @@ class Rpc:
         self.unread = None
 
     async def write_large(self, data: bytes) -> None:
-        """As `write`, for a large message of an admitted call: it is unread until read, or the call's end."""
+        """As `write`, for a large message of an admitted call: it counts as unread until the caller has read
+        it, or the call has ended."""
         assert self.visit is not None
         self._release = self.visit.hold(len(data))
         await self.write(data)
