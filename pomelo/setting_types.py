@@ -18,6 +18,9 @@ from pomelo.stores import STORES
 _PLAN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BUCKET = re.compile(r"(s3|gs)://[^/?#@\s]+(/[^?#\s]*)?|az://[^/?#@\s]+/[^?#\s]+")
 
+_SIZE = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*[A-Za-z]*\s*")
+_SPACE = re.compile(r"\s")
+
 _EXPECTED = {
     "extra_forbidden": "there is no such key",
     "bool_parsing": "must be 1 or 0",
@@ -37,6 +40,13 @@ def describe_refusal(error_type: str, message: str) -> str:
     )
 
 
+def _size(value: Any) -> Any:
+    # ByteSize reads the beginning of a text: 8,388,608 as 8 bytes.
+    if isinstance(value, bool) or (isinstance(value, str) and not _SIZE.fullmatch(value)):
+        raise ValueError(_EXPECTED["byte_size"])
+    return value
+
+
 def _address(text: str) -> str:
     if text:
         split_address(text)
@@ -52,7 +62,7 @@ def _url(text: str) -> str:
         host = URL(text).host
     except ValueError:
         host = None
-    if not host:
+    if not host or _SPACE.search(text):
         raise ValueError(
             "must be the URL of a server, such as https://api.example or http://10.0.0.5:8000/v1"
         )
@@ -97,7 +107,11 @@ def _alert_url(text: str) -> str:
         url = URL(text)
     except ValueError:
         url = URL()
-    if not url.host or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.host))):
+    if (
+        not url.host
+        or _SPACE.search(text)
+        or not (url.scheme == "https" or (url.scheme == "http" and is_loopback(url.host)))
+    ):
         raise ValueError("must be https://HOST/PATH, or http:// on this machine")
     return text
 
@@ -135,7 +149,8 @@ Archive = Annotated[str, AfterValidator(_archive)]
 Bucket = Annotated[str, AfterValidator(_bucket)]
 Secret = Annotated[str, AfterValidator(_secret)]
 PlanName = Annotated[str, AfterValidator(_plan)]
-MessageSize = Annotated[ByteSize, Field(gt=0, le=2**29)]
+Size = Annotated[ByteSize, BeforeValidator(_size)]
+MessageSize = Annotated[Size, Field(gt=0, le=2**29)]
 """Bytes. gRPC counts those of a message in 31 bits, and receives up to twice the limit."""
 Limit = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
 ApiKey = Annotated[str | None, AfterValidator(_api_key)]

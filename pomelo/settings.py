@@ -29,6 +29,7 @@ from pomelo.setting_types import (
     PlanSettings,
     Secret,
     Secrets,
+    Size,
     Store,
     Url,
     Urls,
@@ -123,22 +124,21 @@ class Settings(BaseModel):
     delivery_origins: Urls = ()
     """Private origins that vendors' files may be downloaded from, such as http://10.0.0.5:9000."""
     trusted_proxies: Networks = ()
-    """Addresses and networks of reverse proxies, such as 10.0.0.0/8. Their gRPC connections carry many
-    callers' calls, so one caller's fault does not close them; for REST connections see `idle_timeout`. Their
-    X-Forwarded-For has the address of the caller."""
+    """Addresses and networks of reverse proxies, such as 10.0.0.0/8. One caller's fault does not close their
+    gRPC connections; for REST see `idle_timeout`. Their X-Forwarded-For has the address of the caller."""
     providers: Mapping[str, ProviderSettings] = Field(default_factory=dict, repr=False)
     """By name; `acme_api_key` and `acme_base_url` are short forms for the provider acme."""
     variables: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Environment variables that may be a provider's, such as ACME_API_KEY; they override `providers`."""
     json_limit: MessageSize = ByteSize(8 * _MIB)
-    upload_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(50 * _MIB)
+    upload_limit: Annotated[Size, Field(gt=0)] = ByteSize(50 * _MIB)
     inline_limit: MessageSize = ByteSize(4 * _MIB)
     upstream_connections: int = Field(default=256, ge=1, le=65536)
     """Concurrent connections of one process to each vendor's host."""
-    media_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(10 * 1024 * _MIB)
+    media_limit: Annotated[Size, Field(gt=0)] = ByteSize(10 * 1024 * _MIB)
     """Maximum bytes of all media; `media_account_limit` applies to one account and mode."""
-    media_account_limit: Annotated[ByteSize, Field(gt=0)] = ByteSize(1024 * _MIB)
-    disk_reserve: Annotated[ByteSize, Field(ge=0)] | None = None
+    media_account_limit: Annotated[Size, Field(gt=0)] = ByteSize(1024 * _MIB)
+    disk_reserve: Annotated[Size, Field(ge=0)] | None = None
     """Disk bytes that media leave free for the ledger; None: 512 MiB, or a tenth of a smaller disk."""
     max_calls: int = Field(default=2000, ge=1, le=1_000_000)
     """Concurrent calls of both protocols; one account has at most half of them."""

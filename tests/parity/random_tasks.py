@@ -46,13 +46,14 @@ NUMBERS = (
     20.01,
     2**53,
 )
+# Not an empty language or format: REST refuses it, and over gRPC it is the same message as without the field.
 LANGUAGES = (
-    "en", "EN", "de", "deu", "ger", "en-US", "en_US", "zh-Hans", "cmn", "xx", "", "english", "pt-br", "iw", "no", "fil",
+    "en", "EN", "de", "deu", "ger", "en-US", "en_US", "zh-Hans", "cmn", "xx", "english", "pt-br", "iw", "no", "fil",
     "und", "mul", "i-klingon", "x-foo", "en-", "-en", "en--US", " en",
 )  # fmt: skip
 FORMATS = (
     "mp3_44100_128", "mp3_44100_193", "wav_16000", "wav_48000", "pcm_16000", "ulaw_8000", "ulaw_16000", "alaw_8000",
-    "opus_48000_64", "opus_48000_256", "MP3_44100_128", "mp3", "", "pcm_16000_16", "png",
+    "opus_48000_64", "opus_48000_256", "MP3_44100_128", "mp3", "pcm_16000_16", "png",
 )  # fmt: skip
 FILES = (
     b"a",

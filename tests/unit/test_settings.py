@@ -230,7 +230,11 @@ def test_an_empty_variable_turns_a_server_off_and_counts_as_absent_otherwise() -
         *[("JSON_LIMIT", "much"), ("UPLOAD_LIMIT", "0"), ("GRACE", "-1"), ("INSECURE", "perhaps")],
         *[("ALERT_URL", "http://hooks.example/x"), ("ALERT_URL", "hooks.example"), ("ALERT_BALANCE", "20")],
         *[("ALERT_SECRET", "a" * 40), ("ALERT_SECRET", "whsec_abc"), ("ALERT_URL", "https://[/x")],
-        ("ALERT_URL", "https://"),
+        *[
+            ("ALERT_URL", "https://"),
+            ("ALERT_URL", "https://hooks.example /x"),
+            ("PUBLIC_URL", "https://a b"),
+        ],
         *[("MEDIA", "/srv/media"), ("MEDIA", "file:///srv"), ("MEDIA", "s3://"), ("MEDIA", "az://account")],
         *[
             ("MEDIA", "s3://key:secret@bucket"),
@@ -250,6 +254,11 @@ def test_the_error_for_a_wrong_value_is_one_line_with_the_variable(name: str, va
         ("PAGE", "perhaps", "must be 1 or 0"),
         ("JSON_LIMIT", "much", "must be a number of bytes, such as 8388608 or 8MiB"),
         ("JSON_LIMIT", "8 miles", "must be a number of bytes, such as 8388608 or 8MiB"),
+        *[
+            (name, value, "must be a number of bytes, such as 8388608 or 8MiB")
+            for name in ("UPLOAD_LIMIT", "DISK_RESERVE")
+            for value in ("8,388,608", "1.5.0GiB", "10GiB # a comment", "8MiB;", "127.0.0.1:80", "\uff18MiB")
+        ],
         ("JSON_LIMIT", "1GiB", "must be less than or equal to 536870912"),
         ("GRACE", "long", "must be a number"),
         ("GRACE", "-1", "must be greater than or equal to 0"),
@@ -260,6 +269,16 @@ def test_the_error_for_a_wrong_value_is_one_line_with_the_variable(name: str, va
 )
 def test_the_error_for_a_wrong_value_says_what_it_must_be(name: str, value: str, expected: str) -> None:
     assert load_error({f"POMELO_{name}": value}) == f"POMELO_{name}: {expected}"
+
+
+def test_a_size_is_a_number_with_or_without_a_unit(config: Path) -> None:
+    sizes = {"8388608": 2**23, " 8MiB ": 2**23, "8 mib": 2**23, "1.5GiB": 3 * 2**29, "1KB": 1000}
+    for text, size in sizes.items():
+        assert load(None, {"POMELO_UPLOAD_LIMIT": text}).upload_limit == size
+    config.write_text("upload_limit = 8388608")
+    assert load(config, {}).upload_limit == 2**23
+    config.write_text("upload_limit = true")
+    assert load_error({}, config).startswith("POMELO_UPLOAD_LIMIT: must be a number of bytes")
 
 
 def test_alerts_may_have_several_receivers_and_secrets() -> None:
