@@ -220,6 +220,16 @@ async def test_no_limit_of_one_connection_applies_to_a_gateway(guarded: Guarded,
     assert guarded.closed == [connection] * (not trusted)
 
 
+async def test_each_message_explains_bytes_of_its_own(guarded: Guarded) -> None:
+    guarded.limit(unexplained=0, reading_bytes=0)
+    connection = guarded.connect(calls=0)
+    for _ in range(9):
+        guarded.guard.received(connection.peer, 0)
+        connection.received += 256
+        guarded.scan(0.0)
+    assert guarded.closed == []
+
+
 # --- shares and totals
 
 
@@ -278,11 +288,9 @@ async def test_a_few_new_connections_replace_those_without_a_call(guarded: Guard
 
 async def test_a_trusted_network_has_no_share(guarded: Guarded) -> None:
     guarded.limit(per_address=1, grace=0.0, trusted=(ip_network("192.0.2.0/24"),))
-    for _ in range(3):
-        guarded.connect("192.0.2.1")
-    others = [guarded.connect("198.51.100.1") for _ in range(2)]
+    _, _, other, _ = [guarded.connect(host) for host in ["192.0.2.1"] * 2 + ["198.51.100.1"] * 2]
     guarded.scan()
-    assert guarded.closed == others[:1]
+    assert guarded.closed == [other]
 
 
 async def test_connections_above_the_share_of_an_address_leave_room_for_the_others(guarded: Guarded) -> None:
