@@ -17,7 +17,6 @@ from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import TABLE, PomeloError
 from pomelo.front_ends import gateway_proof
-from pomelo.gen.v1.account_service_pb2 import ListUsageRequest, SumUsageRequest
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.providers.sandbox.triggers import ERRORS
@@ -108,45 +107,6 @@ async def test_a_refused_stream_is_never_entered(remote: Services, app: App, key
                 text_task("Hi", "quantum"), TaskOptions(), call_of(keys.test)
             ):
                 pytest.fail("It was entered.")
-
-
-@pytest.mark.parametrize("key", [None, "junk", "schlüssel", "\udcff\udcfe", "x" * 7000, "tab\there"])
-async def test_no_invalid_key_breaks_the_channel(
-    key: str | None, remote: Services, app: App, keys: Keys
-) -> None:
-    errors = []
-    for services in (app.services, remote):
-        call = call_of(None)
-        call.api_key = key
-        errors.append(error_parts(await refusal(services.tasks.run_task(text_task(), TaskOptions(), call))))
-        errors.append(error_parts(await refusal(events_of(services, text_task(), call))))
-    assert len(set(errors)) == 1
-    assert errors[0][0] == "invalid_api_key"
-
-
-async def test_an_invalid_header_is_reported_after_an_invalid_key_and_before_the_task(
-    remote: Services, app: App, keys: Keys
-) -> None:
-    for services in (app.services, remote):
-        for key, code in [(keys.test, "invalid_parameter"), (keys.revoked, "invalid_api_key")]:
-            for ask in _every_way(services):
-                call = call_of(key, x_request_timeout="soon")
-                assert call.header_error is not None
-                assert (await refusal(ask(call))).code == code
-                assert ("X-Pomelo-Mode" in call.response_headers) == (key == keys.test)
-
-
-def _every_way(services: Services) -> list[Callable[[Call], Any]]:
-    bad = text_task(model="nope")
-    return [
-        lambda call: services.tasks.run_task(bad, TaskOptions(), call),
-        lambda call: events_of(services, bad, call),
-        lambda call: list_all_models(services.models, call),
-        lambda call: services.models.get_model("nope", call),
-        lambda call: services.accounts.get_account(call),
-        lambda call: services.accounts.list_usage(ListUsageRequest(page_size=-1), call),
-        lambda call: services.accounts.sum_usage(SumUsageRequest(page_size=-1), call),
-    ]
 
 
 # --- forwarded calls

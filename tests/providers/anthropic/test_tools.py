@@ -196,6 +196,15 @@ async def test_a_blank_result_is_left_out(upstream: FaultUpstream) -> None:
     assert block == {"type": "tool_result", "tool_use_id": "a"}
 
 
+async def test_only_what_follows_results_of_tools_is_in_their_turn(upstream: FaultUpstream) -> None:
+    called = assistant("", ToolCall(id="a", name="time"))
+    before = [*hi().messages, *hi().messages]
+    task = TextInput(messages=[*before, called, result("a", "12:00"), *hi().messages], tools=[TIME])
+    turns = (await sent(ANTHROPIC, upstream, task)).body["messages"]
+    assert [turn["role"] for turn in turns] == ["user", "user", "assistant", "user"]
+    assert [block["type"] for block in turns[3]["content"]] == ["tool_result", "text"]
+
+
 async def test_ids_of_other_vendors_are_replaced(upstream: FaultUpstream) -> None:
     called = assistant("", ToolCall(id="call:1", name="time"), ToolCall(id="ä", name="time"))
     task = TextInput(messages=[*hi().messages, called, result("ä", "2"), result("call:1", "1")], tools=[TIME])

@@ -136,6 +136,7 @@ async def test_a_stream_and_a_unary_answer_have_one_result(rig: Rig, stream: boo
         ({"words": {"text": "x"}}, 1.6),
         ({"words": [{"text": "Hi", "type": "word"}]}, 1.6),
         ({"language_code": None}, 1.6),
+        ({"detail": {"status": "rate_limit_exceeded"}}, 1.6),
         ({"language_code": 7}, 1.6),
         ({"language_code": ["en"]}, 1.6),
         ({"novelty": {"a": [1]}, "words": [{"text": "x", "start": None, "end": None}]}, 1.6),

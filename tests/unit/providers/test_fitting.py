@@ -59,6 +59,20 @@ def test_an_input_that_fits_is_passed_on_without_a_copy() -> None:
     assert made.adjustments == []
 
 
+def test_a_parameter_that_was_dropped_is_not_set() -> None:
+    def hook(fitting: Fitting) -> None:
+        for name in ("stop", "reasoning_effort", "temperature", "user"):
+            assert fitting.get(name) is not None
+            fitting.drop(name, "left out for a reason")
+            assert fitting.get(name) is None
+            fitting.drop(name)
+
+    original = TextInput(
+        messages=MESSAGES, stop=["a"], reasoning_effort=REASONING_EFFORT_LOW, temperature=0.0
+    )
+    assert len(fit_input(original, hook, user="me").adjustments) == 4
+
+
 def test_the_callers_input_is_not_changed() -> None:
     original = TextInput(messages=MESSAGES, temperature=2, stop=["a"])
     before = original.SerializeToString()

@@ -304,6 +304,7 @@ async def test_connecting_has_one_timeout_for_the_name_tcp_and_tls(tmp_path: Pat
                         await http.request_json(url, {}, b"{}", PAID)
                 assert failure.value.code == "provider_unavailable", url
                 assert failure.value.retry is RetryPolicy.SAME_ROUTE
+                assert failure.value.reason == "there was no connection to the vendor in time"
         assert await server.peers[0].left()
 
 

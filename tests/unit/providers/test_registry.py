@@ -63,6 +63,7 @@ def test_the_built_in_providers_and_hosts_are_there() -> None:
         "ollama",
     }
     assert registry.entries.keys() - set(BUILTIN) == set(registry.catalog.hosts)
+    assert {name for name, entry in registry.entries.items() if not entry.key_needed} == {"vllm", "ollama"}
     for name in BUILTIN:
         assert registry.entries[name].base_url.startswith("https://")
         assert registry.entries[name].probe is not None

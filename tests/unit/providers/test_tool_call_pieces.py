@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from pomelo.catalog.reported_cost import Report
 from pomelo.gen.v1.text_pb2 import FINISH_REASON_TOOL_CALLS, ToolCall, ToolCallDelta
 from pomelo.providers.text import StreamState, completed_text
+from pomelo.providers.tool_calls import ToolCallState
+from tests.unit.refusals import refused
 
 
 def added(*pieces: tuple[int, str]) -> list[tuple[int, str]]:
@@ -31,6 +37,12 @@ def test_half_a_surrogate_pair_waits_for_its_other_half_in_the_same_call() -> No
     assert added((0, "\ud83d"), (1, "\ude00")) == [(0, ""), (1, "\ufffd"), (0, "\ufffd")]
     assert added((0, "a\ud83d")) == [(0, "a"), (0, "\ufffd")]
     assert added((0, "a\ud83d"), (0, "b")) == [(0, "a"), (0, "\ufffdb")]
+
+
+@pytest.mark.parametrize("arguments", ['{"a":1}', {"a": 1}])
+def test_arguments_before_the_name_of_their_call_are_malformed(arguments: Any) -> None:
+    with refused("provider_failed"):
+        ToolCallState(Report()).add_piece(0, None, None, arguments)
 
 
 def test_the_last_event_has_its_text_before_its_tool_calls() -> None:

@@ -60,9 +60,9 @@ def test_a_descriptor_that_became_that_of_a_file_is_left_alone(listener: socket.
     ):
         (found,) = sockets.list()
         found.descriptor = file.fileno()
-        before = len(os.listdir("/proc/self/fd"))
+        before = len([*Path("/proc/self/fd").iterdir()])
         assert not sockets.disconnect(found)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len([*Path("/proc/self/fd").iterdir()]) == before
 
 
 def test_a_connection_that_is_ended_delivers_what_was_sent(listener: socket.socket) -> None:

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, suppress
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
-from grpc_health.v1.health_pb2_grpc import HealthStub
+from grpc_health.v1.health_pb2_grpc import HealthServicer, HealthStub, add_HealthServicer_to_server
 
 from pomelo.server.remote.health import open_health
 from pomelo.server.server import ServerOptions, open_server
@@ -89,6 +89,25 @@ async def test_a_client_asks_whether_a_server_serves() -> None:
         assert await check(5.0) is True
         opened.server.readiness.drain()
         assert await check(5.0) is False
+
+
+class Other(HealthServicer):  # type: ignore[misc]
+    """The health of a server that is not Pomelo's."""
+
+    async def Check(self, request: object, context: object) -> health_pb2.HealthCheckResponse:
+        return health_pb2.HealthCheckResponse()
+
+
+async def test_a_server_that_does_not_say_that_it_serves_does_not_serve() -> None:
+    server = grpc.aio.server()
+    add_HealthServicer_to_server(Other(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with open_health(f"127.0.0.1:{port}") as check:
+            assert await check(20.0) is False
+    finally:
+        await server.stop(None)
 
 
 async def test_a_client_waits_only_so_long_and_reports_a_server_that_does_not_respond() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from pomelo.call import Call
 from pomelo.gen.v1 import account_service_pb2 as account_pb
@@ -12,6 +13,7 @@ from pomelo.gen.v1 import model_service_pb2 as model_pb
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from pomelo.server.reflection import Reflection
 from tests.calls import bearer, failure, reason_of
 from tests.integration.scripted_services import KEY, ScriptedServices, serve_scripted
 from tests.tasks import text_task
@@ -95,3 +97,12 @@ async def test_a_message_may_have_exactly_the_limit(over: int) -> None:
             assert reason_of(await failure(call)) == "payload_too_large"
         else:
             assert (await call).result.id == "task_7"
+
+
+@pytest.mark.parametrize(
+    "symbol", ["pomelo.v1.TaskService", "pomelo.v1.TaskSpec", "google.rpc.Status", "google.rpc.ErrorInfo"]
+)
+def test_reflection_describes_services_their_messages_and_the_details_of_errors(symbol: str) -> None:
+    request = ServerReflectionRequest(file_containing_symbol=symbol)
+    (answer,) = Reflection(["pomelo.v1.TaskService"]).answers(request)
+    assert answer.file_descriptor_response.file_descriptor_proto

@@ -11,11 +11,12 @@ from functools import partial
 
 import pytest
 from redis import exceptions as errors
+from redis.asyncio import Redis
 
 from pomelo.errors import PomeloError
 from pomelo.stores.ledger import UnknownOutcomeError
 from pomelo.stores.redis.client import Cluster, SingleServer
-from pomelo.stores.redis.connection import Connection, RefusedError, Timing, scan
+from pomelo.stores.redis.connection import Connection, RefusedError, Timing, _may_be_executed, scan
 from pomelo.stores.redis.link import Command, Login, open_link, pack
 from tests.ports import free_port
 from tests.redis_server import RedisServer
@@ -109,6 +110,14 @@ async def test_commands_that_were_never_sent_are_known_to_have_failed() -> None:
     async with connected(free_port(), seconds=1.0) as connection:
         found = await asyncio.gather(*[connection.send("GET") for _ in range(20)], return_exceptions=True)
         assert {type(error) for error in found} == {PomeloError}
+
+
+async def test_a_command_was_not_executed_if_redis_py_could_not_connect() -> None:
+    client = Redis(port=free_port())  # as the client of a cluster does for each node
+    with pytest.raises(errors.ConnectionError) as caught:
+        await client.ping()
+    assert not _may_be_executed(caught.value)
+    assert _may_be_executed(errors.ConnectionError("Connection closed by server."))
 
 
 @pytest.mark.parametrize("login", ["AUTH", "SELECT"])

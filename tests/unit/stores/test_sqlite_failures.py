@@ -27,6 +27,7 @@ from pomelo.stores.ledger import (
     UnknownOutcomeError,
 )
 from pomelo.stores.sqlite import open_sqlite, writer
+from pomelo.stores.sqlite.damage import REMEDY
 from pomelo.stores.sqlite.store import SqliteStore
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import record
@@ -98,6 +99,22 @@ async def test_any_error_of_a_statement_is_store_unavailable_and_the_thread_cont
         assert (await failing.settle(own_settlement(task_id))).record.cost == 3
     assert (await limits(failing, WALLET)).concurrency == 0
     assert (await failing.balance(WALLET)).spent == 6
+
+
+@pytest.mark.parametrize("start", ["INSERT INTO usage", "COMMIT"])
+async def test_damage_that_a_write_finds_is_logged_with_its_remedy(
+    failing: Store, caplog: pytest.LogCaptureFixture, start: str
+) -> None:
+    def damaged() -> Exception:
+        error = sqlite3.DatabaseError("database disk image is malformed")
+        error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+        return error
+
+    await failing.reserve(own_request("a"))
+    Failing.error, Failing.fails = damaged, (start, 1)
+    with suppress(PomeloError):
+        await failing.settle(own_settlement("a"))
+    assert REMEDY in caplog.text
 
 
 async def test_a_failed_rollback_is_repeated(failing: Store) -> None:

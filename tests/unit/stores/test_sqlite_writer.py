@@ -287,7 +287,9 @@ async def test_a_file_opens_if_a_noted_task_has_a_record(rig: SqliteRig) -> None
 
 
 @pytest.mark.parametrize("counters", ['{"calls": [1]}', '{"calls": ["a", "b", "c"]}', "[1]", "7"])
-async def test_counts_that_can_not_be_read_affect_only_their_wallet(rig: SqliteRig, counters: str) -> None:
+async def test_counts_that_can_not_be_read_affect_only_their_wallet_and_are_logged(
+    rig: SqliteRig, caplog: pytest.LogCaptureFixture, counters: str
+) -> None:
     with closing(sqlite3.connect(rig.path)) as connection:
         sql = "UPDATE wallets SET counters = ? WHERE account = 'default' AND live = 0"
         connection.execute(sql, (counters,))
@@ -297,6 +299,7 @@ async def test_counts_that_can_not_be_read_affect_only_their_wallet(rig: SqliteR
             async with asyncio.timeout(20):
                 await rig.store.reserve(own_request("a"))
         assert await rig.store.get_account("default") is not None
+    assert "The store failed" in caplog.text
 
 
 async def test_expired_answers_are_deleted(rig: SqliteRig) -> None:

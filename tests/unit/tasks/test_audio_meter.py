@@ -112,6 +112,9 @@ def test_tags_have_no_length_and_damage_does_not_shorten_audio() -> None:
     assert measured(tag + mp3 + b"TAG" + bytes(125), "audio/mpeg", "mp3_44100_128") == whole
     footed = tag.replace(b"\x04\x00\x00", b"\x04\x00\x10") + b"3DI" + bytes(7)
     assert measured(footed + mp3, "audio/mpeg", "mp3_44100_128") == whole
+    twice = measured(mp3 + mp3, "audio/mpeg", "mp3_44100_128")
+    for size in (1, 7, 1000):
+        assert measured(mp3 + footed + mp3, "audio/mpeg", "mp3_44100_128", size) == twice
     damaged = measured(mp3 + bytes(1000) + mp3, "audio/mpeg", "mp3_44100_128")
     assert whole is not None
     assert damaged == pytest.approx(2 * whole, abs=80)

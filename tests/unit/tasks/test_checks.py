@@ -32,8 +32,9 @@ def test_a_conversation_may_have_exactly_the_words_that_the_model_takes() -> Non
     for content in ("word " * 100, "a " * 100, [{"type": "text", "text": "word " * 100}]):
         text.check(conversation(content), model, no_files)
     for content in ("word " * 101, "a " * 101, [{"type": "text", "text": "word " * 101}]):
-        with refused("context_length_exceeded", "messages"):
+        with refused("context_length_exceeded", "messages") as error:
             text.check(conversation(content), model, no_files)
+        assert error.value.values == {"maxTokens": "100"}
     # Long words are fewer than characters, and so are tokens.
     text.check(conversation("x" * 1_000), model, no_files)
 

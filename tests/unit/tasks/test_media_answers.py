@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,15 @@ def test_speech_that_no_longer_fits_into_the_store_is_complete(
         assert collected.add(chunk(piece)) is None
     assert finish(collected).speech.data == b"".join(pieces)
     assert (full.partial, full.quota.total, list(full.folder.iterdir())) == ({}, 0, [])
+
+
+@pytest.mark.parametrize("size", [100, MIB])
+def test_speech_that_can_not_be_published_is_complete(store: MediaStore, size: int) -> None:
+    collected = collector("eleven-labs-tts", store, delivery=LINK)
+    assert collected.add(chunk(bytes(size))) is None
+    shutil.rmtree(store.folder)
+    speech = finish(collected).speech
+    assert (speech.data, speech.HasField("media")) == (bytes(size), False)
 
 
 @MEDIA

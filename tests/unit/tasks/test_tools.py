@@ -107,12 +107,13 @@ def test_tools_and_formats_are_checked_by_name(task: TextInput, found: str) -> N
     assert refusal("gpt-4", task) == found
 
 
-@pytest.mark.parametrize("mode", [ToolChoice.MODE_NONE, ToolChoice.MODE_AUTO])
-@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("mode", [None, ToolChoice.MODE_NONE, ToolChoice.MODE_AUTO])
+@pytest.mark.parametrize("parallel", [True, False, None])
 def test_without_tools_a_choice_that_needs_none_is_removed(
-    mode: ToolChoice.Mode.ValueType, parallel: bool
+    mode: ToolChoice.Mode.ValueType | None, parallel: bool | None
 ) -> None:
-    task = given(tool_choice=ToolChoice(mode=mode), parallel_tool_calls=parallel)
+    choice = None if mode is None else ToolChoice(mode=mode)
+    task = given(tool_choice=choice, parallel_tool_calls=parallel)
     assert refusal("gpt-4", task) == ""
     assert not task.HasField("tool_choice")
     assert not task.HasField("parallel_tool_calls")
