@@ -26,7 +26,8 @@ from gateway.types.base import result_schema
 from gateway.types.text.results import CHOICE, CHUNK_CHOICE, RESPONSE_MESSAGE, TOOL_CALLS, exactly_one
 from pomelo.gen.v1.task_pb2 import TaskType
 
-_NULL: Schema = {"type": "null"}
+# Always null. openapi-generator's Python has no type for a property whose only type is null, and crashes.
+_NULL: Schema = {"type": ["string", "null"], "enum": [None]}
 _EMPTY: Schema = {"type": "array", "items": {}, "maxItems": 0}
 _ANY: Schema = {}
 
@@ -142,7 +143,7 @@ def _response_request(task: Schema) -> Schema:
         "tools": {**fields["tools"], "items": ref("FunctionTool")},
         "tool_choice": {
             **fields["tool_choice"],
-            "anyOf": [fields["tool_choice"]["anyOf"][0], ref("FunctionChoice"), _NULL],
+            "anyOf": [fields["tool_choice"]["anyOf"][0], ref("FunctionChoice"), {"type": "null"}],
         },
         "text": nullable(ref("TextOptions")),
         "reasoning": nullable(ref("ReasoningOptions")),
