@@ -107,8 +107,8 @@ class RequestBody:
             data = content.read_nowait()
             if not data and not content.at_eof():
                 data = await self._wait()
-                earned = len(data) / self._options.read_rate
-                self._seconds_left = min(self._seconds_left + earned, self._options.read_timeout)
+            earned = len(data) / self._options.read_rate
+            self._seconds_left = min(self._seconds_left + earned, self._options.read_timeout)
         except (web.RequestPayloadError, HttpProcessingError) as error:
             raise PomeloError(
                 "invalid_body", "The body's framing is malformed. Check Content-Length or chunks"

@@ -234,12 +234,13 @@ class Watch(Observer):
 
     async def _is_new(self, subject: str, state: str, seconds: float) -> bool:
         """Notes the state of a subject; whether it is to be reported."""
+        unsure = self._unsure.pop(subject, None)
         try:
             changed = await self._note_state(subject, state, seconds)
         except PomeloError:
             self._unsure[subject] = state
             raise
-        return changed or self._unsure.pop(subject, None) == state
+        return changed or unsure == state
 
     def _report(self, event: str, occasion: str, data: Mapping[str, Any]) -> None:
         log.info("%s: an alert is sent", event, extra={"fields": data})

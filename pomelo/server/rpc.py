@@ -80,7 +80,7 @@ class Rpc:
         self.gateway = origin.gateway
         self.trusted = origin.proven
         address = origin.address
-        if front.proxies and not origin.gateway:
+        if front.proxies and not origin.proven:
             address = caller_address(address, metadata.get(FORWARDED_KEY, ""), front.proxies)
         # A gateway sends its caller's deadline in a header, and sets a slightly later one itself, so that the
         # response of a late task comes from this server and is complete.

@@ -27,7 +27,6 @@ from tests.gateway.flow import ClientTransport, open_clients
 from tests.gateway.gateway_app import PNG, GatewayApp, OpenApp
 from tests.gateway.requests import ACCOUNT, FLUX, HI, raw_get, raw_task
 from tests.gateway.scripts import STARTED, ScriptedTasks, Step, play, text_events, word
-from tests.unit.loop import iterations
 from tests.waiting import until
 
 IMAGE_STREAM = {**FLUX, "stream": True, "response_format": "b64_json"}
@@ -278,23 +277,6 @@ async def test_a_refused_client_that_reads_nothing_is_disconnected(gateway: Gate
         assert client.unread.startswith(b"HTTP/1.1 400 ")
         await asyncio.wait_for(client.closed.wait(), 20)
         assert client.is_aborted
-
-
-@pytest.mark.parametrize("over", [0, 1])
-async def test_a_head_may_have_exactly_the_limit_before_it_is_complete(
-    gateway: GatewayApp, over: int
-) -> None:
-    line = b"A: " + b"x" * 995 + b"\r\n"
-    head = b"GET /healthz HTTP/1.1\r\n" + line * 32
-    head += b"B: " + b"x" * (MAX_HEAD - len(head) - 3 + over)
-    async with open_clients(gateway.services) as clients:
-        client = clients.accept()
-        client.connection.connection_made(client)
-        for at in range(0, len(head), 7_000):
-            client.connection.data_received(head[at : at + 7_000])
-            await iterations()
-        assert client.unread.startswith(b"HTTP/1.1 400 ") is bool(over)
-        assert bool(client.unread) is bool(over)
 
 
 async def test_an_eighth_of_the_connections_may_linger(gateway: GatewayApp) -> None:

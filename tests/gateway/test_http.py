@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway.connections.connection import MAX_HEAD
 from gateway.responses import encode_head
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.telemetry.readiness import Readiness
@@ -29,6 +30,7 @@ from tests.gateway.requests import (
     read_until_closed,
 )
 from tests.gateway.scripts import ScriptedTasks, play, text_events
+from tests.unit.loop import iterations
 from tests.waiting import until
 
 TASK = raw_task(HI, close=False)
@@ -39,6 +41,23 @@ LAST = raw_get("/healthz", "Connection: close")
 def model(name: str, *lines: str) -> bytes:
     """A request for a model that does not exist; the response names it."""
     return raw_get(f"/api/v1/models/{name}", f"Authorization: Bearer {KEY}", *lines)
+
+
+@pytest.mark.parametrize("over", [0, 1])
+async def test_a_head_may_have_exactly_the_limit_before_it_is_complete(
+    gateway: GatewayApp, over: int
+) -> None:
+    line = b"A: " + b"x" * 995 + b"\r\n"
+    head = b"GET /healthz HTTP/1.1\r\n" + line * 32
+    head += b"B: " + b"x" * (MAX_HEAD - len(head) - 3 + over)
+    async with open_clients(gateway.services) as clients:
+        client = clients.accept()
+        client.connection.connection_made(client)
+        for at in range(0, len(head), 7_000):
+            client.connection.data_received(head[at : at + 7_000])
+            await iterations()
+        assert client.unread.startswith(b"HTTP/1.1 400 ") is bool(over)
+        assert bool(client.unread) is bool(over)
 
 
 @pytest.mark.parametrize("piece", [None, 7, 1000], ids=["in one piece", "by 7 bytes", "by 1,000 bytes"])

@@ -181,6 +181,18 @@ async def test_a_body_below_the_minimum_rate_is_refused_and_one_at_the_rate_acce
         assert b"200 bytes a second" in received
 
 
+async def test_what_came_with_the_head_counts_as_sent(open_gateway: OpenApp) -> None:
+    sent = raw_task({**HI, "user": "x" * 200})
+    async with (
+        open_gateway(read_rate=10, read_grace=0.1) as gateway,
+        gateway.connect(sent[:-1]) as (reader, writer),
+    ):
+        line = asyncio.create_task(reader.readline())
+        await asyncio.wait([line], timeout=0.4)
+        writer.write(sent[-1:])
+        assert await asyncio.wait_for(line, 20) == b"HTTP/1.1 200 OK\r\n"
+
+
 async def test_bytes_sent_fast_do_not_allow_a_long_stall(open_gateway: OpenApp) -> None:
     times = {"read_rate": 1, "read_grace": 0.3, "read_timeout": 0.3, "linger_timeout": 0.1}
     async with (

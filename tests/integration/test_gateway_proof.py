@@ -144,3 +144,41 @@ async def test_an_unproven_gateway_accepts_uploads(unproven: RestDriver, keys: K
     body = {"model": "eleven-labs-stt", "audio": base64.b64encode(AUDIO).decode()}
     outcome = await unproven(TaskRequest(body, keys.test, form=True))
     assert outcome.status == 200, outcome
+
+
+JSON = {"Content-Type": "application/json"}
+REFUSED = {
+    "a broken body": ("POST", "/api/v1/task", b"{"),
+    "no object": ("POST", "/api/v1/task", b"[]"),
+    "no model": ("POST", "/api/v1/task", b"{}"),
+    "an unknown model": ("POST", "/api/v1/task", b'{"model": "none", "unknown": 1}'),
+    "an unknown path": ("GET", "/api/v1/unknown", b""),
+    "a wrong method": ("POST", "/api/v1/models", b""),
+    "an unknown parameter": ("GET", "/api/v1/account?unknown=1", b""),
+    **{
+        f"an unknown field of {model}": (
+            "POST",
+            "/api/v1/task",
+            b'{"model": "%b", "unknown": 1}' % model.encode(),
+        )
+        for model in ("gpt-4", "flux-1-dev", "eleven-labs-tts", "eleven-labs-sts", "eleven-labs-stt")
+    },
+}
+
+
+@pytest.mark.parametrize(("method", "path", "body"), REFUSED.values(), ids=REFUSED)
+async def test_an_unproven_gateway_reports_its_own_refusals(
+    unproven: RestDriver,
+    rest_url: str,
+    http: aiohttp.ClientSession,
+    keys: Keys,
+    method: str,
+    path: str,
+    body: bytes,
+) -> None:
+    async def refusal(base: str) -> tuple[int, Any]:
+        headers = JSON | {"Authorization": f"Bearer {keys.test}"}
+        async with http.request(method, base + path, headers=headers, data=body or None) as response:
+            return response.status, await response.json()
+
+    assert await refusal(unproven.base) == await refusal(rest_url)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from pomelo.process import CancelScope
+from tests.lost_errors import lost_errors
 from tests.unit.loop import iterations
 
 now = asyncio.get_running_loop
@@ -76,14 +77,13 @@ async def test_a_time_that_was_moved_away_ends_nothing() -> None:
 
 
 async def test_a_body_without_a_time_is_not_ended() -> None:
-    errors: list[object] = []
-    now().set_exception_handler(lambda _, context: errors.append(context))
     scope = CancelScope(now().time() + 0.02)
-    with scope:
-        scope.reschedule(math.inf)
-        await asyncio.sleep(0.06)
-    with CancelScope():
-        await asyncio.sleep(0.01)
+    with lost_errors() as errors:
+        with scope:
+            scope.reschedule(math.inf)
+            await asyncio.sleep(0.06)
+        with CancelScope():
+            await asyncio.sleep(0.01)
     assert (scope.expired, errors) == (False, [])
 
 

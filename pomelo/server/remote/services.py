@@ -108,8 +108,10 @@ class RemoteVisit:
                 request = RunTaskRequest(spec=TaskSpec(model=model))
                 await unary(connection.tasks.RunTask(request, **arguments), self._call)
         except PomeloError as refusal:
-            # A header takes precedence over the model, which the server has checked without the header.
-            if refusal.code != error.code and (header_error is None or refusal.code not in _MODEL_ERRORS):
+            # A server that does not recognise this gateway reports what the request lacks. A header takes
+            # precedence over the model, which the server has checked without the header.
+            precedes = refusal.code not in (error.code, "missing_parameter")
+            if precedes and (header_error is None or refusal.code not in _MODEL_ERRORS):
                 return refusal
         return header_error or error
 

@@ -94,6 +94,30 @@ async def test_an_alert_is_reported_if_the_store_noted_it_without_an_answer(
     assert len(sent) == 2
 
 
+async def test_an_alert_that_the_store_could_not_note_is_reported_once(
+    store: Store, sent: list[Alert]
+) -> None:
+    failures = [PomeloError("store_unavailable")]
+    noted: dict[str, str] = {}
+
+    async def note_state(subject: str, state: str, seconds: float) -> bool:
+        if failures:
+            raise failures.pop()
+        changed = noted.get(subject) != state
+        noted[subject] = state
+        return changed
+
+    await add_account(store, micros=900)
+    watch = Watch(store, sent.append, low_share=0.2, blocked_routes=set, note_state=note_state)
+    watch.charged(await run(store, "a", output_tokens=50))
+    with pytest.raises(PomeloError):
+        await watch.search()
+    for task_id in ("b", "c"):
+        watch.charged(await run(store, task_id, input_tokens=0, output_tokens=0))
+        await watch.search()
+    assert [alert.type for alert in sent] == ["balance.low"]
+
+
 async def test_what_happened_just_before_the_end_is_reported(store: Store) -> None:
     async with open_receiver([b"k"]) as receiver:
         await add_account(store, micros=900)

@@ -110,6 +110,19 @@ async def test_proxies_report_the_address_of_a_caller_and_gateways_that_of_their
         assert opened.services.calls[0].address == address
 
 
+@METHODS
+@pytest.mark.parametrize(
+    "proof", [{}, {"x_pomelo_proof": "0" * 64}], ids=["without a proof", "a wrong proof"]
+)
+async def test_a_caller_behind_a_proxy_can_not_hide_its_address_by_claiming_to_be_a_gateway(
+    method: str, proof: dict[str, str]
+) -> None:
+    metadata = bearer(KEY, x_forwarded_for="198.51.100.9", x_pomelo_wire="rest", **proof)
+    async with serve_scripted(trusted=["127.0.0.0/8"]) as opened:
+        await end(opened.task(method, metadata=metadata))
+        assert opened.services.calls[0].address == "198.51.100.9"
+
+
 async def test_a_message_of_too_many_fields_is_refused_before_it_is_parsed() -> None:
     async with serve_scripted() as opened:
         run = opened.channel.unary_unary("/pomelo.v1.TaskService/RunTask")
