@@ -175,7 +175,7 @@ async def open_app(
             )
             observers = (*observers, await enter(watching))
         timed_store: Any = TimedLedgerStore(store, metrics)
-        ledger = Ledger(timed_store, plans, now=now, reconcile_every=reconcile_every, observers=observers)
+        ledger = Ledger(timed_store, now=now, reconcile_every=reconcile_every, observers=observers)
         await enter(in_background(keyring.keep_use()))
         await enter(_maintain(ledger))
         access = Access(keyring, plans, catalog, ledger, in_flight(settings))
@@ -257,7 +257,6 @@ async def open_app(
 
         def apply(new: Configuration, providers: Mapping[str, Provider]) -> None:
             access.configure(new.plans, new.registry.catalog)
-            ledger.configure(new.plans)
             models.configure(new.registry.catalog)
             metrics.know_models(new.registry.catalog.models)
             operator.configure(new.plans, new.registry.catalog.models)

@@ -23,11 +23,14 @@ LARGE_BODY = 64 * 1024
 
 _COUNTED = frozenset({"invalid_body", "payload_too_large"})
 
+_NO_PLAN = Plan("")
+"""The limits to report of an account whose plan no longer exists."""
+
 
 class LimitReporter(Protocol):
     """Reports and counts the limits of accounts for calls that run no task."""
 
-    async def report(self, call: Call, principal: Principal, model: Model | None = None) -> None:
+    async def report(self, call: Call, principal: Principal, plan: Plan, model: Model | None) -> None:
         """Writes the current limits and credits into the response headers. With a text `model`, its token
         limit is included.
 
@@ -36,7 +39,7 @@ class LimitReporter(Protocol):
         """
         ...
 
-    async def count_request(self, call: Call, principal: Principal) -> None:
+    async def count_request(self, call: Call, principal: Principal, plan: Plan) -> None:
         """Counts a request whose body was refused toward the requests per minute; reserves nothing.
 
         Raises:
@@ -97,7 +100,8 @@ class Access:
         Raises:
             PomeloError: store_unavailable.
         """
-        await self._limits.report(call, principal, self._catalog.by_any_name.get(model))
+        plan = self._plans.get(principal.plan, _NO_PLAN)
+        await self._limits.report(call, principal, plan, self._catalog.by_any_name.get(model))
 
     def plan(self, principal: Principal) -> Plan:
         """The account's plan.
@@ -165,7 +169,7 @@ class Access:
         """
         await self.authenticate(call)
         if counted:
-            await self._limits.count_request(call, principal)
+            await self._limits.count_request(call, principal, self._plans.get(principal.plan, _NO_PLAN))
         if error.code in BODY_ERRORS:
             model = ""
         await self.report_limits(call, principal, model)

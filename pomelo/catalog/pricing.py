@@ -97,6 +97,9 @@ class Prices:
         object.__setattr__(self, "_max_prices", tuple(max_prices))
         object.__setattr__(self, "encoded", _encode(self.units, self.tiers))
 
+    def __bool__(self) -> bool:
+        return bool(self.units)
+
     def at(self, input_tokens: int) -> UnitPrices:
         """The prices of a task with `input_tokens` tokens of input."""
         units = self.units

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from pomelo import money
@@ -47,8 +47,6 @@ two successive searches find is ended."""
 _MAX_RECOVERED = 1_024
 """The most reservations that one search ends."""
 
-_NO_PLAN = Plan("")
-
 log = logging.getLogger("pomelo.engine")
 
 
@@ -56,14 +54,13 @@ class Ledger:
     """Reserves what tasks need, and ends every reservation: no error of the store, expected or not, drops
     one. Each end is retried until its outcome is known; `reconcile` ends what is left.
 
-    `plans` are by name. `now` is Unix time, `monotonic` times tasks, `reconcile_every` is RECONCILE_INTERVAL
-    or another interval; all in seconds. `observers` get each record.
+    `now` is Unix time, `monotonic` times tasks, `reconcile_every` is RECONCILE_INTERVAL or another interval;
+    all in seconds. `observers` get each record.
     """
 
     def __init__(
         self,
         store: LedgerStore,
-        plans: Mapping[str, Plan],
         *,
         now: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -79,25 +76,18 @@ class Ledger:
         """By task id."""
         self._reserving: set[str] = set()
         """The tasks that are being reserved."""
-        self._plans = plans
         self._reconcile_every = reconcile_every
         self._orphans: set[str] = set()
         """Tasks whose reservation the last search found without a running task."""
 
-    def configure(self, plans: Mapping[str, Plan]) -> None:
-        """Replaces the plans, for what is reserved from now on."""
-        self._plans = plans
-
     # --- limits and credits
 
-    async def report(self, call: Call, principal: Principal, model: Model | None = None) -> None:
-        plan = self._plans.get(principal.plan, _NO_PLAN)
+    async def report(self, call: Call, principal: Principal, plan: Plan, model: Model | None) -> None:
         limits = CallLimits(LimitedCall(plan, principal, model))
         status = await self.limit_status(Wallet(principal.account, principal.live), limits.counters)
         call.response_headers |= limits.headers(status, self.now())
 
-    async def count_request(self, call: Call, principal: Principal) -> None:
-        plan = self._plans.get(principal.plan, _NO_PLAN)
+    async def count_request(self, call: Call, principal: Principal, plan: Plan) -> None:
         draft = UsageRecord(
             task_id=new_id("refused_"),
             request_id=call.request_id,

@@ -67,7 +67,7 @@ class Process:
     def __init__(self, store: Store, random: Random, facts: Facts, *, exceeds: bool) -> None:
         self.store = store
         loop = asyncio.get_running_loop()
-        self.ledger = Ledger(store, {PLAN.name: PLAN}, now=loop.time, monotonic=loop.time)
+        self.ledger = Ledger(store, now=loop.time, monotonic=loop.time)
         self._random = random
         self._facts = facts
         self._exceeds = exceeds

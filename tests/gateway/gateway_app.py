@@ -210,7 +210,7 @@ async def run_gateway(
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(open_store(f"sqlite:{folder}.db"))
         await endow(store)
-        ledger = Ledger(store, BUILTIN)
+        ledger = Ledger(store)
         catalog, router, turns = Catalog.load(), Router({"sandbox": provider}), Turns()
         access = Access(StaticKeys(authenticate), BUILTIN, catalog, ledger, in_flight)  # type: ignore[arg-type]
         measurer = Measurer()

@@ -241,7 +241,7 @@ async def test_a_task_that_fails_late_reports_the_end_of_its_own_window(tmp_path
         await store.add_account("a", "five", 0)
         await store.grant(Grant("g", Wallet("a", False), 10**9, 0))
         plan = Plan("five", requests=5, concurrent=2)
-        ledger = Ledger(store, {"five": plan}, now=clock, monotonic=clock)
+        ledger = Ledger(store, now=clock, monotonic=clock)
         model = Catalog.load().models["flux-1-pro"]
         job = accepted_job("img_1", model, Usage(images=1), Principal("a", "k", False), exact=True)
         call = Call.from_headers(lambda name: None, protocol="rest")
@@ -274,7 +274,7 @@ async def test_an_error_has_the_same_reset_time_in_message_and_header(tmp_path: 
     async with open_sqlite(tmp_path / "own.db") as store:
         await store.add_account("a", "none", 0)
         plan = Plan("none", requests=0, tokens=0)
-        ledger = Ledger(store, {"none": plan}, now=lambda: next(ticks))
+        ledger = Ledger(store, now=lambda: next(ticks))
         model = Catalog.load().models["gpt-4"]
         for number in range(20):
             call = Call.from_headers(lambda name: None, protocol="rest")
@@ -287,7 +287,7 @@ async def test_an_error_has_the_same_reset_time_in_message_and_header(tmp_path: 
 
 async def test_a_removed_plan_blocks_its_accounts(tmp_path: Path) -> None:
     async with open_sqlite(tmp_path / "own.db") as store:
-        ledger = Ledger(store, {})
+        ledger = Ledger(store)
         access = Access(Keyring(store, b"s" * 32), {}, Catalog.load(), ledger)
         principal = Principal("a", "k", False, plan="gone")
         with pytest.raises(PomeloError, match="'gone' does not exist"):

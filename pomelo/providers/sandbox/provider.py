@@ -120,7 +120,7 @@ class Sandbox:
         """
         given = job.input
         triggers = await self._begin(given.prompt, job, "prompt")
-        file_format = FORMATS.get(given.output_format, "png")
+        file_format = FORMATS[given.output_format]
         steps = draw(
             f"{job.model.name}\n{_seed(job)}\n{given.prompt}",
             given.width or DEFAULT_IMAGE_SIDE,

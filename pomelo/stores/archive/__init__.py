@@ -11,7 +11,7 @@ from pomelo import install_command
 from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
 
-_POSTGRES = ("postgresql", "postgres")
+_POSTGRES = "postgresql"
 
 
 def open_archive(url: str) -> AbstractAsyncContextManager[Archive]:
@@ -25,7 +25,7 @@ def open_archive(url: str) -> AbstractAsyncContextManager[Archive]:
         from pomelo.stores.archive.sqlite import open_sqlite_archive
 
         return open_sqlite_archive(Path(rest))
-    if scheme in _POSTGRES:
+    if scheme == _POSTGRES:
         archive: AbstractAsyncContextManager[Archive] = _postgres().open_postgres_archive(url)
         return archive
     raise StoreError(f"There is no archive of the kind {scheme!r}. Use sqlite:PATH or postgresql://…")
@@ -37,7 +37,7 @@ async def check_archive(url: str) -> None:
     Raises:
         StoreError: it can't be reached.
     """
-    if url.partition(":")[0] in _POSTGRES:
+    if url.partition(":")[0] == _POSTGRES:
         await _postgres().check_postgres(url)
 
 

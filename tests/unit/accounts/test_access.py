@@ -32,7 +32,7 @@ BAD_BODY, BAD_FIELD = PomeloError("invalid_body"), invalid("prompt", "text")
 @pytest.fixture
 def access(store: Store, keyring: Keyring) -> Access:
     limits = InFlightLimits(calls=200, account_calls=100)
-    return Access(keyring, PLANS, Catalog.load(), Ledger(store, PLANS), limits)
+    return Access(keyring, PLANS, Catalog.load(), Ledger(store), limits)
 
 
 async def call_with_key(keyring: Keyring, *models: str, account: str = "default", **headers: str) -> Call:

@@ -233,7 +233,7 @@ class OneKey:
 
 def accounts_of(store: Store, live: bool) -> LocalAccounts:
     keys: Any = OneKey(Principal("default", "key", live, plan="pro"))
-    access = Access(keys, BUILTIN, Catalog.load(), Ledger(store, BUILTIN))
+    access = Access(keys, BUILTIN, Catalog.load(), Ledger(store))
     return LocalAccounts(store, UsageReader(store, b"s" * 32), access)
 
 
@@ -314,7 +314,7 @@ async def test_an_account_runs_two_reports_at_a_time_and_the_others_wait(store: 
 
     slow: Any = Slow()
     keys: Any = OneKey(Principal("default", "key", True, plan="pro"))
-    access = Access(keys, BUILTIN, Catalog.load(), Ledger(store, BUILTIN))
+    access = Access(keys, BUILTIN, Catalog.load(), Ledger(store))
     accounts = LocalAccounts(store, UsageReader(slow, b"s" * 32), access)
     async with asyncio.timeout(20), asyncio.TaskGroup() as group:
         reports = [

@@ -132,7 +132,7 @@ class FailingStore:
 def failing_ledger(*failing: str, **options: Any) -> tuple[FailingStore, Ledger]:
     """Returns a store whose methods of these names fail, and a ledger on it."""
     store = FailingStore(*failing)
-    return store, Ledger(store, BUILTIN, **options)
+    return store, Ledger(store, **options)
 
 
 async def reserve(ledger: Ledger, task_id: str, **changes: Any) -> Any:
