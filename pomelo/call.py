@@ -31,9 +31,6 @@ _IDEMPOTENCY_KEY = re.compile(r"[ \t]*([\x21-\x7e]{1,255})[ \t]*")
 """White space around a header is no part of it, as HTTP defines. gRPC does not remove it."""
 _NUMBER = re.compile(r"\s*[+]?([0-9]{1,400}(\.[0-9]{0,400})?|\.[0-9]{1,400})([eE][+-]?[0-9]{1,4})?\s*")
 _BEARER = re.compile(r"[ \t]*bearer +(\S+)[ \t]*", re.IGNORECASE)
-REPEATED_KEY = "Authorization was given twice."
-MALFORMED_KEY = "Malformed Authorization header."
-
 _PREFERENCES = re.compile(r'(?:[^,"]++|"(?:[^"\\]|\\.)*+"?)++')
 _HANDLING = re.compile(
     r'\s*+handling\s*+(?:=\s*+(?:"((?:[^"\\]|\\.)*+)"|([^\s;"]*+))\s*+)?(?:;.*)?', re.IGNORECASE | re.DOTALL
@@ -44,6 +41,10 @@ _QUOTED_PAIR = re.compile(r"\\(.)")
 
 STRICT = "handling=strict"
 """The preference to refuse a field rather than adjust it (RFC 7240)."""
+
+REPEATED_KEY = "Authorization was given twice."
+MALFORMED_KEY = "Malformed Authorization header."
+"""The values of `Call.key_error`."""
 
 _SINGLE_HEADERS = {
     name.lower(): name
