@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -19,18 +20,26 @@ from tests.unit.accounts.audited_store import ACME, add_account, reserve, run
 from tests.unit.clock import Clock
 
 
-async def test_a_low_balance_is_reported_after_an_outage_and_again_only_after_another_grant(
-    store: Store,
-    sent: list[Alert],
-) -> None:
+def fails_once(noted: dict[str, str]) -> Callable[[str, str, float], Awaitable[bool]]:
+    """Returns a function that notes states in `noted` and returns whether they are new. Its first call fails."""
     failures = [PomeloError("store_unavailable")]
-    noted: dict[str, str] = {}
 
     async def note_state(subject: str, state: str, seconds: float) -> bool:
         if failures:
             raise failures.pop()
-        return noted.get(subject) != noted.setdefault(subject, state)
+        changed = noted.get(subject) != state
+        noted[subject] = state
+        return changed
 
+    return note_state
+
+
+async def test_a_low_balance_is_reported_after_an_outage_and_again_only_after_another_grant(
+    store: Store,
+    sent: list[Alert],
+) -> None:
+    noted: dict[str, str] = {}
+    note_state = fails_once(noted)
     await add_account(store, micros=900)
     watch = Watch(store, sent.append, low_share=0.2, blocked_routes=set, note_state=note_state)
     watch.charged(await run(store, "a", output_tokens=50))  # 750 microcredits
@@ -97,18 +106,8 @@ async def test_an_alert_is_reported_if_the_store_noted_it_without_an_answer(
 async def test_an_alert_that_the_store_could_not_note_is_reported_once(
     store: Store, sent: list[Alert]
 ) -> None:
-    failures = [PomeloError("store_unavailable")]
-    noted: dict[str, str] = {}
-
-    async def note_state(subject: str, state: str, seconds: float) -> bool:
-        if failures:
-            raise failures.pop()
-        changed = noted.get(subject) != state
-        noted[subject] = state
-        return changed
-
     await add_account(store, micros=900)
-    watch = Watch(store, sent.append, low_share=0.2, blocked_routes=set, note_state=note_state)
+    watch = Watch(store, sent.append, low_share=0.2, blocked_routes=set, note_state=fails_once({}))
     watch.charged(await run(store, "a", output_tokens=50))
     with pytest.raises(PomeloError):
         await watch.search()

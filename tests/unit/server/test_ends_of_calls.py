@@ -38,6 +38,13 @@ async def forever(call: Call) -> None:
     await asyncio.Event().wait()
 
 
+async def cancel_once(begun: asyncio.Event, call: Any, connections: Recorder) -> None:
+    """Cancels a call that has begun, and waits until the server has ended it."""
+    await begun.wait()
+    call.cancel()
+    await until(lambda: "ended" in connections.reports)
+
+
 @METHODS
 async def test_a_late_service_ends_its_call_itself(method: str) -> None:
     async def late(call: Call) -> None:
@@ -225,10 +232,7 @@ async def test_a_call_that_its_caller_cancels_early_counts_as_a_reset(
 
     connections, reports = Recorder(), Reports()
     async with serve_scripted(ScriptedServices(before=wait), connections, [reports]) as opened:
-        call = opened.task(method)
-        await begun.wait()
-        call.cancel()
-        await until(lambda: "ended" in connections.reports)
+        await cancel_once(begun, opened.task(method), connections)
     assert ("reset" in connections.reports) == (reset_time > 0 and not late)
     assert [(report.code, report.http_status) for report in reports.calls] == [("", 0)]
 
@@ -252,10 +256,7 @@ async def test_a_caller_whose_deadline_passes_slightly_earlier_has_not_reset_its
 
     connections = Recorder()
     async with serve_scripted(ScriptedServices(before=wait), connections) as opened:
-        call = opened.task(method)
-        await begun.wait()
-        call.cancel()
-        await until(lambda: "ended" in connections.reports)
+        await cancel_once(begun, opened.task(method), connections)
     assert ("reset" in connections.reports) == reset
 
 
@@ -281,10 +282,7 @@ async def test_a_reset_is_counted_if_the_server_notices_it_only_when_it_sends_so
 
     connections = Recorder()
     async with serve_scripted(ScriptedServices(before=continue_after_the_reset), connections) as opened:
-        call = opened.task(method)
-        await begun.wait()
-        call.cancel()
-        await until(lambda: "ended" in connections.reports)
+        await cancel_once(begun, opened.task(method), connections)
         await opened.server.running.idle()
     assert connections.reports.count("reset") == 1
 
