@@ -53,7 +53,6 @@ class MediaWriter:
 
     def close(self) -> None:
         """Discards the file unless it was committed. Idempotent; raises nothing."""
-        self._buffer.clear()
         if self._descriptor is not None:
             with suppress(OSError):
                 self._temporary.unlink(missing_ok=True)

@@ -5,10 +5,8 @@ They only translate: they check no key and no limit, and calculate no price.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
-import grpc
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
 from pomelo.errors import invalid, missing
@@ -157,6 +155,7 @@ async def _chunks(buffered: list[media_pb.UploadMediaRequest], rpc: Rpc) -> Asyn
 
     Raises:
         PomeloError: missing_parameter, invalid_parameter, payload_too_large, deadline_exceeded.
+        grpc.aio.BaseError: the caller has left.
     """
     empty = True
     while buffered:
@@ -173,12 +172,9 @@ async def _chunks(buffered: list[media_pb.UploadMediaRequest], rpc: Rpc) -> Asyn
         del chunk
     if empty:
         return  # refused in any case
-    try:
-        # To grpc.aio a caller who left looks like one who has completed the upload, until it cancels the call
-        # a moment later. Sending something reveals the difference.
-        await rpc.probe()
-    except grpc.aio.BaseError:
-        await asyncio.Event().wait()  # until we are cancelled
+    # To grpc.aio a caller who left looks like one who has completed the upload, until it cancels the call a
+    # moment later. Sending something reveals the difference.
+    await rpc.probe()
 
 
 def _chunk(message: media_pb.UploadMediaRequest) -> bytes:

@@ -179,3 +179,13 @@ async def test_credits_that_are_being_taken_back_can_not_be_reserved(rig: Rig) -
     else:
         assert isinstance(reserving, Refused)
     assert (await rig.store.balance(WALLET)).available == 0
+
+
+async def test_a_withdrawal_of_more_than_is_available_takes_nothing_meanwhile(rig: Rig) -> None:
+    await rig.store.reserve(request("a", 0))
+    taking = asyncio.ensure_future(rig.store.grant(taken(1_001)))
+    await asyncio.sleep(0)
+    assert await amount(rig.store.reserve(request("b", 1_000))) == 1_000
+    with pytest.raises(OverdrawnError):
+        await taking
+    assert await rig.store.balance(WALLET) == Balance(1_000, 0, 1_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 from pomelo.stores.accounts import Grant, Wallet
@@ -11,6 +12,7 @@ from tests.contract.ledger_rig import (
     KEY,
     WALLET,
     Rig,
+    amount,
     balance,
     is_lost,
     record,
@@ -132,6 +134,19 @@ async def test_a_recovered_task_is_charged_its_last_noted_cost(rig: Rig) -> None
     await rig.store.void(WALLET, "a", refund=True)
     assert await balance(rig) == (25, 300, 675)
     assert isinstance(await rig.store.reserve(request("c", idempotency_key=KEY)), Reserved)
+
+
+async def test_a_task_that_is_being_settled_is_not_charged_again_when_it_is_recovered(rig: Rig) -> None:
+    await rig.store.reserve(request("a", 300, tokens=40))
+    await rig.store.note([record("a", cost=25)])
+    settling = asyncio.ensure_future(rig.store.settle(settlement("a", 70)))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        await asyncio.gather(rig.store.recover(WALLET, "a"), rig.store.recover(WALLET, "a"))
+        assert (await settling).record.cost == 70
+    assert await balance(rig) == (70, 0, 930)
+    assert (await limits(rig.store, WALLET)).concurrency == 0
+    assert await amount(rig.store.reserve(request("b", 930))) == 930
 
 
 async def test_a_task_without_a_noted_cost_is_voided_when_it_is_recovered(rig: Rig) -> None:

@@ -127,6 +127,17 @@ def test_flac_frames_with_a_wrong_checksum_count(every: int) -> None:
     assert measured(bytes(data)) == pytest.approx(LONG, rel=0.03)
 
 
+@pytest.mark.parametrize("name", ["wav", "mp3"])
+def test_a_comment_that_is_not_utf_8_does_not_prevent_the_measurement(name: str) -> None:
+    comment = "Ménage".encode("latin-1") + b"\0"
+    if name == "wav":
+        data = corpus.make("wav")
+        data = data[:12] + chunk(b"LIST", b"INFO" + chunk(b"ICMT", comment + bytes(1))) + data[12:]
+    else:
+        data = corpus.mp3(SECONDS) + b"TAG" + comment.ljust(125, b"\0")
+    assert measured(data) == pytest.approx(SECONDS, rel=0.03)
+
+
 PADDING = 300_000
 WITH_PADDING: dict[str, bytes] = {
     "wav with padding": (w := corpus.make("wav"))[:12] + chunk(b"JUNK", bytes(PADDING)) + w[12:],

@@ -1,10 +1,11 @@
-"""The limits of connections fit into the descriptors of the process."""
+"""The limits of connections are as documented, and fit into the descriptors of the process."""
 
 from __future__ import annotations
 
 import pytest
 
 from pomelo.server.connection_limits import ConnectionLimits
+from tests.unit.server.guard_rig import MESSAGE, Guarded
 
 
 @pytest.mark.parametrize(
@@ -16,3 +17,21 @@ def test_connections_use_at_most_a_quarter_of_the_descriptors(
 ) -> None:
     limits = ConnectionLimits().within(descriptors)
     assert (limits.connections, limits.hard_connections) == (connections, hard)
+
+
+@pytest.mark.parametrize(
+    ("calls", "allowed"),
+    [(None, 256 * 1024), (0, 512 * 1024), (1, 16 * 1024 * 1024 + MESSAGE)],
+)
+async def test_a_connection_may_send_as_many_bytes_as_are_documented(
+    guarded: Guarded, calls: int | None, allowed: int
+) -> None:
+    connection = guarded.connect(calls=calls)
+    connection.received += allowed
+    for _ in range(2):
+        guarded.scan(0.0)
+    assert not guarded.closed
+    connection.received += 1
+    for _ in range(2):
+        guarded.scan(0.0)
+    assert guarded.closed == [connection]

@@ -16,8 +16,15 @@ from redis.asyncio import Redis
 from pomelo.errors import PomeloError
 from pomelo.stores.ledger import UnknownOutcomeError
 from pomelo.stores.redis.client import Cluster, SingleServer
-from pomelo.stores.redis.connection import Connection, RefusedError, Timing, _may_be_executed, scan
-from pomelo.stores.redis.link import Command, Login, open_link, pack
+from pomelo.stores.redis.connection import (
+    Connection,
+    NotSentError,
+    RefusedError,
+    Timing,
+    _may_be_executed,
+    scan,
+)
+from pomelo.stores.redis.link import Command, Link, Login, open_link, pack
 from tests.ports import free_port
 from tests.redis_server import RedisServer
 from tests.unit.stores.fake_redis import FakeServer
@@ -238,6 +245,25 @@ async def test_a_closed_connection_repeats_nothing(server: FakeServer) -> None:
                 await connection.send("GET")
         assert type(caught.value) is PomeloError
         assert (len(server.chunks), server.connections) == (1, 1)
+
+
+async def test_a_closed_client_fails_the_commands_that_wait_for_a_connection() -> None:
+    connecting = asyncio.Event()
+
+    async def connect() -> Link:
+        connecting.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    client = SingleServer(connect)
+    waiting = client.execute_command("GET")
+    await connecting.wait()
+    await client.aclose()
+    async with asyncio.timeout(20):
+        with pytest.raises(NotSentError, match="closed"):
+            await waiting
+        with pytest.raises(NotSentError, match="closed"):
+            await client.execute_command("GET")
 
 
 async def test_a_call_in_another_has_its_deadline(server: FakeServer) -> None:
