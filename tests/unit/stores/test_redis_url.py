@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,23 @@ async def test_a_server_that_never_answers_is_refused_in_time(server: FakeServer
             parse_url(f"redis://127.0.0.1:{server.port}"), Timing(timeout=0.15, attempt_timeout=0.1)
         )
     assert 1 <= server.connections <= 3
+
+
+@pytest.mark.parametrize("connects", [False, True])
+@pytest.mark.parametrize("url", ["redis+sentinel://{}/main", "redis+cluster://{}"])
+async def test_several_servers_that_never_answer_are_refused_in_time(url: str, connects: bool) -> None:
+    with socket.socket() as listening, ExitStack() as clients:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(100 if connects else 0)
+        where = listening.getsockname()
+        for _ in range(0 if connects else 4):  # the queue of the server is full
+            client = clients.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(where)
+        hosts = ",".join([f"127.0.0.1:{where[1]}"] * 5)
+        async with asyncio.timeout(20):
+            with pytest.raises(StoreError, match="can't be reached"):
+                await connect(parse_url(url.format(hosts)), Timing(timeout=0.15, attempt_timeout=0.1))
 
 
 async def test_only_a_server_that_does_not_answer_is_asked_again(server: FakeServer) -> None:
