@@ -19,10 +19,11 @@ from pomelo.stores.archive.sqlite import _SqliteArchive
 from pomelo.stores.base import StoreError
 from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.usage import Dimension, MetadataKey, UsageQuery, UsageTotal, encode_metadata
-from tests.contract.ledger_rig import WALLET, record, request, settlement, wallets
+from tests.contract.ledger_rig import WALLET, record, request, run_task, settlement, wallets
 from tests.ports import free_port
 from tests.redis_server import any_server
 from tests.unit.refusals import refused
+from tests.waiting import first
 
 ALL = UsageQuery()
 
@@ -183,6 +184,18 @@ async def test_settled_records_are_moved_from_redis_to_the_archive_once(url: str
             assert (await store.sum_usage(ALL, ("account",)))[0].cost == 200
             assert await wallets(store) == [WALLET, Wallet("default", False)]
         assert [key for key in server.scan_iter() if b":usage" in key and server.xlen(key)] == []
+
+
+async def test_a_process_that_starts_moves_the_records_of_others_to_the_archive(url: str) -> None:
+    with Redis.from_url(any_server()) as server:
+        server.flushdb()
+    store_url, timing = f"{any_server()}?persistence=none", Timing(drain=3600.0)
+    async with open_archive(url) as archive, open_redis(store_url, url, timing=timing) as store:
+        await store.add_account(WALLET.account, "pro", 1.0)
+        await store.grant(Grant("g", WALLET, 1_000, 1.0))
+        await run_task(store, "a")
+        async with open_redis(store_url, url, timing=timing):
+            assert await first(lambda: archive.get("a"), bool)
 
 
 async def test_settlements_continue_while_the_database_is_down(postgres: Any, url: str) -> None:
