@@ -65,6 +65,15 @@ async def test_a_file_and_its_link_expire_together_and_the_file_is_deleted(
     assert names(store) == []
 
 
+async def test_expired_files_are_deleted_among_files_of_others(store: MediaStore, clock: Clock) -> None:
+    for number in range(10):
+        put(store)
+        (store.folder / f"notes{number}").touch()
+    clock.ahead = 61
+    assert await store.refresh() == 10
+    assert names(store) == [f"notes{number}" for number in range(10)]
+
+
 @given(st.text(max_size=80))
 def test_no_id_leads_out_of_the_folder(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     store = MediaStore(tmp_path_factory.getbasetemp() / "none", b"s" * 32)

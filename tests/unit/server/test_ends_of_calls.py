@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -307,3 +308,35 @@ async def test_an_upload_ends_when_its_caller_has_completed_it_and_not_when_the_
         call.cancel()
         await until(lambda: len(seen) == 4)
     assert seen == [b"x", "complete", b"x", "left"]
+
+
+def calls_in_memory() -> int:
+    """The calls of all servers in this process that are still in memory."""
+    gc.collect()
+    return sum(isinstance(each, rpc.Rpc) for each in gc.get_objects())
+
+
+@pytest.mark.parametrize("ends", ["completed", "refused", "left"])
+@METHODS
+async def test_a_call_that_has_ended_is_not_kept(method: str, ends: str) -> None:
+    begun = asyncio.Event()
+
+    async def during(call: Call) -> None:
+        begun.set()
+        if ends == "refused":
+            raise PomeloError("overloaded")
+        if ends == "left":
+            await forever(call)
+
+    before = calls_in_memory()
+    async with serve_scripted(ScriptedServices(during=during)) as opened:
+        call = opened.task(method)
+        if ends == "left":
+            await begun.wait()
+            call.cancel()
+        elif ends == "completed":
+            await end(call)
+        else:
+            assert reason_of(await failure(call)) == "overloaded"
+        await opened.server.running.idle()
+        await until(lambda: calls_in_memory() <= before, 20)
