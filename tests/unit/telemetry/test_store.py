@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable
 from typing import Any
 
@@ -71,6 +72,7 @@ async def test_failures_are_counted_and_passed_on(
     store: tuple[Any, Futures, Metrics], operation: str, error: Exception | None, failures: int
 ) -> None:
     timed, inner, metrics = store
+    began = time.perf_counter()
     awaitable = timed.void(WALLET, "task_1") if operation == "void" else timed.limit_status(WALLET)
     running = asyncio.ensure_future(awaitable)
     await until(lambda: bool(inner.pending))
@@ -83,6 +85,7 @@ async def test_failures_are_counted_and_passed_on(
             await running
     await asyncio.sleep(0)
     assert figures(metrics) == ({operation: 1}, {operation: failures} if failures else {})
+    assert 0 < metrics.store_operations.values[operation,].sum < time.perf_counter() - began
 
 
 async def test_an_operation_that_the_store_cancels_is_a_failure(store: tuple[Any, Futures, Metrics]) -> None:
