@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.stores.accounts import Balance
+from pomelo.stores.accounts import Balance, Grant
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
     Budget,
@@ -233,6 +233,18 @@ async def test_a_charge_that_is_found_later_is_not_available_to_a_waiting_task(f
     assert settled.limit_status.available == 40_000_000
     assert isinstance(refused, Refused)
     assert (await limits(failing, WALLET)).available == 40_000_000
+
+
+async def test_credits_that_were_taken_back_are_not_missing_twice_after_a_commit_that_failed(
+    failing: Store,
+) -> None:
+    await failing.grant(Grant("back", WALLET, -40_000_000, 1.0))
+    await failing.reserve(own_request("a"))
+    Failing.late = True
+    with pytest.raises(UnknownOutcomeError):
+        await failing.settle(own_settlement("a"))
+    await failing.settle(own_settlement("a"))
+    assert (await limits(failing, WALLET)).available == 60_000_000 - 3
 
 
 async def test_a_task_whose_settlement_fails_is_recovered_with_what_was_noted(failing: Store) -> None:
