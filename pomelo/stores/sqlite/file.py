@@ -187,7 +187,7 @@ def _migrate(
         _run_migrations(connection, path)
         try:
             begin(connection)
-        except (ValueError, TypeError, LookupError, AssertionError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
             raise damage.damaged(path, "its reservations can't be read") from error
 
 

@@ -169,6 +169,16 @@ async def test_what_waits_when_the_process_ends_gets_a_last_attempt(
     assert "because it ends: 1" in caplog.text
 
 
+async def test_the_end_reports_nothing_if_every_alert_was_delivered(
+    receiver: Receiver, session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    webhooks = Webhooks(session, [receiver.url], KEYS)
+    webhooks.send(ALERT)
+    await webhooks.close()
+    assert [alert["id"] for alert in receiver.received] == ["alert_1"]
+    assert caplog.messages == []
+
+
 async def test_the_last_attempts_have_a_limit_of_time(
     monkeypatch: pytest.MonkeyPatch, session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:

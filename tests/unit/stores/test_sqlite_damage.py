@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from pomelo.stores.base import StoreError
+from pomelo.stores.records import encode_record
 from pomelo.stores.schema import APPLICATION_ID
 from pomelo.stores.sqlite import damage, open_sqlite
 from pomelo.stores.sqlite.damage import DamageMonitor, last_commits, message_of, reports_damage
 from pomelo.stores.sqlite.file import check_version
+from pomelo.stores.usage import UsageRecord
 
 
 def failure(code: int = 0, message: str = "database disk image is malformed") -> sqlite3.Error:
@@ -295,6 +297,9 @@ def test_values_that_break_a_constraint_are_left_to_the_audit(
             damage.check(connection, path, ["CREATE TABLE other (n)"])
 
 
+RECORD = encode_record(UsageRecord("t", "req", "acme", True, "k", "rest", "m", "text")).decode()
+
+
 def garbage(path: Path) -> None:
     path.write_bytes(b"nothing " * 1000)
 
@@ -309,12 +314,13 @@ def empty(path: Path) -> None:
     path.touch()
 
 
-def wrong_reservation(path: Path) -> None:
+def wrong_reservation(path: Path, record: str = "nothing", counted: str = "{}") -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("INSERT INTO accounts (name) VALUES ('acme')")
         connection.execute(
             "INSERT INTO holds (task_id, account, live, amount, record, counted)"
-            " VALUES ('t', 'acme', 1, 5, CAST('nothing' AS BLOB), '{}')"
+            " VALUES ('t', 'acme', 1, 5, CAST(? AS BLOB), ?)",
+            (record, counted),
         )
 
 
@@ -349,6 +355,28 @@ async def test_a_file_that_can_not_be_opened_is_released(
         with pytest.raises(StoreError, match=re.escape(message)):
             async with open_sqlite(path, lock_wait=0.0):
                 pytest.fail("it was opened")
+
+
+@pytest.mark.parametrize(
+    ("record", "counted"),
+    [
+        ("{}", "{}"),
+        ("[]", "{}"),
+        ("7", "{}"),
+        (RECORD, "nothing"),
+        (RECORD, "[]"),
+        (RECORD, '{"budget:k": 5}'),
+        (RECORD, '{"budget:k": [5]}'),
+    ],
+)
+async def test_a_reservation_of_a_wrong_form_is_damage(tmp_path: Path, record: str, counted: str) -> None:
+    path = tmp_path / "pomelo.db"
+    async with open_sqlite(path):
+        pass
+    wrong_reservation(path, record, counted)
+    with pytest.raises(StoreError, match="is damaged: its reservations can't be read"):
+        async with open_sqlite(path):
+            pytest.fail("it was opened")
 
 
 async def test_an_old_sqlite_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
