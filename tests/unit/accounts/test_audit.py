@@ -215,6 +215,10 @@ DAMAGE = {
         "UPDATE usage SET uncollected = -9, cost = cost + 9 WHERE task_id = 'task_2'",
         [("bill", "task_2", 0), ("spent", "acme/live", -9)],
     ),
+    "negative counts": (
+        "UPDATE usage SET input_tokens = -100 WHERE task_id = 'task_2'",
+        [("bill", "task_2", 0)],
+    ),
     "a changed estimate": (
         "UPDATE usage SET source = 'recovered', cost = 0 WHERE task_id = 'task_4'",
         [("bill", "task_4", -COST), ("spent", "acme/live", COST)],
