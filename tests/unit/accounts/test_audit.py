@@ -154,6 +154,24 @@ async def test_an_error_that_no_damage_explains_is_raised(store: Store) -> None:
         await audit(failing)
 
 
+@pytest.mark.parametrize("found_at", [1, 2], ids=["first", "with the error"])
+async def test_an_error_that_damage_explains_is_reported_as_the_damage_once(
+    store: Store, found_at: int
+) -> None:
+    searches = 0
+
+    async def damage() -> list[tuple[str, str]]:
+        nonlocal searches
+        searches += 1
+        return [("pomelo.db", "A page is unreadable")] if searches >= found_at else []
+
+    async def unreadable() -> list[UsageRecord]:
+        raise PomeloError("store_unavailable")
+
+    damaged: Any = Replaced(store, damage=damage, drafts=unreadable)
+    assert findings_of(await audit(damaged)) == [("database", "pomelo.db", 0)]
+
+
 async def test_the_wallets_of_many_accounts_belong_to_them(store: Store) -> None:
     for number in range(1_001):  # more than one page
         assert await store.add_account(f"account-{number}", "pro", 1.0)
