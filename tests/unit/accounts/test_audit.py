@@ -121,16 +121,26 @@ async def test_an_overdue_reservation_is_found_even_if_a_process_runs_its_task(s
     assert findings_of(await audit(store, now=lambda: 1501.0 + OVERDUE)) == [("running", "task_old", 300)]
 
 
-async def test_a_task_that_ends_during_the_audit_is_no_finding(store: Store) -> None:
+@pytest.mark.parametrize("ends_during", [1, 2], ids=["first read", "second read"])
+async def test_a_task_that_ends_while_reservations_are_read_is_no_finding(
+    store: Store, ends_during: int
+) -> None:
     await reserve(store, "task_ending")
+    await reserve(store, "task_lost", maximum=400)  # so that they are read again
+    running, reads = {"task_ending"}, 0
 
     async def end_after_the_read() -> list[OpenReservation]:
+        nonlocal reads
+        reads += 1
         reservations = await store.reservations()
-        await store.void(ACME, "task_ending")
+        if reads == ends_during:
+            await store.void(ACME, "task_ending")
+            running.clear()
         return reservations
 
     ending: Any = Replaced(store, reservations=end_after_the_read)
-    assert not (await audit(ending, runs=lambda task_id: False)).findings
+    report = await audit(ending, runs=lambda task_id: task_id in running)
+    assert (findings_of(report), reads) == ([("running", "task_lost", 400)], 2)
 
 
 async def test_a_reservation_of_another_process_is_no_finding_before_it_is_overdue(store: Store) -> None:
