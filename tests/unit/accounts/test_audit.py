@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pomelo.accounts.audit import OVERDUE, audit
+from pomelo.call import DEFAULT_TIMEOUT
 from pomelo.catalog.pricing import Usage, cost
 from pomelo.errors import PomeloError
 from pomelo.gen.admin.v1.admin_service_pb2 import AuditLedgerResponse
@@ -111,6 +112,7 @@ async def test_an_overdue_reservation_is_found_even_if_a_process_runs_its_task(s
     await reserve(store, "task_old", maximum=300)  # at 1,000 s
     for at, expected in (
         (1000.0, []),
+        (1030.0 + DEFAULT_TIMEOUT, []),
         (1000.0 + OVERDUE, []),
         (1001.0 + OVERDUE, [("running", "task_old", 300)]),
     ):
@@ -176,10 +178,14 @@ async def test_an_error_that_damage_explains_is_reported_as_the_damage_once(
         return [("pomelo.db", "A page is unreadable")] if searches >= found_at else []
 
     async def unreadable() -> list[UsageRecord]:
-        raise PomeloError("store_unavailable")
+        raise KeyError("unreadable")
 
     damaged: Any = Replaced(store, damage=damage, drafts=unreadable)
-    assert findings_of(await audit(damaged)) == [("database", "pomelo.db", 0)]
+    (finding,) = (await audit(damaged)).findings
+    assert (finding.check, finding.subject, finding.detail) == (
+        *("database", "pomelo.db"),
+        "A page is unreadable",
+    )
 
 
 async def test_the_wallets_of_many_accounts_belong_to_them(store: Store) -> None:

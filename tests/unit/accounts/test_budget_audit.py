@@ -96,6 +96,41 @@ async def test_a_budget_of_which_more_is_used_meanwhile_is_not_compared(store: S
     assert await differences(Late(store)) == [Difference(ACME, "first", 2 * COST, 0)]
 
 
+@pytest.mark.parametrize("comparison", [1, 2])
+async def test_a_difference_that_only_one_comparison_finds_is_no_finding(
+    store: Store, comparison: int
+) -> None:
+    class Late(Same):
+        """The two sums of one comparison are those before the task."""
+
+        sums = 0
+
+        async def sum_usage(self, *arguments: Any, **options: Any) -> list[UsageTotal]:
+            self.sums += 1
+            late = self.sums in (2 * comparison - 1, 2 * comparison)
+            return [] if late else await store.sum_usage(*arguments, **options)
+
+    await spend(store, "of first", "first", BUDGET)
+    assert await differences(Late(store)) == []
+
+
+async def test_only_the_budget_of_a_running_task_is_left_out(store: Store) -> None:
+    for key_id, created in (("before", 0.5), ("after", 3.0)):
+        await store.add_key(KeyRecord(key_id, "acme", True, b"", (), created, budget=TOTAL))
+    for key_id in ("before", "first", "after"):
+        await spend(
+            store, f"counted for {key_id}", "another key", BUDGET._replace(name=f"budget:{key_id}.total")
+        )
+    running = draft("running", key_id="second")
+    await store.reserve(ReserveRequest(running, minimum=1, maximum=100))
+    assert sorted(await differences(store)) == [
+        Difference(ACME, "after", COST, 0),
+        Difference(ACME, "before", COST, 0),
+    ]
+    await store.void(ACME, "running")
+    assert Difference(ACME, "first", COST, 0) in await differences(store)
+
+
 async def test_what_was_spent_at_the_end_of_a_period_does_not_count_in_the_next(store: Store) -> None:
     midnight = 10 * 86_400.0
     await store.add_key(KeyRecord("daily", "acme", True, b"", (), 1.0, budget="1000000/day"))
@@ -116,23 +151,6 @@ async def test_what_a_key_has_used_of_its_budget_is_that_of_its_mode(store: Stor
             store, f"of third {number}", "third", BUDGET._replace(name="budget:third.total"), ACME_TEST
         )
     assert await budgets.used(store, [live, test, unlimited], NOW) == {"first": COST, "third": 2 * COST}
-
-
-async def test_damage_that_an_error_of_the_audit_detects_is_a_finding(store: Store) -> None:
-    class Damaged(Same):
-        """Its damage is detected when it can't read its reservations."""
-
-        detected = False
-
-        async def drafts(self) -> list[UsageRecord]:
-            self.detected = True
-            raise KeyError("unreadable")
-
-        async def damage(self) -> list[tuple[str, str]]:
-            return [("the file", "It is damaged")] if self.detected else []
-
-    (finding,) = (await audit(Damaged(store))).findings
-    assert (finding.check, finding.subject, finding.detail) == ("database", "the file", "It is damaged")
 
 
 async def test_a_task_that_begins_during_the_audit_is_no_finding(store: Store) -> None:
