@@ -301,6 +301,40 @@ async def test_a_balance_that_reserves_more_or_less_than_its_tasks_is_found(
     assert findings_of(await audit(store)) == [("held", "acme/test", change)]
 
 
+async def test_a_wallet_that_is_missing_with_its_account_is_counted_and_found(
+    store: Store, path: Path
+) -> None:
+    wallets = (await audit(store)).wallets
+    corrupt(
+        path,
+        "DELETE FROM wallets WHERE account = 'other' AND live = 1",
+        "DELETE FROM accounts WHERE name = 'other'",
+    )
+    report = await audit(store)
+    assert findings_of(report) == [
+        ("account", "other/live", 0),
+        ("account", "other/test", 0),
+        ("granted", "other/live", -1_000_000),
+        ("spent", "other/live", -COST),
+    ]
+    assert report.wallets == wallets
+
+
+async def test_findings_of_wallets_are_sorted_in_whatever_order_the_store_lists_them(
+    store: Store, path: Path
+) -> None:
+    async def reversed_states() -> AsyncIterator[list[WalletState]]:
+        for page in reversed([page async for page in store.wallet_states()]):
+            yield page[::-1]
+
+    corrupt(path, "UPDATE wallets SET granted = granted + 5")
+    unordered: Any = Replaced(store, wallet_states=reversed_states)
+    for listed in (store, unordered):
+        subjects = [finding.subject for finding in (await audit(listed)).findings]
+        assert subjects == sorted(subjects)
+        assert len(subjects) > 3
+
+
 async def test_a_task_with_two_records_is_found(store: Store, path: Path) -> None:
     corrupt(
         path,
