@@ -21,6 +21,9 @@ from tests.unit.accounts.audited_store import ACME, ACME_TEST, add_account, draf
 NOW = 1_500.0
 TOTAL = "1000000/total"
 BUDGET = Budget("budget:first.total", 1_000_000, 0.0)
+MIDNIGHT = 10 * 86_400.0
+DAILY = KeyRecord("daily", "acme", True, b"", (), 1.0, budget="1000000/day")
+TODAY = Budget("budget:daily.day", 1_000_000, MIDNIGHT)
 COST = 5
 """Microcredits of a task of `spend`."""
 
@@ -54,9 +57,9 @@ async def spend(
     await store.settle(Settlement(replace(record, cost=COST)))
 
 
-async def differences(store: Any) -> list[Difference]:
+async def differences(store: Any, now: float = NOW) -> list[Difference]:
     """What the audit of budgets finds."""
-    return [found async for found in find_differences(store, NOW)]
+    return [found async for found in find_differences(store, now)]
 
 
 async def test_the_tasks_of_all_keys_that_replaced_each_other_count_toward_one_budget(store: Store) -> None:
@@ -132,13 +135,48 @@ async def test_only_the_budget_of_a_running_task_is_left_out(store: Store) -> No
 
 
 async def test_what_was_spent_at_the_end_of_a_period_does_not_count_in_the_next(store: Store) -> None:
-    midnight = 10 * 86_400.0
-    await store.add_key(KeyRecord("daily", "acme", True, b"", (), 1.0, budget="1000000/day"))
-    today = Budget("budget:daily.day", 1_000_000, midnight)
-    for task_id, at in (("yesterday", midnight - 1), ("until this morning", midnight + 1)):
-        await spend(store, task_id, "daily", today._replace(start=0.0), at=at)
-    await spend(store, "today", "daily", today, at=midnight + 1_000)
-    assert [found async for found in find_differences(store, midnight + 2_000)] == []
+    await store.add_key(DAILY)
+    for task_id, at in (("yesterday", MIDNIGHT - 1), ("until this morning", MIDNIGHT + 1)):
+        await spend(store, task_id, "daily", TODAY._replace(start=0.0), at=at)
+    await spend(store, "today", "daily", TODAY, at=MIDNIGHT + 1_000)
+    assert await differences(store, MIDNIGHT + 2_000) == []
+
+
+@pytest.mark.parametrize(
+    ("counted", "uncounted", "by_others", "found"),
+    [
+        ([-300], [], 0, None),  # by a clock that is behind
+        ([], [-40_000], 1, (1, 0)),
+        ([], [10, 1_000], 0, (0, 1)),  # the first may be yesterday's
+        ([1_000], [10], 2, (3, 2)),  # the other may be today's
+    ],
+)
+async def test_records_near_the_beginning_of_a_period_may_belong_to_it_or_not(
+    store: Store, counted: list[int], uncounted: list[int], by_others: int, found: tuple[int, int] | None
+) -> None:
+    """The numbers are the seconds after midnight of the key's tasks, and the number of tasks of another key
+    that count toward its budget. `found` are the tasks that are used of it, and those that are recorded."""
+    await store.add_key(DAILY)
+    for after in counted:
+        await spend(store, f"counted {after}", "daily", TODAY, at=MIDNIGHT + after)
+    for after in uncounted:
+        await spend(store, f"uncounted {after}", "daily", None, at=MIDNIGHT + after)
+    for number in range(by_others):
+        await spend(store, f"other {number}", "another key", TODAY, at=MIDNIGHT + 1_000)
+    expected = [] if found is None else [Difference(ACME, "daily", found[0] * COST, found[1] * COST)]
+    assert await differences(store, MIDNIGHT + 2_000) == expected
+
+
+async def test_only_a_change_of_the_budget_in_its_period_explains_that_too_little_is_used(
+    store: Store,
+) -> None:
+    await store.add_key(DAILY)
+    await spend(store, "uncounted", "daily", None, at=MIDNIGHT + 1_000)
+    for at, expected in ((-10, [Difference(ACME, "daily", 0, COST)]), (10, [])):
+        budget = f"{1_000 + at}/day"
+        act = Act(f"act {at}", MIDNIGHT + at, "set_key_budget", "acme", "daily", True, "", budget)
+        await store.set_budget("daily", budget, act)
+        assert await differences(store, MIDNIGHT + 2_000) == expected
 
 
 async def test_what_a_key_has_used_of_its_budget_is_that_of_its_mode(store: Store) -> None:
