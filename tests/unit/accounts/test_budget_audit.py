@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import Budget, OpenReservation, ReserveRequest, Settlement
 from pomelo.stores.usage import UsageRecord, UsageTotal
-from tests.unit.accounts.audited_store import ACME, ACME_TEST, add_account, draft, reserve, run
+from tests.unit.accounts.audited_store import ACME, ACME_TEST, add_account, corrupt, draft, reserve, run
 
 NOW = 1_500.0
 TOTAL = "1000000/total"
@@ -170,7 +171,8 @@ async def test_records_near_the_beginning_of_a_period_may_belong_to_it_or_not(
 async def test_only_a_change_of_the_budget_in_its_period_explains_that_too_little_is_used(
     store: Store,
 ) -> None:
-    await store.add_key(DAILY)
+    created = Act("created", MIDNIGHT + 5, "create_key", "acme", "daily", True, "", "")
+    await store.add_key(DAILY, created)
     await spend(store, "uncounted", "daily", None, at=MIDNIGHT + 1_000)
     for at, expected in ((-10, [Difference(ACME, "daily", 0, COST)]), (10, [])):
         budget = f"{1_000 + at}/day"
@@ -220,3 +222,23 @@ async def test_the_records_of_a_wallet_at_rest_are_read_once(store: Store) -> No
     counting = Counting(store)
     assert not (await audit(counting)).findings
     assert counting.sums == 0
+
+
+@pytest.mark.parametrize("damage", [5, -5])
+async def test_a_wrong_balance_is_found_although_a_task_ends_during_the_audit(
+    store: Store, tmp_path: Path, damage: int
+) -> None:
+    await run(store, "before")
+    corrupt(
+        tmp_path / "pomelo.db", f"UPDATE wallets SET spent = spent + {damage} WHERE live = 1 AND spent > 0"
+    )
+
+    class Busy(Same):
+        """A task ends after its records were read."""
+
+        async def drafts(self) -> list[UsageRecord]:
+            await run(store, "meanwhile")
+            return await store.drafts()
+
+    (finding,) = (await audit(Busy(store))).findings
+    assert (finding.check, finding.subject, finding.difference_micros) == ("spent", "acme/live", damage)
