@@ -242,3 +242,19 @@ async def test_a_wrong_balance_is_found_although_a_task_ends_during_the_audit(
 
     (finding,) = (await audit(Busy(store))).findings
     assert (finding.check, finding.subject, finding.difference_micros) == ("spent", "acme/live", damage)
+
+
+async def test_a_task_that_ends_before_the_records_are_read_is_no_finding(store: Store) -> None:
+    class Busy(Same):
+        """A task ends after the balances were read."""
+
+        begun = False
+
+        async def list_usage(self, *arguments: Any, **options: Any) -> Any:
+            if not self.begun:
+                self.begun = True
+                await run(store, "meanwhile")
+            return await store.list_usage(*arguments, **options)
+
+    report = await audit(Busy(store))
+    assert (report.records, list(report.findings)) == (1, [])
