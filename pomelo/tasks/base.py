@@ -155,7 +155,8 @@ class Collector(ABC):
 
     @abstractmethod
     def add(self, event: TaskEvent) -> TaskEvent | None:
-        """Adds an event; returns the event that a stream passes on now, None if it is kept until the end.
+        """Adds an event; returns the event that a stream passes on now, None if it is kept until the end. A
+        whole answer passes nothing on, whatever this returns.
 
         Raises:
             PomeloError: provider_failed, store_unavailable; payload_too_large (the caller's media).

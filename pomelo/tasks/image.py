@@ -56,7 +56,7 @@ class ImageCollector(Collector):
 
     def add(self, event: TaskEvent) -> TaskEvent | None:
         if event.HasField("image_progress"):
-            return event if self._context.stream else None
+            return event
         if event.completed.image.images:
             self._image = event.completed.image.images[0]
         return None

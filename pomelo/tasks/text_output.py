@@ -94,7 +94,7 @@ class TextCollector(Collector):
         self._pieces += 1
         if self._joins:
             self._text += text.encode()
-        return event if self._stream else None
+        return event
 
     def _add_call(self, event: TaskEvent) -> TaskEvent | None:
         piece = event.tool_call_delta
@@ -109,7 +109,7 @@ class TextCollector(Collector):
         self._pieces += 1
         if self._joins:
             self._calls[piece.index][1].extend(piece.arguments_json.encode())
-        return event if self._stream else None
+        return event
 
     def finish(self, result: TaskResult) -> None:
         last = self._last

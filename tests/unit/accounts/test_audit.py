@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pomelo.accounts.audit import OVERDUE, audit
+from pomelo.call import DEFAULT_TIMEOUT
 from pomelo.catalog.pricing import Usage, cost
 from pomelo.errors import PomeloError
 from pomelo.gen.admin.v1.admin_service_pb2 import AuditLedgerResponse
@@ -111,6 +112,7 @@ async def test_an_overdue_reservation_is_found_even_if_a_process_runs_its_task(s
     await reserve(store, "task_old", maximum=300)  # at 1,000 s
     for at, expected in (
         (1000.0, []),
+        (1030.0 + DEFAULT_TIMEOUT, []),
         (1000.0 + OVERDUE, []),
         (1001.0 + OVERDUE, [("running", "task_old", 300)]),
     ):
@@ -121,16 +123,26 @@ async def test_an_overdue_reservation_is_found_even_if_a_process_runs_its_task(s
     assert findings_of(await audit(store, now=lambda: 1501.0 + OVERDUE)) == [("running", "task_old", 300)]
 
 
-async def test_a_task_that_ends_during_the_audit_is_no_finding(store: Store) -> None:
+@pytest.mark.parametrize("ends_during", [1, 2], ids=["first read", "second read"])
+async def test_a_task_that_ends_while_reservations_are_read_is_no_finding(
+    store: Store, ends_during: int
+) -> None:
     await reserve(store, "task_ending")
+    await reserve(store, "task_lost", maximum=400)  # so that they are read again
+    running, reads = {"task_ending"}, 0
 
     async def end_after_the_read() -> list[OpenReservation]:
+        nonlocal reads
+        reads += 1
         reservations = await store.reservations()
-        await store.void(ACME, "task_ending")
+        if reads == ends_during:
+            await store.void(ACME, "task_ending")
+            running.clear()
         return reservations
 
     ending: Any = Replaced(store, reservations=end_after_the_read)
-    assert not (await audit(ending, runs=lambda task_id: False)).findings
+    report = await audit(ending, runs=lambda task_id: task_id in running)
+    assert (findings_of(report), reads) == ([("running", "task_lost", 400)], 2)
 
 
 async def test_a_reservation_of_another_process_is_no_finding_before_it_is_overdue(store: Store) -> None:
@@ -152,6 +164,28 @@ async def test_an_error_that_no_damage_explains_is_raised(store: Store) -> None:
     failing: Any = Replaced(store, drafts=unreadable)
     with refused("store_unavailable"):
         await audit(failing)
+
+
+@pytest.mark.parametrize("found_at", [1, 2], ids=["first", "with the error"])
+async def test_an_error_that_damage_explains_is_reported_as_the_damage_once(
+    store: Store, found_at: int
+) -> None:
+    searches = 0
+
+    async def damage() -> list[tuple[str, str]]:
+        nonlocal searches
+        searches += 1
+        return [("pomelo.db", "A page is unreadable")] if searches >= found_at else []
+
+    async def unreadable() -> list[UsageRecord]:
+        raise KeyError("unreadable")
+
+    damaged: Any = Replaced(store, damage=damage, drafts=unreadable)
+    (finding,) = (await audit(damaged)).findings
+    assert (finding.check, finding.subject, finding.detail) == (
+        *("database", "pomelo.db"),
+        "A page is unreadable",
+    )
 
 
 async def test_the_wallets_of_many_accounts_belong_to_them(store: Store) -> None:
@@ -215,6 +249,10 @@ DAMAGE = {
         "UPDATE usage SET uncollected = -9, cost = cost + 9 WHERE task_id = 'task_2'",
         [("bill", "task_2", 0), ("spent", "acme/live", -9)],
     ),
+    "negative counts": (
+        "UPDATE usage SET input_tokens = -100 WHERE task_id = 'task_2'",
+        [("bill", "task_2", 0)],
+    ),
     "a changed estimate": (
         "UPDATE usage SET source = 'recovered', cost = 0 WHERE task_id = 'task_4'",
         [("bill", "task_4", -COST), ("spent", "acme/live", COST)],
@@ -261,6 +299,40 @@ async def test_a_balance_that_reserves_more_or_less_than_its_tasks_is_found(
     # Behind the store's back: it never writes such a value itself.
     corrupt(path, f"UPDATE wallets SET held = held + {change} WHERE account = 'acme' AND live = 0")
     assert findings_of(await audit(store)) == [("held", "acme/test", change)]
+
+
+async def test_a_wallet_that_is_missing_with_its_account_is_counted_and_found(
+    store: Store, path: Path
+) -> None:
+    wallets = (await audit(store)).wallets
+    corrupt(
+        path,
+        "DELETE FROM wallets WHERE account = 'other' AND live = 1",
+        "DELETE FROM accounts WHERE name = 'other'",
+    )
+    report = await audit(store)
+    assert findings_of(report) == [
+        ("account", "other/live", 0),
+        ("account", "other/test", 0),
+        ("granted", "other/live", -1_000_000),
+        ("spent", "other/live", -COST),
+    ]
+    assert report.wallets == wallets
+
+
+async def test_findings_of_wallets_are_sorted_in_whatever_order_the_store_lists_them(
+    store: Store, path: Path
+) -> None:
+    async def reversed_states() -> AsyncIterator[list[WalletState]]:
+        for page in reversed([page async for page in store.wallet_states()]):
+            yield page[::-1]
+
+    corrupt(path, "UPDATE wallets SET granted = granted + 5")
+    unordered: Any = Replaced(store, wallet_states=reversed_states)
+    for listed in (store, unordered):
+        subjects = [finding.subject for finding in (await audit(listed)).findings]
+        assert subjects == sorted(subjects)
+        assert len(subjects) > 3
 
 
 async def test_a_task_with_two_records_is_found(store: Store, path: Path) -> None:

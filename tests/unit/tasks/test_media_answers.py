@@ -83,10 +83,10 @@ def test_an_answer_by_link_has_no_inline_bytes_and_an_idempotent_answer_is_store
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_only_a_stream_passes_the_progress_of_an_image_on(store: MediaStore, stream: bool) -> None:
+def test_the_progress_of_an_image_is_passed_on_and_is_no_image(store: MediaStore, stream: bool) -> None:
     collected, progress = collector("flux-1-pro", store, stream=stream), TaskEvent()
     progress.image_progress.progress = 0.5
-    assert collected.add(progress) == (progress if stream else None)
+    assert collected.add(progress) == progress
     assert collected.add(image(b"\xff\xd8\xff", "image/jpeg")) is None
     assert finish(collected).image.images[0].content_type == "image/jpeg"
 
