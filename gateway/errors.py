@@ -17,7 +17,7 @@ from pydantic_core import to_json
 
 from gateway.responses import METHODS, SAFE_HEADERS, Response, encode_head, json_response
 from pomelo.call import Call
-from pomelo.errors import RETRY_AFTER, PomeloError
+from pomelo.errors import PomeloError
 from pomelo.ids import new_id
 from pomelo.logs import format_trace
 
@@ -70,7 +70,7 @@ def error_response(error: PomeloError, call: Call, request: Request) -> Response
     """Returns the response for an error, with the call's headers and, as they apply, Retry-After and
     WWW-Authenticate."""
     response = json_response(call, error_body(error, request), error.row.http)
-    if error.retry_after is not None and error.row.http in RETRY_AFTER:
+    if error.retry_after is not None:
         response.headers["Retry-After"] = str(error.retry_after)
     if error.row.http == 401:
         response.headers["WWW-Authenticate"] = CHALLENGE

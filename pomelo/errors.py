@@ -17,8 +17,9 @@ class ErrorRow:
     """What callers see of one error code.
 
     `status` is the name of the gRPC status; `message` and `retry_after` are the defaults for errors that have
-    none of their own. `retry_after` is in whole seconds; None proposes no retry. `permanent`: a retry can't
-    succeed before the operator acts, so clients must not retry automatically, even if `retry_after` is set.
+    none of their own. `retry_after` is in whole seconds; None: no error of this code proposes a retry.
+    `permanent`: a retry can't succeed before the operator acts, so clients must not retry automatically, even
+    if `retry_after` is set.
     """
 
     code: str
@@ -91,8 +92,8 @@ _ROWS = (
 TABLE: dict[str, ErrorRow] = {row.code: row for row in _ROWS}
 """Every error by its code. Each has a value in error_reason.proto; a test holds them together."""
 
-RETRY_AFTER = frozenset({409, 429, 503})
-"""HTTP statuses that have a Retry-After header; other statuses don't report a wait."""
+RETRY_AFTER = frozenset(row.http for row in _ROWS if row.retry_after is not None)
+"""HTTP statuses whose errors all propose a wait, in the header Retry-After."""
 
 GRPC_ERRORS = frozenset({"model_not_found"})
 """Codes that no path under /api sends."""
@@ -118,9 +119,9 @@ class PomeloError(Exception):
 
     Its message says what to do and names the field; it never contains a key, a provider's raw body, a path
     or a stack trace. `field` is the request field at fault, or None. `retry_after` is the wait in whole
-    seconds to propose, or None if a retry is pointless. `repeatable` is whether clients may send the request
-    again automatically: not if the operator has to act first, if the request alone exceeds a limit, or if it
-    may then be charged twice.
+    seconds to propose; None, which rows without a wait always have: a retry is pointless. `repeatable` is
+    whether clients may send the request again automatically: not if the operator has to act first, if the
+    request alone exceeds a limit, or if it may then be charged twice.
 
     `values` are all other values that the message names, as text, for programs: numbers without separators,
     times as RFC 3339. Their keys are in lowerCamelCase, and error_reason.proto lists them by code. gRPC sends
@@ -140,7 +141,8 @@ class PomeloError(Exception):
         self.row: Final = TABLE[code]
         self.message: Final = message or self.row.message
         self.field: Final = field
-        self.retry_after: Final = self.row.retry_after if retry_after is None else retry_after
+        wait = self.row.retry_after
+        self.retry_after: Final = wait if wait is None or retry_after is None else retry_after
         self.values: Final = (
             MappingProxyType({key: str(value) for key, value in values.items()}) if values else _NO_VALUES
         )

@@ -11,7 +11,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from pomelo.errors import FAILED_KEYS_QUOTA, RETRY_AFTER, TABLE, PomeloError
+from pomelo.errors import FAILED_KEYS_QUOTA, TABLE, PomeloError
 
 DOMAIN = "pomelo"
 """The `domain` of google.rpc.ErrorInfo."""
@@ -135,7 +135,7 @@ def retry_metadata(error: PomeloError) -> list[tuple[str, str]]:
     """Returns the metadata that says whether and when to retry: `retry-after` in seconds, as over REST, and
     the pushback in milliseconds that gRPC's retry policies obey. The pushback is -1 if a retry is pointless,
     or must not be automatic."""
-    wait = error.retry_after if error.row.http in RETRY_AFTER else None
+    wait = error.retry_after
     if wait is None:
         return [(_PUSHBACK_KEY, _NO_RETRY)]
     pushback = str(wait * 1000) if error.repeatable else _NO_RETRY

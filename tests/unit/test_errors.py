@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.errors import BODY_ERRORS, TABLE, PomeloError, invalid, missing, unsupported_model
+from pomelo.errors import BODY_ERRORS, TABLE, ErrorRow, PomeloError, invalid, missing, unsupported_model
 from pomelo.gen.v1.error_reason_pb2 import ErrorReason
 
 ROOT = Path(__file__).parents[2]
@@ -104,6 +104,11 @@ def test_an_error_has_the_default_message_and_wait_unless_it_sets_them() -> None
     error = PomeloError("provider_unavailable", "Busy", retry_after=9)
     assert (str(error), error.message, error.retry_after) == ("Busy", "Busy", 9)
     assert PomeloError("provider_unavailable", retry_after=0).retry_after == 0
+
+
+@pytest.mark.parametrize("row", TABLE.values(), ids=list(TABLE))
+def test_only_errors_of_codes_with_a_wait_propose_one(row: ErrorRow) -> None:
+    assert PomeloError(row.code, retry_after=17).retry_after == (None if row.retry_after is None else 17)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.openapi.schema import RESPONSE_HEADERS
-from pomelo.errors import FAILED_KEYS_QUOTA, RETRY_AFTER, TABLE, PomeloError
+from pomelo.errors import FAILED_KEYS_QUOTA, TABLE, PomeloError
 from pomelo.status import (
     DETAILS_KEY,
     OPEN_KEY,
@@ -134,12 +134,6 @@ def test_a_retry_policy_receives_the_delay_or_that_a_retry_is_pointless(code: st
         }
     else:
         assert metadata == {"grpc-retry-pushback-ms": "-1"}
-
-
-@pytest.mark.parametrize("code", CODES)
-def test_a_wait_is_reported_with_the_statuses_that_have_one_over_rest(code: str) -> None:
-    metadata = dict(retry_metadata(PomeloError(code, retry_after=17)))
-    assert metadata.get("retry-after") == ("17" if TABLE[code].http in RETRY_AFTER else None)
 
 
 def test_a_retry_of_a_request_that_alone_exceeds_a_limit_is_pointless_at_both_ends() -> None:
