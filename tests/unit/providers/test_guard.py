@@ -26,7 +26,7 @@ from pomelo.gen.v1.text_pb2 import (
     ToolCallDelta,
 )
 from pomelo.providers.base import Job
-from pomelo.providers.chunks import MAX_TEXT_CHARS
+from pomelo.providers.chunks import MAX_AUDIO_BYTES, MAX_TEXT_CHARS
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.guard import MAX_TOOL_CALLS, GuardedEvents
 from pomelo.providers.http.client import MAX_BODY_BYTES
@@ -189,6 +189,15 @@ async def test_empty_audio_is_dropped_and_the_next_gets_its_content_type() -> No
     events = [TaskEvent(audio_chunk=chunk) for chunk in (empty, first, first)]
     passed = await guarded("text_to_speech", *events)
     assert passed == [TaskEvent(audio_chunk=AudioChunk(data=b"x", content_type="audio/ogg")), events[2]]
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_large_chunk_of_audio_is_split_and_the_first_part_has_its_content_type(stream: bool) -> None:
+    data = b"x" * MAX_AUDIO_BYTES
+    chunk = AudioChunk(data=data + b"yz", content_type="audio/mpeg")
+    passed = await guarded("text_to_speech", TaskEvent(audio_chunk=chunk), stream=stream)
+    parts = [AudioChunk(data=data, content_type="audio/mpeg"), AudioChunk(data=b"yz")]
+    assert passed == [TaskEvent(audio_chunk=part) for part in parts]
 
 
 async def test_a_long_text_at_the_end_of_a_stream_is_split() -> None:
