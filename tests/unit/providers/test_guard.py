@@ -248,20 +248,34 @@ async def test_whatever_a_plug_in_raises_while_it_is_closed_is_logged(
 )
 async def test_only_a_usable_retry_after_of_a_plug_in_is_passed_on(given: Any, passed: int | None) -> None:
     async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
-        raise UpstreamError("provider_unavailable", "Busy", retry=RetryPolicy.SAME_ROUTE, wait=given)
+        policy = RetryPolicy.SAME_ROUTE
+        raise UpstreamError("provider_unavailable", "Busy", field="model", retry=policy, wait=given)
         yield WORD
 
     events = GuardedEvents(method, "text", sample("text", Route("acme", "large")))
     with pytest.raises(UpstreamError) as failure:
         await anext(events)
     error = failure.value
-    assert (error.code, error.message, error.retry) == (
-        "provider_unavailable",
-        "Busy",
-        RetryPolicy.SAME_ROUTE,
-    )
+    assert (error.code, error.message, error.field) == ("provider_unavailable", "Busy", "model")
+    assert error.retry is RetryPolicy.SAME_ROUTE
     assert error.wait == passed
     assert type(error.wait) is type(passed)
+
+
+@pytest.mark.parametrize("message", ["Use a shorter prompt", " "])
+async def test_an_error_of_a_plug_ins_own_class_keeps_its_code_message_and_field(message: str) -> None:
+    class OwnError(PomeloError):
+        """An error that may override anything."""
+
+    async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
+        raise OwnError("invalid_parameter", message, field="prompt")
+        yield WORD
+
+    with pytest.raises(UpstreamError) as failure:
+        await anext(GuardedEvents(method, "text", sample("text", Route("acme", "large"))))
+    error = failure.value
+    assert (error.code, error.field, error.retry) == ("invalid_parameter", "prompt", RetryPolicy.NEVER)
+    assert error.message == (message.strip() or TABLE["invalid_parameter"].message)
 
 
 async def test_an_error_with_a_row_that_is_not_in_the_table_fails_the_task() -> None:
