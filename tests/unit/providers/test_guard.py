@@ -262,6 +262,29 @@ async def test_only_a_usable_retry_after_of_a_plug_in_is_passed_on(given: Any, p
     assert type(error.wait) is type(passed)
 
 
+@pytest.mark.parametrize(
+    ("reason", "vendor_code", "logged"),
+    [("too long", "E1", ("too long", "E1")), (None, 7, ("", ""))],
+    ids=["texts", "no texts"],
+)
+async def test_an_error_of_a_plug_ins_own_class_keeps_what_is_logged(
+    reason: Any, vendor_code: Any, logged: tuple[str, str]
+) -> None:
+    class OwnError(UpstreamError):
+        """An error that may override anything."""
+
+    own = OwnError("provider_failed")
+    own.reason, own.vendor_code = reason, vendor_code  # type: ignore[misc]
+
+    async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
+        raise own
+        yield WORD
+
+    with pytest.raises(UpstreamError) as failure:
+        await anext(GuardedEvents(method, "text", sample("text", Route("acme", "large"))))
+    assert (failure.value.reason, failure.value.vendor_code) == logged
+
+
 @pytest.mark.parametrize("message", ["Use a shorter prompt", " "])
 async def test_an_error_of_a_plug_ins_own_class_keeps_its_code_message_and_field(message: str) -> None:
     class OwnError(PomeloError):
