@@ -102,8 +102,6 @@ class HttpConnection(BaseProtocol):
         if self._task is None:
             self._live.discard(self)
             return
-        if self._content is not None:
-            self._content.set_exception(exc or ConnectionResetError("the client has left"))
         self._task.cancel()
         self._task.add_done_callback(lambda _: self._live.discard(self))
 

@@ -310,9 +310,9 @@ class GuardedEvents:
         try:
             code, message, field, wait = error.code, error.message, error.field, error.retry_after
             allowed = (code in CODES and error.row is TABLE[code]) or isinstance(error, NoConnectionError)
-            retry = RetryPolicy.NEVER
+            retry, reason, vendor_code = RetryPolicy.NEVER, "", ""
             if isinstance(error, UpstreamError):
-                retry, wait = error.retry, error.wait
+                retry, wait, reason, vendor_code = error.retry, error.wait, error.reason, error.vendor_code
         except Exception as fault:  # a subclass may lack what PomeloError has
             return self._failed("raised an incomplete error", fault)
         if not allowed:
@@ -328,6 +328,8 @@ class GuardedEvents:
             field=field,
             retry=retry if isinstance(retry, RetryPolicy) else RetryPolicy.NEVER,
             wait=wait if valid_wait else None,
+            reason=reason if type(reason) is str else "",
+            vendor_code=vendor_code if type(vendor_code) is str else "",
         )
 
     def _failed(self, what: str, error: BaseException | None = None) -> PomeloError:

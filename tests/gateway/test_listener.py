@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import socket
 import ssl
+import weakref
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 
@@ -79,6 +82,30 @@ async def test_a_listener_that_closes_frees_the_slots_of_silent_connections(gate
             assert len(connections) == 0
             client.settimeout(20)
             assert client.recv(1) == b""
+        assert listening.fileno() == -1
+
+
+async def test_a_listener_keeps_nothing_of_a_connection_that_has_ended(gateway: GatewayApp) -> None:
+    async with open_clients(gateway.services) as clients:
+        (listening,) = await bind("127.0.0.1", 0, reuse_port=False)
+        connections = clients.connections
+        starts: list[weakref.ref[Any]] = []
+
+        def connect(slot: Slot) -> Connection:
+            starts.append(weakref.ref(asyncio.current_task()))
+            return clients.connection(slot)
+
+        listener = Listener([listening], connect, connections, tls=None, handshake_timeout=60.0)
+        listener.start()
+        try:
+            with socket.create_connection(listening.getsockname()) as client:
+                client.sendall(ACCOUNT)
+                await until(lambda: starts)
+            await until(lambda: len(connections) == 0)
+            gc.collect()
+            assert [start() for start in starts] == [None]
+        finally:
+            await listener.close()
 
 
 async def test_without_descriptors_accepting_is_retried_ten_times_a_second_and_logged_once(

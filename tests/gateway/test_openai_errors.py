@@ -80,6 +80,7 @@ OUTPUT = {"type": "function_call_output", "call_id": "c", "output": "noon"}
         ({"instructions": 1}, "instructions"),
         ({"input": [{"role": "user", "content": 1}]}, "input[0].content"),
         ({"input": [{"role": "pilot", "content": "Hi"}]}, "input[0].role"),
+        ({"input": [CALL, "Hi"]}, "input[1]"),
         ({"input": [CALL, {**CALL, "call_id": 1}]}, "input[1].call_id"),
         ({"input": [CALL, {**CALL, "call_id": "d", "name": 1}]}, "input[1].name"),
         ({"input": [CALL, {**CALL, "call_id": "d", "arguments": 1}]}, "input[1].arguments"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import openai
 import pytest
+from openai.types.responses import ResponseIncludable
 
 from pomelo.testing import Answer, Stop
 from tests.app import Account, RunningApp, app_fixture
@@ -101,7 +102,7 @@ async def test_what_has_no_effect_is_taken_and_reported(app: RunningApp, account
             model="gpt-4",
             input=[*reasoning, {"role": "user", "content": "Hi"}],
             store=True,
-            include=["reasoning.encrypted_content"],
+            include=[part for part in get_args(ResponseIncludable) if part != "message.output_text.logprobs"],
             truncation="disabled",
             background=False,
             service_tier="default",

@@ -26,7 +26,7 @@ from pomelo.gen.v1.text_pb2 import (
     ToolCallDelta,
 )
 from pomelo.providers.base import Job
-from pomelo.providers.chunks import MAX_TEXT_CHARS
+from pomelo.providers.chunks import MAX_AUDIO_BYTES, MAX_TEXT_CHARS
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.guard import MAX_TOOL_CALLS, GuardedEvents
 from pomelo.providers.http.client import MAX_BODY_BYTES
@@ -191,6 +191,15 @@ async def test_empty_audio_is_dropped_and_the_next_gets_its_content_type() -> No
     assert passed == [TaskEvent(audio_chunk=AudioChunk(data=b"x", content_type="audio/ogg")), events[2]]
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_large_chunk_of_audio_is_split_and_the_first_part_has_its_content_type(stream: bool) -> None:
+    data = b"x" * MAX_AUDIO_BYTES
+    chunk = AudioChunk(data=data + b"yz", content_type="audio/mpeg")
+    passed = await guarded("text_to_speech", TaskEvent(audio_chunk=chunk), stream=stream)
+    parts = [AudioChunk(data=data, content_type="audio/mpeg"), AudioChunk(data=b"yz")]
+    assert passed == [TaskEvent(audio_chunk=part) for part in parts]
+
+
 async def test_a_long_text_at_the_end_of_a_stream_is_split() -> None:
     text = "x" * MAX_TEXT_CHARS + "y"
     delta, last = await guarded("text", completed_text(text, STOP, None))
@@ -239,20 +248,57 @@ async def test_whatever_a_plug_in_raises_while_it_is_closed_is_logged(
 )
 async def test_only_a_usable_retry_after_of_a_plug_in_is_passed_on(given: Any, passed: int | None) -> None:
     async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
-        raise UpstreamError("provider_unavailable", "Busy", retry=RetryPolicy.SAME_ROUTE, wait=given)
+        policy = RetryPolicy.SAME_ROUTE
+        raise UpstreamError("provider_unavailable", "Busy", field="model", retry=policy, wait=given)
         yield WORD
 
     events = GuardedEvents(method, "text", sample("text", Route("acme", "large")))
     with pytest.raises(UpstreamError) as failure:
         await anext(events)
     error = failure.value
-    assert (error.code, error.message, error.retry) == (
-        "provider_unavailable",
-        "Busy",
-        RetryPolicy.SAME_ROUTE,
-    )
+    assert (error.code, error.message, error.field) == ("provider_unavailable", "Busy", "model")
+    assert error.retry is RetryPolicy.SAME_ROUTE
     assert error.wait == passed
     assert type(error.wait) is type(passed)
+
+
+@pytest.mark.parametrize(
+    ("reason", "vendor_code", "logged"),
+    [("too long", "E1", ("too long", "E1")), (None, 7, ("", ""))],
+    ids=["texts", "no texts"],
+)
+async def test_an_error_of_a_plug_ins_own_class_keeps_what_is_logged(
+    reason: Any, vendor_code: Any, logged: tuple[str, str]
+) -> None:
+    class OwnError(UpstreamError):
+        """An error that may override anything."""
+
+    own = OwnError("provider_failed")
+    own.reason, own.vendor_code = reason, vendor_code  # type: ignore[misc]
+
+    async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
+        raise own
+        yield WORD
+
+    with pytest.raises(UpstreamError) as failure:
+        await anext(GuardedEvents(method, "text", sample("text", Route("acme", "large"))))
+    assert (failure.value.reason, failure.value.vendor_code) == logged
+
+
+@pytest.mark.parametrize("message", ["Use a shorter prompt", " "])
+async def test_an_error_of_a_plug_ins_own_class_keeps_its_code_message_and_field(message: str) -> None:
+    class OwnError(PomeloError):
+        """An error that may override anything."""
+
+    async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
+        raise OwnError("invalid_parameter", message, field="prompt")
+        yield WORD
+
+    with pytest.raises(UpstreamError) as failure:
+        await anext(GuardedEvents(method, "text", sample("text", Route("acme", "large"))))
+    error = failure.value
+    assert (error.code, error.field, error.retry) == ("invalid_parameter", "prompt", RetryPolicy.NEVER)
+    assert error.message == (message.strip() or TABLE["invalid_parameter"].message)
 
 
 async def test_an_error_with_a_row_that_is_not_in_the_table_fails_the_task() -> None:
