@@ -141,7 +141,9 @@ def _fill_image(image: ImagePart, label: str, value: Any) -> None:
     if type(value) is not dict:
         image.source.url = fields.check_text(label, value)
         return
-    fields.check_names(value, ("url", "detail"), label)
+    fields.check_names(value, ("url", "detail", "format"), label)
+    if value.get("format") is not None:  # frameworks add the media type here; the bytes decide
+        fields.check_text(f"{label}.format", value["format"])
     image.source.url = fields.required_text(value, "url", label)
     detail = value.get("detail")
     if detail is not None:

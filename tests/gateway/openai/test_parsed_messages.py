@@ -1,4 +1,5 @@
-"""Messages and items that SDKs have parsed, or joined from the pieces of a stream, can be sent back."""
+"""Members that SDKs and frameworks add to messages and items are taken: parsed objects, the index of a call
+in a stream, the media type of an image."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from gateway.openapi.examples import IMAGE
 from tests.gateway.gateway_app import GatewayApp
-from tests.gateway.openai.media_requests import STRICT, post
+from tests.gateway.openai.media_requests import STRICT, error_of, post
 from tests.gateway.requests import HI
 
 CHAT, RESPONSES = "chat/completions", "responses"
@@ -45,3 +47,17 @@ async def test_items_that_an_sdk_has_parsed_can_be_sent_back(gateway: GatewayApp
         assert response.status == 200, await response.text()
     first, second = gateway.provider.jobs[-1].input.messages[1].content
     assert (first.text, second.tool_call.arguments_json) == ("{}", "{}")
+
+
+async def test_an_image_may_have_its_media_type_beside_its_url(gateway: GatewayApp) -> None:
+    def asked(media_type: Any) -> dict[str, Any]:
+        image = {"url": IMAGE, "detail": "auto", "format": media_type}
+        part = {"type": "image_url", "image_url": image}
+        return {"model": "gpt-4", "messages": [{"role": "user", "content": [part]}]}
+
+    async with post(gateway, CHAT, asked("image/jpeg"), headers=STRICT) as response:
+        assert response.status == 200, await response.text()
+    sent = gateway.provider.jobs[-1].input.messages[0].content[0].image
+    assert sent.source.url.startswith("data:image/png;base64,")
+    refused = await error_of(post(gateway, CHAT, asked(1)))
+    assert refused == (400, "invalid_parameter", "messages[0].content[0].image_url.format")
