@@ -111,7 +111,8 @@ class Conversation:
 
     def _add_call(self, label: str, item: dict[str, Any]) -> None:
         """Adds a call of a tool to the answer that it belongs to."""
-        check_names(item, ("type", "id", "call_id", "name", "arguments", "status"), label)
+        names = ("type", "id", "call_id", "name", "arguments", "parsed_arguments", "status")
+        check_names(item, names, label)
         for name in ("call_id", "name"):
             if item.get(name) is None:
                 raise missing(f"{label}.{name}")
@@ -149,5 +150,5 @@ def _to_part(label: str, part: Any, part_types: tuple[str, ...]) -> dict[str, An
     if part_type == "refusal":
         check_names(part, ("type", "refusal"), label)
         return {"type": "text", "text": required_text(part, "refusal", label)}
-    check_names(part, ("type", "text", "annotations", "logprobs"), label)
+    check_names(part, ("type", "text", "parsed", "annotations", "logprobs"), label)
     return {"type": "text", "text": part.get("text")}

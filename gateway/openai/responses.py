@@ -185,5 +185,7 @@ def _to_tool(label: str, tool: Any) -> Any:
 def _to_tool_choice(choice: Any) -> Any:
     if type(choice) is not dict:
         return choice
+    if choice.get("type") not in (None, "function"):  # an object of another type has other members
+        raise invalid("tool_choice.type", "function")
     check_names(choice, ("type", "name"), "tool_choice")
     return {"type": choice.get("type"), "function": {"name": choice.get("name")}}

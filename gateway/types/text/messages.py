@@ -86,7 +86,10 @@ def _fill_response(message: Message, label: str, item: dict[str, Any]) -> None:
         raise invalid(f"{label}.tool_calls", "a list of tool calls")
     for i, each in enumerate(calls):
         call_label = f"{label}.tool_calls[{i}]"
-        function = function_of(each, call_label, ("name", "arguments", "parsed_arguments"), "id")
+        function = function_of(each, call_label, ("name", "arguments", "parsed_arguments"), "id", "index")
+        # A call that was joined from the pieces of a stream has their index. The order of the list applies.
+        if each.get("index") is not None and type(each["index"]) is not int:
+            raise invalid(f"{call_label}.index", "a whole number")
         call = message.content.add().tool_call
         call.id = fields.required_text(each, "id", call_label)
         call.name = fields.required_text(function, "name", f"{call_label}.function")
@@ -138,7 +141,9 @@ def _fill_image(image: ImagePart, label: str, value: Any) -> None:
     if type(value) is not dict:
         image.source.url = fields.check_text(label, value)
         return
-    fields.check_names(value, ("url", "detail"), label)
+    fields.check_names(value, ("url", "detail", "format"), label)
+    if value.get("format") is not None:  # frameworks add the media type here; the bytes decide
+        fields.check_text(f"{label}.format", value["format"])
     image.source.url = fields.required_text(value, "url", label)
     detail = value.get("detail")
     if detail is not None:

@@ -78,11 +78,12 @@ def function_of(item: Any, label: str, known: tuple[str, ...], *more: str) -> di
     """
     if type(item) is not dict:
         raise invalid(label, "an object with type and function")
-    for name in ("type", "function"):
-        if item.get(name) is None:
-            raise missing(f"{label}.{name}")
-    if item["type"] != "function":
+    if item.get("type") is None:
+        raise missing(f"{label}.type")
+    if item["type"] != "function":  # an object of another type has no function
         raise invalid(f"{label}.type", "function")
+    if item.get("function") is None:
+        raise missing(f"{label}.function")
     fields.check_names(item, ("type", "function", *more), label)
     function = item["function"]
     if type(function) is not dict:

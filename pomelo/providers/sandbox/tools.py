@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
-from itertools import cycle, islice
 
 from pydantic_core import from_json
 
@@ -26,10 +26,14 @@ def tool_calls(prompt: Prompt, given: TextInput, model: str, number: int) -> lis
         number = 1
     number = number or 1
     seed = given.seed if given.HasField("seed") else "-"
-    arguments = cycle([_arguments(tool) for tool in tools[:number]])
+    ids = (_call_id(f"{model} {seed} {index} {prompt.text}") for index in itertools.count())
+    # Clients know a call by its id, also one that answers the same message again.
+    taken = {part.tool_call.id for message in given.messages for part in message.content}
+    new_ids = (call_id for call_id in ids if call_id not in taken)
+    arguments = itertools.cycle([_arguments(tool) for tool in tools[:number]])
     return [
-        ToolCall(id=_call_id(f"{model} {seed} {index} {prompt.text}"), name=name, arguments_json=text)
-        for index, (name, text) in enumerate(islice(arguments, number))
+        ToolCall(id=next(new_ids), name=name, arguments_json=text)
+        for name, text in itertools.islice(arguments, number)
     ]
 
 

@@ -37,6 +37,26 @@ async def test_a_parameter_that_can_not_be_obeyed_is_refused(
     assert refused == (400, "invalid_parameter", parameter)
 
 
+ALLOWED = {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "function", "name": "now"}]}
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "parameter"),
+    [
+        (CHAT, {"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice.type"),
+        (CHAT, {"tools": [{"type": "custom", "custom": {"name": "now"}}]}, "tools[0].type"),
+        (RESPONSES, {"tool_choice": ALLOWED}, "tool_choice.type"),
+    ],
+)
+async def test_the_type_of_a_tool_or_choice_is_refused_before_its_members(
+    gateway: GatewayApp, path: str, given: dict[str, Any], parameter: str
+) -> None:
+    async with post(gateway, path, BODIES[path] | given) as response:
+        error = (await response.json())["error"]
+    assert error["message"] == f"Invalid {parameter}: must be function"
+    assert (error["code"], error["param"]) == ("invalid_parameter", parameter)
+
+
 @pytest.mark.parametrize("path", [CHAT, RESPONSES])
 async def test_strict_handling_refuses_a_parameter_without_effect(gateway: GatewayApp, path: str) -> None:
     body = BODIES[path] | {"store": True}

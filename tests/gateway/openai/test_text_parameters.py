@@ -280,17 +280,6 @@ async def test_what_the_assistant_refused_with_is_its_text(
     assert (message.role, [part.text for part in message.content]) == (Role.ROLE_ASSISTANT, ["No."])
 
 
-async def test_a_call_that_an_sdk_has_parsed_can_be_sent_back(gateway: GatewayApp) -> None:
-    function = {"name": "now", "arguments": "{}", "parsed_arguments": {"zone": None}}
-    call = {"id": "c", "type": "function", "function": function}
-    called = {"role": "assistant", "content": None, "tool_calls": [call]}
-    answered = {"role": "tool", "tool_call_id": "c", "content": "noon"}
-    body = CHAT[1] | {"messages": [*HI["messages"], called, answered], "tools": [FUNCTION]}
-    async with post(gateway, CHAT[0], body) as response:
-        assert response.status == 200, await response.text()
-    assert gateway.provider.jobs[-1].input.messages[1].content[0].tool_call.arguments_json == "{}"
-
-
 async def test_both_names_of_the_limit_may_be_given_with_one_value(gateway: GatewayApp) -> None:
     body = CHAT[1] | {"max_completion_tokens": 7}
     async with post(gateway, CHAT[0], body | {"max_tokens": 7}) as response:

@@ -117,6 +117,22 @@ async def test_several_calls_have_their_own_ids_and_take_the_tools_in_turn(sandb
     assert call.name == "now"
 
 
+async def test_the_same_message_again_in_a_conversation_gets_calls_with_new_ids(sandbox: Sandbox) -> None:
+    task = user_input("[[calls:2]]", tools=[NOW])
+    ids = []
+    for _ in range(3):
+        calls = await calls_of(sandbox, task)
+        assert calls == await calls_of(sandbox, task)
+        ids += [call.id for call in calls]
+        parts = [ContentPart(tool_call=call) for call in calls]
+        task.messages.append(Message(role=Role.ROLE_ASSISTANT, content=parts))
+        results = [ContentPart(tool_result=ToolResult(tool_call_id=call.id, content="x")) for call in calls]
+        task.messages.append(Message(role=Role.ROLE_TOOL, content=results))
+        task.messages.append(message(Role.ROLE_USER, "[[calls:2]]"))
+    assert len(set(ids)) == 6
+    assert ids[:2] == [call.id for call in await calls_of(sandbox, user_input("[[calls:2]]", tools=[NOW]))]
+
+
 async def test_the_chosen_tool_is_called_or_none(sandbox: Sandbox) -> None:
     tools = [WEATHER, NOW]
     (call,) = await calls_of(sandbox, user_input("Hi", tools=tools, tool_choice=ToolChoice(tool="now")))
