@@ -57,7 +57,7 @@ async def test_an_error_says_when_to_retry_or_how_to_authenticate(gateway: Gatew
 @pytest.mark.parametrize("code", sorted(TABLE))
 def test_an_error_that_no_route_sends_has_the_same_headers(code: str) -> None:
     headers = unrouted_headers(PomeloError(code, retry_after=7), {"X": "y"})
-    assert headers["Retry-After"] == "7"
+    assert headers.get("Retry-After") == (None if TABLE[code].retry_after is None else "7")
     assert headers.get("WWW-Authenticate") == ("Bearer" if TABLE[code].http == 401 else None)
     assert (headers["Content-Type"], list(headers)[-1]) == ("application/json", "X")
 
