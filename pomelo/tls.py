@@ -34,6 +34,16 @@ def default_context(
     return context
 
 
+def load_certificate(context: ssl.SSLContext, cert: Path | str, key: Path | str | None) -> None:
+    """Adds a certificate and its key to a context. Without `key`, both are in the file `cert`.
+
+    Raises:
+        ssl.SSLError: the files are no certificate and key in PEM, or the key has a password; OSError: a file
+            can't be read.
+    """
+    context.load_cert_chain(cert, key, password="")  # otherwise OpenSSL asks for it on the terminal
+
+
 def read_certificate(cert: Path, key: Path, client_ca: Path | None) -> Certificate:
     """Reads a certificate from PEM files.
 
@@ -50,11 +60,13 @@ def read_certificate(cert: Path, key: Path, client_ca: Path | None) -> Certifica
     context = default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(cert, key)
+        load_certificate(context, cert, key)
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
             raise ValueError(f"POMELO_TLS_KEY: {key} is not the key of {cert}") from None
-        raise ValueError(f"POMELO_TLS_CERT: {cert} and {key} are no certificate and key in PEM") from None
+        raise ValueError(
+            f"POMELO_TLS_CERT: {cert} and {key} are no certificate and key in PEM without a password"
+        ) from None
     if authority is not None:
         try:
             default_context(authority=client_ca)

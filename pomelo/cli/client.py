@@ -102,6 +102,7 @@ def _choose_tls(
     from pomelo.addresses import is_loopback
     from pomelo.cli import trust
     from pomelo.server.remote import Tls
+    from pomelo.tls import load_certificate
 
     cert = settings.tls_cert
     authority: Path | bytes | None
@@ -113,7 +114,7 @@ def _choose_tls(
         return None, None
     if cert is None or (own and settings.tls_client_ca is None):  # the own server asks for one only then
         return context, Tls(authority)
-    context.load_cert_chain(cert, settings.tls_key)
+    load_certificate(context, cert, settings.tls_key)
     return context, Tls(authority, cert, settings.tls_key)
 
 

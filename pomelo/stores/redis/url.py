@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import re
 import ssl
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from pomelo.stores.base import StoreError
 from pomelo.stores.redis.client import Cluster, SingleServer
 from pomelo.stores.redis.connection import NotSentError, Timing, is_closed_transport
 from pomelo.stores.redis.link import Link, Login, open_link
-from pomelo.tls import default_context
+from pomelo.tls import default_context, load_certificate
 
 SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 
@@ -149,20 +150,21 @@ async def _read_info(client: SingleServer | Cluster, seconds: float) -> list[dic
 
 def _client(url: ServerUrl, timing: Timing) -> SingleServer | Cluster:
     no_retry = Retry(NoBackoff(), 0)
-    timeouts: dict[str, Any] = {
+    options: dict[str, Any] = {
         "socket_timeout": timing.attempt_timeout,
         "socket_connect_timeout": timing.attempt_timeout,
         "protocol": 2,
         "retry": no_retry,
     }
+    context = _tls_context(url.tls)
+    if context is not None:  # redis-py makes its own contexts; they are to accept the same certificates
+        options |= {**url.tls, "ssl_exclude_verify_flags": [ssl.VERIFY_X509_STRICT]}
     if url.topology == "cluster":
         nodes = [ClusterNode(host, port) for host, port in url.hosts]
-        return Cluster(
-            RedisCluster(startup_nodes=nodes, username=url.user, password=url.password, **timeouts, **url.tls)
-        )
-    login = Login(timing.attempt_timeout, _tls_context(url.tls), url.user, url.password, url.db)
+        return Cluster(RedisCluster(startup_nodes=nodes, username=url.user, password=url.password, **options))
+    login = Login(timing.attempt_timeout, context, url.user, url.password, url.db)
     if url.topology == "sentinel":
-        sentinels = Sentinel(url.hosts, sentinel_kwargs=timeouts | url.tls)  # type: ignore[no-untyped-call]
+        sentinels = Sentinel(url.hosts, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
         return SingleServer(partial(_open_primary, sentinels, url.service, login))
     return SingleServer(partial(open_link, url.hosts[0], login))
 
@@ -178,14 +180,35 @@ async def _open_primary(sentinels: Sentinel, service: str, login: Login) -> Link
 
 
 def _tls_context(tls: dict[str, Any]) -> ssl.SSLContext | None:
+    """Returns the context of connections with TLS; None without TLS.
+
+    Raises:
+        StoreError: a file can't be used.
+    """
     if not tls:
         return None
     context = default_context()
-    if "ssl_certfile" in tls:
-        context.load_cert_chain(tls["ssl_certfile"], tls.get("ssl_keyfile"))
-    if "ssl_ca_certs" in tls:
-        context.load_verify_locations(tls["ssl_ca_certs"])
+    certificate, key, authority = (tls.get(name) for name in ("ssl_certfile", "ssl_keyfile", "ssl_ca_certs"))
+    if certificate is not None:
+        with _reading("ssl_certfile", certificate, key):
+            load_certificate(context, certificate, key)
+    elif key is not None:
+        raise StoreError("ssl_keyfile in POMELO_STORE needs the certificate: add ssl_certfile")
+    if authority is not None:
+        with _reading("ssl_ca_certs", authority):
+            context.load_verify_locations(authority)
     return context
+
+
+@contextmanager
+def _reading(name: str, *files: str | None) -> Iterator[None]:
+    """Names the files that can't be used; OpenSSL does not."""
+    try:
+        yield
+    except OSError as error:  # also ssl.SSLError
+        reason = "Use PEM without a password" if isinstance(error, ssl.SSLError) else error.strerror
+        paths = " and ".join([file for file in files if file is not None])
+        raise StoreError(f"{name} in POMELO_STORE: {paths} can't be read. {reason}") from error
 
 
 def _unusable(where: str, error: BaseException) -> StoreError:

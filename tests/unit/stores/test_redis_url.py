@@ -174,6 +174,37 @@ async def test_a_server_with_tls_gets_the_certificate_of_the_url(tmp_path: Path)
             assert "can't be reached" in await check(url)
 
 
+@pytest.mark.parametrize("scheme", ["rediss://{}", "rediss+cluster://{}", "rediss+sentinel://{}/main"])
+async def test_a_file_of_a_url_that_can_not_be_used_is_named(tmp_path: Path, scheme: str) -> None:
+    make_certificate(tmp_path, "cert", "localhost")
+    cert, key, absent = tmp_path / "cert.pem", tmp_path / "cert.key", tmp_path / "absent"
+    url = scheme.format("127.0.0.1:1")
+    for options, refusal in (
+        (
+            f"ssl_ca_certs={absent}",
+            f"ssl_ca_certs in POMELO_STORE: {absent} can't be read. No such file or directory",
+        ),
+        (
+            f"ssl_ca_certs={tmp_path}",
+            f"ssl_ca_certs in POMELO_STORE: {tmp_path} can't be read. Is a directory",
+        ),
+        (
+            f"ssl_ca_certs={key}",
+            f"ssl_ca_certs in POMELO_STORE: {key} can't be read. Use PEM without a password",
+        ),
+        (
+            f"ssl_certfile={cert}&ssl_keyfile={absent}",
+            f"ssl_certfile in POMELO_STORE: {cert} and {absent} can't be read. No such file or directory",
+        ),
+        (
+            f"ssl_certfile={cert}",
+            f"ssl_certfile in POMELO_STORE: {cert} can't be read. Use PEM without a password",
+        ),
+        (f"ssl_keyfile={key}", "ssl_keyfile in POMELO_STORE needs the certificate: add ssl_certfile"),
+    ):
+        assert await check(f"{url}?{options}") == refusal
+
+
 async def test_sentinels_without_a_primary_are_an_error_of_one_short_line() -> None:
     port = free_port()
     assert await check(f"redis+sentinel://:secret@127.0.0.1:{port}/main") == (
