@@ -101,12 +101,12 @@ def test_a_key_with_a_password_is_refused_and_nobody_is_asked_for_it(folder: Pat
         "openssl",
         "ec",
         "-in",
-        folder / "first.key",
+        str(folder / "first.key"),
         "-aes256",
         "-passout",
         "pass:secret",
         "-out",
-        key,
+        str(key),
     ]
     subprocess.run(command, check=True, capture_output=True)
     with pytest.raises(
