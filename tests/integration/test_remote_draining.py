@@ -36,9 +36,11 @@ class Balancer:
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[str]:
         """Listens, and yields its address."""
-        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as listener:
+        listener = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        try:
             yield f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
-            listener.close()
+        finally:
+            listener.close()  # does not wait for connections, as the end of `async with` does since Python 3.12
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

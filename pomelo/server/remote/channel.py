@@ -174,12 +174,18 @@ async def unary(rpc: Any, call: Call, errors: Iterable[Any] = ()) -> Any:
         try:
             response = await rpc
         except grpc.aio.AioRpcError as last:
-            error = cause(errors, last)
-            _fill(call, error.initial_metadata())
-            _fill(call, error.trailing_metadata())
-            raise error from None
+            # A variable with the error would be a reference cycle: error, traceback, this frame. It keeps the
+            # request in memory and the connection open until garbage is collected.
+            raise _with_headers(cause(errors, last), call) from None
         _fill(call, await rpc.trailing_metadata())
         return response
+
+
+def _with_headers(error: Any, call: Call) -> Any:
+    """Fills `call.response_headers` from the metadata of a failed RPC, and returns its error."""
+    _fill(call, error.initial_metadata())
+    _fill(call, error.trailing_metadata())
+    return error
 
 
 class Messages(AsyncIterator[M]):
