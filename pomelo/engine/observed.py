@@ -107,6 +107,9 @@ class ObservedTask:
         )
         for observer in self._observers:
             observer.task_ended(report)
+        # The error refers to the frames that it passed, and they to this: a reference cycle, which keeps the
+        # whole task in memory until garbage is collected.
+        self.failure = None
 
     def _outcome(self, error: BaseException | None, now: float) -> tuple[Outcome, str]:
         """How a task ended that was not charged as a whole, and the code of its error."""

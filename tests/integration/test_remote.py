@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -12,7 +11,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
 
 from pomelo.app import App
@@ -30,7 +28,7 @@ from tests.calls import call_of, error_parts, refusal
 from tests.conftest import Keys
 from tests.integration.both_ends import both_ends
 from tests.tasks import TASK_TYPES, output_field, small_task, text_task
-from tests.waiting import cancel, soon, until
+from tests.waiting import cancel, soon
 
 ADJUSTED = {"image": "width=256; height=256"}
 """The fields of the tasks of `small_task` that live models adjust."""
@@ -100,35 +98,6 @@ async def test_an_error_equals_that_of_the_local_services(
     if code != "rate_limit_exceeded":  # its message and its values contain the time
         assert error_parts(errors[0]) == error_parts(errors[1])
     assert headers[0] == headers[1]
-
-
-def rpcs() -> list[Any]:
-    """The calls of grpc.aio in memory, of which some may be garbage."""
-    return [each for each in gc.get_objects() if issubclass(type(each), grpc.aio.Call)]
-
-
-async def upload(services: Services, spec: TaskSpec, call: Call) -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        yield b"RIFF"
-
-    await services.media.upload_media("audio/wav", chunks(), call)
-
-
-async def list_models(services: Services, spec: TaskSpec, call: Call) -> None:
-    await list_all_models(services.models, call)
-
-
-@pytest.mark.parametrize("run", [run_task, events_of, upload, list_models])
-async def test_a_failed_call_and_its_request_are_freed_without_the_garbage_collector(
-    run: Run, remote: Services
-) -> None:
-    gc.collect()
-    gc.disable()
-    try:
-        assert (await refusal(run(remote, text_task(), call_of("pml_test_wrong")))).code == "invalid_api_key"
-        await until(lambda: not rpcs())
-    finally:
-        gc.enable()
 
 
 async def test_a_refused_stream_is_never_entered(remote: Services, app: App, keys: Keys) -> None:
