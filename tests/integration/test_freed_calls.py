@@ -47,13 +47,20 @@ async def list_models(services: Services, spec: TaskSpec, call: Call) -> None:
 Run = Callable[[Services, TaskSpec, Call], Coroutine[Any, Any, None]]
 
 
+def in_memory() -> list[Any]:
+    """The calls to a server and the tasks in memory, garbage included."""
+    return [each for each in gc.get_objects() if issubclass(type(each), grpc.aio.Call | Reservation)]
+
+
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Collects garbage before the body, and none in it."""
+def uncollected() -> Iterator[Callable[[], bool]]:
+    """Collects garbage before the body, and none in it. Yields a function that returns whether all calls and
+    tasks of the body are freed."""
     gc.collect()
+    earlier = in_memory()
     gc.disable()
     try:
-        yield
+        yield lambda: len(in_memory()) == len(earlier)
     finally:
         gc.enable()
 
@@ -63,17 +70,12 @@ async def code_of(failing: Coroutine[Any, Any, None]) -> str:
     return (await refusal(failing)).code
 
 
-def in_memory() -> list[Any]:
-    """The calls to a server and the tasks in memory, garbage included."""
-    return [each for each in gc.get_objects() if issubclass(type(each), grpc.aio.Call | Reservation)]
-
-
 @pytest.mark.parametrize("run", [run_task, stream_task, upload, list_models])
 async def test_a_call_that_the_server_refuses_is_freed_at_the_gateway(run: Run, app: App) -> None:
     async with both_ends(app.services) as (_, remote):
-        with uncollected():
+        with uncollected() as freed:
             assert await code_of(run(remote, text_task(), call_of("pml_test_wrong"))) == "invalid_api_key"
-            await until(lambda: not in_memory())
+            await until(freed)
 
 
 @pytest.mark.parametrize("trigger", ["[[error:provider_failed]]", "[[cut]]"])
@@ -81,7 +83,7 @@ async def test_a_call_that_the_server_refuses_is_freed_at_the_gateway(run: Run, 
 async def test_a_task_that_fails_is_freed_at_both_ends(run: Run, trigger: str, app: App, keys: Keys) -> None:
     async with both_ends(app.services) as (_, remote):
         for services in (app.services, remote):
-            with uncollected():
+            with uncollected() as freed:
                 failed = await code_of(run(services, text_task(trigger), call_of(keys.test)))
                 assert failed == "provider_failed"
-                await until(lambda: not in_memory())
+                await until(freed)
