@@ -28,7 +28,7 @@ from bench.report import figures, machine
 from bench.results import Sample, scenario_table
 from bench.scenarios import PEER_SCENARIOS, SCENARIOS, Scenario
 from bench.systems import Systems
-from pomelo.process import raise_descriptor_limit
+from pomelo.runtime.process import raise_descriptor_limit
 
 
 async def run_scenario(

@@ -27,7 +27,7 @@ from bench.report import machine
 from bench.results import table
 from bench.scenarios import Work
 from bench.systems import REDIS, SQLITE, Systems
-from pomelo.process import raise_descriptor_limit
+from pomelo.runtime.process import raise_descriptor_limit
 
 CANCELLED = 0.3
 """The share of the calls that their callers cancel."""

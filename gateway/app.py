@@ -23,12 +23,12 @@ from gateway.request import Request
 from gateway.responses import Response, reset_connection
 from gateway.routes import find_route
 from gateway.state import Gateway
-from pomelo import process
-from pomelo.addresses import join_address
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.in_flight import LARGE_RESPONSE, InFlight, InFlightLimits
-from pomelo.process import is_cancelled, uncancel
+from pomelo.network.addresses import join_address
+from pomelo.runtime import process
+from pomelo.runtime.in_flight import LARGE_RESPONSE, InFlight, InFlightLimits
+from pomelo.runtime.process import is_cancelled, uncancel
 from pomelo.service import Services, Visit
 from pomelo.telemetry.events import report_call
 from pomelo.telemetry.readiness import Readiness

@@ -19,7 +19,7 @@ from gateway.responses import METHODS, SAFE_HEADERS, Response, encode_head, json
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.ids import new_id
-from pomelo.logs import format_trace
+from pomelo.runtime.logs import format_trace
 
 if TYPE_CHECKING:
     from gateway.request import Request

@@ -13,10 +13,10 @@ from pydantic_core import to_json
 
 from gateway.types import type_name
 from pomelo import money
-from pomelo.enums import enum_names
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
 from pomelo.gen.v1.usage_pb2 import Mode, Usage
+from pomelo.protobuf.enums import enum_names
 
 _MODES = enum_names(Mode.DESCRIPTOR)
 _SOURCES = enum_names(pb.UsageSource.DESCRIPTOR)

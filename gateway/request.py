@@ -12,7 +12,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from gateway.responses import HSTS, encode_head
-from pomelo.origin import caller_address
+from pomelo.network.origin import caller_address
 
 if TYPE_CHECKING:
     from gateway.connections.connection import Connection

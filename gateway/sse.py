@@ -23,7 +23,7 @@ from gateway.types.base import Link, StreamObjects
 from pomelo.call import Call, report_adjustments
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
-from pomelo.in_flight import LARGE_RESPONSE
+from pomelo.runtime.in_flight import LARGE_RESPONSE
 from pomelo.service import Visit
 
 DONE = b"data: [DONE]\n\n"

@@ -12,8 +12,8 @@ from gateway.parsing.body import ParseQueue
 from gateway.request import Request
 from gateway.types.base import Link
 from pomelo.call import Call
-from pomelo.in_flight import InFlight
-from pomelo.origin import network
+from pomelo.network.origin import network
+from pomelo.runtime.in_flight import InFlight
 from pomelo.service import Services, Visit, get_task_model
 from pomelo.telemetry.readiness import Readiness
 

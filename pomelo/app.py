@@ -18,7 +18,6 @@ from typing import Any
 
 import pomelo
 from gateway.options import INLINE_LIMIT
-from pomelo import times
 from pomelo.accounts.access import Access
 from pomelo.accounts.accounts import LocalAccounts
 from pomelo.accounts.failed_keys import FailedKeys
@@ -26,7 +25,6 @@ from pomelo.accounts.keys import Keyring
 from pomelo.accounts.operator import LocalOperator
 from pomelo.accounts.plans import Plan
 from pomelo.accounts.usage import UsageReader
-from pomelo.addresses import is_loopback
 from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog
 from pomelo.configuration import (
@@ -37,25 +35,29 @@ from pomelo.configuration import (
     rest_url,
     store_of,
 )
-from pomelo.draining import Draining
+from pomelo.configuration.fleet import describe_process, join
+from pomelo.configuration.front_ends import drain, gateway_proof, in_flight, open_rest_of, server_options
+from pomelo.configuration.reload import GatewayReloader, Reload, Reloader
 from pomelo.engine.acceptance import Acceptance
 from pomelo.engine.engine import Engine
 from pomelo.engine.ledger import RECONCILE_INTERVAL, Ledger
 from pomelo.engine.models import LocalModels
 from pomelo.engine.routing import Router
 from pomelo.errors import PomeloError
-from pomelo.fleet import describe_process, join
-from pomelo.front_ends import drain, gateway_proof, in_flight, open_rest_of, server_options
 from pomelo.gen.admin.v1.admin_service_pb2 import GetServerResponse
 from pomelo.media.duration import Measurer
 from pomelo.media.local import LocalMedia
 from pomelo.media.sweep import sweep
-from pomelo.process import in_background
+from pomelo.network.addresses import is_loopback
+from pomelo.network.tls import ReplaceableContext
+from pomelo.protobuf import times
 from pomelo.providers import SANDBOX, open_providers
 from pomelo.providers.base import Provider
 from pomelo.providers.http.client import Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
-from pomelo.reload import GatewayReloader, Reload, Reloader
+from pomelo.runtime.draining import Draining
+from pomelo.runtime.process import in_background
+from pomelo.runtime.turns import Turns
 from pomelo.server.remote import Tls, open_remote
 from pomelo.server.server import open_operator_socket, open_server
 from pomelo.service import Services
@@ -67,8 +69,6 @@ from pomelo.telemetry.metrics import Metrics
 from pomelo.telemetry.process import measure_process
 from pomelo.telemetry.readiness import Readiness
 from pomelo.telemetry.store import OpenReservations, TimedLedgerStore
-from pomelo.tls import ReplaceableContext
-from pomelo.turns import Turns
 
 log = logging.getLogger("pomelo.app")
 

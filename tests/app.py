@@ -17,10 +17,10 @@ import pytest
 
 from pomelo.accounts.audit import audit
 from pomelo.accounts.plans import Plan
-from pomelo.addresses import join_address
 from pomelo.app import App, open_app, open_gateway
 from pomelo.engine.circuit_breaker import CircuitBreaker
 from pomelo.engine.routing import Router
+from pomelo.network.addresses import join_address
 from pomelo.providers.base import Provider
 from pomelo.settings import Settings
 from pomelo.stores.accounts import Balance, Grant, Wallet

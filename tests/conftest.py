@@ -21,7 +21,7 @@ import pytest
 
 from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.app import App, open_app, open_gateway
-from pomelo.front_ends import gateway_proof
+from pomelo.configuration.front_ends import gateway_proof
 from pomelo.providers import images
 from pomelo.server.remote import open_remote
 from pomelo.service import Services

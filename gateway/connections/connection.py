@@ -21,7 +21,7 @@ from gateway.options import GatewayOptions
 from gateway.request import NO_REQUEST, Request
 from gateway.responses import HSTS, Response, reset
 from pomelo.errors import PomeloError
-from pomelo.origin import is_within
+from pomelo.network.origin import is_within
 from pomelo.telemetry.readiness import Readiness
 
 log = logging.getLogger("pomelo.gateway")

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from pomelo.origin import network
+from pomelo.network.origin import network
 
 _CHECK_INTERVAL = 0.25
 """Seconds between two checks of the untrusted connections."""

@@ -24,7 +24,7 @@ from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.speech_pb2 import Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
-from pomelo.times import from_duration
+from pomelo.protobuf.times import from_duration
 
 GRANULARITIES = ("timestamp_granularities[]", "timestamp_granularities")
 """The names of a list in a form: as the SDKs write it, and as the documentation does."""

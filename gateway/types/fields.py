@@ -15,10 +15,10 @@ from typing import Any, Literal
 from jiter import from_json
 
 from gateway.openapi.schema import Schema
-from pomelo.enums import enum_names
 from pomelo.errors import PomeloError, invalid, missing
 from pomelo.fields import MAX_METADATA_KEY, MAX_METADATA_VALUE, FieldRule, Rules, invalid_number
 from pomelo.gen.v1.media_pb2 import MediaDelivery
+from pomelo.protobuf.enums import enum_names
 
 Target = Literal["input", "spec", "options"]
 """The attribute of a `TaskRequest` with the message in which a field is set."""

@@ -10,7 +10,7 @@ from gateway.types.speech import LANGUAGE_CODE
 from pomelo.fields import SPEECH_TO_TEXT_FIELDS
 from pomelo.gen.v1.speech_pb2 import TimestampGranularity
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.times import from_duration
+from pomelo.protobuf.times import from_duration
 
 
 def render_result(result: TaskResult, link: Link) -> bytes:

@@ -16,7 +16,7 @@ from pomelo.call import CHARGED_HEADER, Call, Principal
 from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog, Model
 from pomelo.errors import BODY_ERRORS, PomeloError, unsupported_model
-from pomelo.in_flight import InFlight, InFlightLimits, Ticket
+from pomelo.runtime.in_flight import InFlight, InFlightLimits, Ticket
 
 LARGE_BODY = 64 * 1024
 """Bytes above which a refused body counts as a request, because parsing it is most of the work."""

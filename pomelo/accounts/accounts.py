@@ -6,7 +6,6 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from pomelo import times
 from pomelo.accounts import pages
 from pomelo.accounts.access import Access
 from pomelo.accounts.acts import new_act
@@ -19,8 +18,9 @@ from pomelo.errors import PomeloError, invalid, missing
 from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.ids import new_id
-from pomelo.in_flight import FairSemaphore
 from pomelo.money import MAX_TOTAL_CREDITS, MICROS, format_credits
+from pomelo.protobuf import times
+from pomelo.runtime.in_flight import FairSemaphore
 from pomelo.stores.accounts import (
     AccountRecord,
     AccountStore,

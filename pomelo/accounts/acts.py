@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from pomelo import times
 from pomelo.accounts.budgets import format_budget
 from pomelo.accounts.modes import to_mode
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.ids import new_id
 from pomelo.money import format_credits
+from pomelo.protobuf import times
 from pomelo.stores.acts import Act
 from pomelo.stores.keys import KeyRecord
 

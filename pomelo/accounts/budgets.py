@@ -9,10 +9,10 @@ from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 
 from pomelo.call import KeyBudget
-from pomelo.enums import enum_names
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.money import MAX_CREDITS, MICROS, format_credits
+from pomelo.protobuf.enums import enum_names
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import Budget, LedgerStore

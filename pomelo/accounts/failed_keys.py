@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
 
-from pomelo.origin import network
+from pomelo.network.origin import network
 
 LIMIT = 20
 """The number of failures of an address in a window that get invalid_api_key."""

@@ -15,15 +15,15 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from pomelo import times
 from pomelo.accounts.acts import describe_key, key_act
 from pomelo.accounts.budgets import budget_of
 from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.accounts.key_format import ID, make_key, parse
 from pomelo.call import MODE_NAMES, Call, Principal
 from pomelo.errors import FAILED_KEYS_QUOTA, PomeloError, invalid
-from pomelo.logs import UnexpectedErrors
-from pomelo.process import periodically
+from pomelo.protobuf import times
+from pomelo.runtime.logs import UnexpectedErrors
+from pomelo.runtime.process import periodically
 from pomelo.secrets import derive_key, derive_keys
 from pomelo.stores.accounts import DEFAULT_ACCOUNT
 from pomelo.stores.base import Store

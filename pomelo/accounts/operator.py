@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from pomelo import times
 from pomelo.accounts import budgets, pages
 from pomelo.accounts.accounts import AccountOperator, unknown_account
 from pomelo.accounts.acts import to_message
@@ -18,6 +17,7 @@ from pomelo.accounts.usage import UsageReader, read_filter, read_groupings, read
 from pomelo.errors import invalid, missing
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.gen.v1.account_service_pb2 import ModelSet
+from pomelo.protobuf import times
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, UnknownAccountError
 from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord

@@ -14,16 +14,16 @@ from typing import Any, cast
 from google.protobuf.message import Message
 from pydantic_core import from_json, to_json
 
-from pomelo import times
 from pomelo.accounts import pages
 from pomelo.accounts.modes import to_mode
-from pomelo.enums import enum_names
 from pomelo.errors import invalid, missing
 from pomelo.fields import MAX_METADATA_VALUE, MAX_USER_CHARACTERS
 from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.usage_pb2 import Usage
+from pomelo.protobuf import times
+from pomelo.protobuf.enums import enum_names
 from pomelo.secrets import derive_keys
 from pomelo.stores.usage import (
     MAX_GROUPINGS,

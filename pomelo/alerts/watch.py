@@ -18,8 +18,8 @@ from pomelo.alerts.alert import Alert, alert_id
 from pomelo.alerts.webhooks import open_webhooks
 from pomelo.call import Principal
 from pomelo.errors import PomeloError
-from pomelo.logs import UnexpectedErrors
-from pomelo.process import in_background, periodically
+from pomelo.runtime.logs import UnexpectedErrors
+from pomelo.runtime.process import in_background, periodically
 from pomelo.stores.accounts import PAGE, AccountStore, Balance, Grant, Wallet
 from pomelo.stores.acts import ActStore
 from pomelo.stores.ledger import LedgerStore

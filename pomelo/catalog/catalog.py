@@ -18,9 +18,9 @@ from pomelo.catalog import voice_names
 from pomelo.catalog.pricing import Prices, parse_prices
 from pomelo.catalog.rows import EFFORTS, parse_date
 from pomelo.catalog.toml_file import Fault, TomlFile
-from pomelo.enums import enum_names
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.text_pb2 import ReasoningEffort
+from pomelo.protobuf.enums import enum_names
 
 BUILTIN = Path(__file__).with_name("catalog.toml")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from pomelo import money
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
-from pomelo.enums import enum_names, enum_prefix
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
+from pomelo.protobuf.enums import enum_names, enum_prefix
 from pomelo.values import value_type
 
 UnitPrices = Mapping["PriceUnit.ValueType", int]

@@ -16,8 +16,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from pomelo.catalog.task_types import TASK_TYPE_ROWS
 from pomelo.catalog.toml_file import Fault, Keys, TomlFile
-from pomelo.enums import enum_names
 from pomelo.gen.v1.text_pb2 import ReasoningEffort
+from pomelo.protobuf.enums import enum_names
 
 MAX_LIMIT = 2**31 - 1
 _MAX_NAME_LENGTH = 200

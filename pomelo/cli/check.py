@@ -18,8 +18,8 @@ from pomelo.cli.terminal import counted
 
 if TYPE_CHECKING:
     from pomelo.configuration import Configuration
+    from pomelo.network.tls import Certificate
     from pomelo.settings import Settings
-    from pomelo.tls import Certificate
 
 _EXPIRY_NOTICE = timedelta(days=14)
 """The time before a certificate ends in which the check warns."""

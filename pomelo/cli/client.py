@@ -45,9 +45,9 @@ async def open_client(
         FailureError: it can't be talked to (NobodyError: nobody listens); PomeloError: what the server
         answered within the block.
     """
-    from pomelo.addresses import is_loopback
     from pomelo.cli import trust
     from pomelo.errors import PomeloError
+    from pomelo.network.addresses import is_loopback
 
     address, host, port = _find_server(settings, target)
     options: dict[str, Any] = {"grpc.enable_http_proxy": int(not is_loopback(host))}
@@ -79,7 +79,7 @@ async def open_client(
 
 def _find_server(settings: Settings, target: str | None) -> tuple[str, str, int]:
     """Returns the address of the server at `target`, or of the settings, and its host and port."""
-    from pomelo.addresses import split_address
+    from pomelo.network.addresses import split_address
 
     address = target or settings.grpc
     if not address:
@@ -99,10 +99,10 @@ def _choose_tls(
     settings: Settings, host: str, ca: Path | None, *, own: bool
 ) -> tuple[ssl.SSLContext | None, Tls | None]:
     """Returns TLS to a server, for Python and for grpc; None without it. `own`: that of the settings."""
-    from pomelo.addresses import is_loopback
     from pomelo.cli import trust
+    from pomelo.network.addresses import is_loopback
+    from pomelo.network.tls import load_certificate
     from pomelo.server.remote import Tls
-    from pomelo.tls import load_certificate
 
     cert = settings.tls_cert
     authority: Path | bytes | None

@@ -226,8 +226,8 @@ def _providers(
     settings: Settings, registry: Registry | SettingsError, server: GetServerResponse | None
 ) -> Iterator[Finding]:
     from pomelo.configuration import credentials
+    from pomelo.protobuf.times import today_utc
     from pomelo.settings import SettingsError
-    from pomelo.times import today_utc
 
     try:
         if isinstance(registry, SettingsError):
@@ -295,7 +295,7 @@ def _retirements(registry: Registry, configured: Mapping[str, Credentials], toda
 
 
 def _provider(entry: Entry, configured: Mapping[str, Credentials]) -> Finding:
-    from pomelo.addresses import without_login
+    from pomelo.network.addresses import without_login
     from pomelo.settings import provider_variable
 
     name, credentials = entry.name, entry.located(configured)

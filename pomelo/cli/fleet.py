@@ -11,7 +11,7 @@ from pomelo.cli.findings import Finding
 from pomelo.cli.terminal import counted, explain
 
 if TYPE_CHECKING:
-    from pomelo.fleet import Fact
+    from pomelo.configuration.fleet import Fact
     from pomelo.settings import Settings
     from pomelo.stores.fleet import Process
 
@@ -38,7 +38,7 @@ def check_fleet(config: Any) -> Iterator[Finding]:
             "POMELO_STORE",
         )
         return
-    from pomelo.fleet import FACTS
+    from pomelo.configuration.fleet import FACTS
     from pomelo.stores.redis.processes import read_fleet
 
     try:
@@ -67,7 +67,7 @@ def _here(settings: Settings, clock: float) -> Process | None:
     from dataclasses import replace
 
     from pomelo.configuration import read_configuration
-    from pomelo.fleet import describe_process
+    from pomelo.configuration.fleet import describe_process
 
     secret = settings.shared_secret()
     if secret is None:
@@ -103,7 +103,7 @@ def _processes(processes: Sequence[Process]) -> Finding:
 
 def _shared(fact: Fact, processes: Sequence[Process]) -> Finding:
     """Reports one fact: the same for all processes, or each value with its hosts."""
-    from pomelo.fleet import PUBLIC_URL, SECRET
+    from pomelo.configuration.fleet import PUBLIC_URL, SECRET
 
     hosts: dict[str, list[str]] = {}
     for process in processes:
@@ -121,7 +121,7 @@ def _shared(fact: Fact, processes: Sequence[Process]) -> Finding:
 
 
 def _clocks(processes: Sequence[Process]) -> Finding:
-    from pomelo.fleet import MAX_CLOCK_DIFFERENCE
+    from pomelo.configuration.fleet import MAX_CLOCK_DIFFERENCE
 
     wrong = [each for each in processes if abs(each.clock) > MAX_CLOCK_DIFFERENCE]
     if wrong:

@@ -6,9 +6,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pomelo.addresses import host_of, is_loopback
 from pomelo.errors import PomeloError
 from pomelo.gen.admin.v1.admin_service_pb2 import ListAccountsRequest, ListKeysRequest
+from pomelo.network.addresses import host_of, is_loopback
 
 if TYPE_CHECKING:
     from aiohttp import web

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from pomelo import __version__, process
+from pomelo import __version__
 from pomelo.accounts.keys import Keyring
-from pomelo.addresses import split_address
 from pomelo.cli.operator_page import OperatorPage
 from pomelo.cli.terminal import FailureError
 from pomelo.configuration import rest_url, store_of
-from pomelo.logs import format_trace
+from pomelo.network.addresses import split_address
+from pomelo.runtime import process
+from pomelo.runtime.logs import format_trace
 from pomelo.secrets import write_private
 from pomelo.settings import Settings, SettingsError
 from pomelo.telemetry.log import open_log
@@ -186,7 +187,7 @@ async def serve_gateway(
         SettingsError: the data folder can't be used.
     """
     from pomelo.app import open_gateway
-    from pomelo.reload import GatewayReloader
+    from pomelo.configuration.reload import GatewayReloader
 
     metrics, readiness = process_metrics(task_log), Readiness("server_unavailable")
     page = OperatorPage()

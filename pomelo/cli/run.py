@@ -204,7 +204,7 @@ def _set_field(message: Any, name: str, text: str) -> None:
 
 
 def _enum_name(field: Any, text: str) -> str:
-    from pomelo.enums import enum_names, enum_prefix
+    from pomelo.protobuf.enums import enum_names, enum_prefix
 
     names = enum_names(field.enum_type).values()
     if text.lower() not in names:

@@ -49,7 +49,7 @@ def _explain_refusal(error: typer.BadParameter) -> None:
     """Replaces pydantic's text in an error of a parameter by the one that settings have."""
     from pydantic import ValidationError
 
-    from pomelo.setting_types import describe_refusal
+    from pomelo.settings.types import describe_refusal
 
     if isinstance(error.__cause__, ValidationError):
         problem = error.__cause__.errors(include_url=False)[0]
@@ -275,7 +275,7 @@ def mode_name(mode: Mode.ValueType) -> str:
 def value_name(enum: Any, value: int) -> str:
     """Returns the short name of an enum's value, such as live; the number of one that is newer than this
     command."""
-    from pomelo.enums import enum_names
+    from pomelo.protobuf.enums import enum_names
 
     return enum_names(enum.DESCRIPTOR).get(value, str(value) if value else "unspecified")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pomelo.cli.terminal import FailureError
-from pomelo.tls import default_context
+from pomelo.network.tls import default_context
 
 _TIMEOUT = 5.0
 """Seconds that a handshake may take."""

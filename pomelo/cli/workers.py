@@ -18,7 +18,6 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from pomelo.addresses import join_address, split_address
 from pomelo.cli.hangup import hangup_held
 from pomelo.cli.process import (
     addresses,
@@ -32,8 +31,9 @@ from pomelo.cli.process import (
     wait_for_signal,
 )
 from pomelo.cli.terminal import FailureError, explain
-from pomelo.logs import format_trace
-from pomelo.reload import log_refusal, read_changes
+from pomelo.configuration.reload import log_refusal, read_changes
+from pomelo.network.addresses import join_address, split_address
+from pomelo.runtime.logs import format_trace
 from pomelo.settings import Settings, SettingsError
 from pomelo.telemetry.readiness import Readiness
 from pomelo.telemetry.task_log import TaskLog

@@ -31,13 +31,13 @@ from pomelo.media.audio import AudioSource
 from pomelo.media.content_types import HEAD_BYTES, UNKNOWN, image_type, sniff
 from pomelo.media.duration import Measurer
 from pomelo.media.store import MediaStore
+from pomelo.protobuf.unknown_fields import check_no_unknown_fields
 from pomelo.providers.base import Job
 from pomelo.providers.fitting import Fitting, Given
 from pomelo.stores.usage import encode_metadata
 from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.base import LARGE, AudioInfo, Estimate, TaskDefinition, no_media
 from pomelo.tasks.labels import check_labels
-from pomelo.unknown_fields import check_no_unknown_fields
 
 INLINE_LIMIT = 4 * 1024 * 1024
 """Bytes of audio that a gRPC caller may send inline in a task."""

@@ -23,13 +23,13 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.media.store import MediaStore
-from pomelo.process import CancelScope
 from pomelo.providers.base import Job
 from pomelo.providers.errors import RetryPolicy, UpstreamError
+from pomelo.runtime.process import CancelScope
+from pomelo.runtime.turns import Turns, in_turns
 from pomelo.stores.ledger import ReplayedAnswer
 from pomelo.tasks.base import Collector, CollectorContext
 from pomelo.telemetry.events import Observer
-from pomelo.turns import Turns, in_turns
 
 
 class Engine:

@@ -21,7 +21,7 @@ from pomelo.engine.reservation import Reservation
 from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES, StoreOperations
 from pomelo.errors import PomeloError
 from pomelo.ids import new_id
-from pomelo.process import periodically
+from pomelo.runtime.process import periodically
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import (
     Counter,

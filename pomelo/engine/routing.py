@@ -20,6 +20,7 @@ from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.retirement import is_past
 from pomelo.engine.circuit_breaker import Attempt, CircuitBreaker, State
 from pomelo.errors import PomeloError
+from pomelo.protobuf.times import today_utc
 from pomelo.providers.base import (
     VENDOR_CALL,
     CompleteMethod,
@@ -38,7 +39,6 @@ from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.fitting import Fitting, Given, Hook, fit
 from pomelo.providers.guard import GuardedEvents
 from pomelo.telemetry.events import AttemptReport, NextStep, Observer
-from pomelo.times import today_utc
 
 ATTEMPTS = 3
 """How often one route is called for a task."""

@@ -12,8 +12,8 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from pomelo.errors import PomeloError
-from pomelo.logs import UnexpectedErrors
-from pomelo.process import is_cancelled
+from pomelo.runtime.logs import UnexpectedErrors
+from pomelo.runtime.process import is_cancelled
 from pomelo.stores.ledger import LostReservationError, UnknownOutcomeError
 
 WAIT_INITIAL, WAIT_MAX = 0.5, 8.0

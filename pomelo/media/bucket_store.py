@@ -24,7 +24,7 @@ from pomelo.media.quota import disk_size
 from pomelo.media.reader import Reader
 from pomelo.media.store import MediaStore, ScanResult, no_such_media
 from pomelo.media.writer import PARTIAL_PREFIX
-from pomelo.process import shielded
+from pomelo.runtime.process import shielded
 
 _PIECE = 512 * 1024
 """Bytes of a file that one request reads."""

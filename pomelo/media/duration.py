@@ -18,7 +18,7 @@ from pomelo import install_command
 from pomelo.media import audio as samples
 from pomelo.media.audio import AudioSource
 from pomelo.media.content_types import UNKNOWN
-from pomelo.process import shielded
+from pomelo.runtime.process import shielded
 
 log = logging.getLogger("pomelo.media")
 

@@ -13,7 +13,7 @@ from pomelo.errors import invalid, missing
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.media.reader import Reader
 from pomelo.media.store import MediaStore
-from pomelo.turns import Turn, Turns
+from pomelo.runtime.turns import Turn, Turns
 
 CHUNK_SIZE = 256 * 1024
 """Bytes of a chunk of a download."""

@@ -7,8 +7,8 @@ import logging
 import time
 
 from pomelo.errors import PomeloError
-from pomelo.logs import format_trace
 from pomelo.media.store import MediaStore
+from pomelo.runtime.logs import format_trace
 
 MAX_SWEEP_SHARE = 0.05
 """Maximum share of the time that scans take: with very many media they are less frequent."""

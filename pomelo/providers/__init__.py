@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pomelo.providers.http.client import Timeouts
     from pomelo.providers.http.connections import ConnectionLimiter
     from pomelo.providers.registry import Entry
-    from pomelo.turns import Turns
+    from pomelo.runtime.turns import Turns
 
 __all__ = ["BUILTIN", "GROUP", "SANDBOX", "Credentials", "Unusable", "open_providers"]
 

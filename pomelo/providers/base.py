@@ -20,10 +20,10 @@ from pomelo.catalog.rows import Row
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import Adjustment
 from pomelo.gen.v1.task_pb2 import TaskEvent as Event
-from pomelo.logs import format_trace
 from pomelo.media.audio import AudioSource
 from pomelo.providers.errors import TOKEN, safe_token
 from pomelo.providers.fitting import Fitting, Given, Hook, InputT, fit
+from pomelo.runtime.logs import format_trace
 from pomelo.values import value_type
 
 __all__ = ["CALLER", "AudioSource", "Event", "Fitting", "Given", "Job", "Options", "Probe", "Provider"]

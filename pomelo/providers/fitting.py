@@ -16,9 +16,9 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from pomelo.catalog.catalog import Model, Route
-from pomelo.enums import enum_names
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.task_pb2 import Adjustment, TaskSpec
+from pomelo.protobuf.enums import enum_names
 from pomelo.values import value_type
 
 _CONTENT = frozenset(("messages", "prompt", "text", "voice", "audio"))

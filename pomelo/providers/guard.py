@@ -20,8 +20,6 @@ from pomelo.fields import MAX_CALL_CHARACTERS, MAX_PARTS
 from pomelo.gen.v1.speech_pb2 import AudioChunk
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import ROLE_ASSISTANT, FinishReason, TextOutput, ToolCall, ToolCallDelta
-from pomelo.logs import format_trace
-from pomelo.process import is_cancelled
 from pomelo.providers.base import CALLER, CompleteMethod, Event, Job, JobMethod
 from pomelo.providers.cancellation import SelfCancelledError, StillRunningError, await_bounded
 from pomelo.providers.chunks import (
@@ -36,6 +34,8 @@ from pomelo.providers.errors import CODES, RetryPolicy, UpstreamError
 from pomelo.providers.http.client import MAX_BODY_BYTES
 from pomelo.providers.http.connections import NoConnectionError
 from pomelo.providers.http.errors import TruncatedError
+from pomelo.runtime.logs import format_trace
+from pomelo.runtime.process import is_cancelled
 
 log = logging.getLogger("pomelo.providers")
 

@@ -14,11 +14,11 @@ from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.catalog.catalog import Route
-from pomelo.enums import enum_names
 from pomelo.fields import DEFAULT_IMAGE_SIDE
 from pomelo.gen.v1.image_pb2 import GeneratedImage, ImageFormat, ImageInput, ImageOutput, ImageProgress
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.media.content_types import image_type, is_complete_image
+from pomelo.protobuf.enums import enum_names
 from pomelo.providers.base import Event, Job
 from pomelo.providers.credentials import Credentials
 from pomelo.providers.errors import never_retried

@@ -9,8 +9,8 @@ from pydantic_core import to_json
 from yarl import URL
 
 from pomelo.gen.v1.image_pb2 import ImageFormat, ImageInput
-from pomelo.providers import Credentials
 from pomelo.providers.base import Event, Job, Options, Probe
+from pomelo.providers.credentials import Credentials
 from pomelo.providers.errors import never_retried
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pomelo.gen.v1.speech_pb2 import Transcription
-from pomelo.times import to_duration
+from pomelo.protobuf.times import to_duration
 
 
 def add_word(transcript: Transcription, text: str, start: float, end: float, speaker: str = "") -> None:

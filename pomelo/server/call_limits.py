@@ -10,8 +10,8 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Any, NamedTuple
 
 from pomelo.errors import PomeloError
-from pomelo.in_flight import FairSemaphore
-from pomelo.origin import GatewayProof
+from pomelo.network.origin import GatewayProof
+from pomelo.runtime.in_flight import FairSemaphore
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.unread_streams import UnreadStreams
 from pomelo.service import AccessService

@@ -20,10 +20,10 @@ from google.protobuf.message_factory import GetMessageClass
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError, without_traceback
-from pomelo.in_flight import LARGE_RESPONSE
-from pomelo.logs import format_trace
-from pomelo.origin import is_within, peer_address
-from pomelo.process import is_cancelled, uncancel
+from pomelo.network.origin import is_within, peer_address
+from pomelo.runtime.in_flight import LARGE_RESPONSE
+from pomelo.runtime.logs import format_trace
+from pomelo.runtime.process import is_cancelled, uncancel
 from pomelo.server.call_limits import ServerState
 from pomelo.server.rpc import Refusal, Rpc
 from pomelo.telemetry.events import report_call

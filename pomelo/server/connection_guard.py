@@ -15,9 +15,9 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 
-from pomelo.logs import format_trace
-from pomelo.origin import is_within
-from pomelo.process import in_background
+from pomelo.network.origin import is_within
+from pomelo.runtime.logs import format_trace
+from pomelo.runtime.process import in_background
 from pomelo.server.accepted_sockets import AcceptedSocket, AcceptedSockets
 from pomelo.server.connection_limits import ConnectionLimits, ConnectionObserver
 from pomelo.server.guarded_connection import Calls, Connection

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pomelo.origin import network
+from pomelo.network.origin import network
 from pomelo.server.accepted_sockets import AcceptedSocket
 from pomelo.server.connection_limits import ConnectionLimits
 

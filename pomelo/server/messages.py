@@ -9,8 +9,8 @@ from google.protobuf.message import DecodeError
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
+from pomelo.protobuf.unknown_fields import check_no_unknown_fields, check_outer_fields
 from pomelo.server import field_limit
-from pomelo.unknown_fields import check_no_unknown_fields, check_outer_fields
 
 _LABEL = "the request"
 

@@ -14,9 +14,9 @@ from google.protobuf.message import Message
 
 from pomelo.call import CHARGED_HEADER, Call
 from pomelo.errors import BODY_ERRORS, TABLE, PomeloError, without_traceback
-from pomelo.in_flight import FairSemaphore
-from pomelo.origin import FORWARDED_KEY, caller_address
-from pomelo.process import CancelScope
+from pomelo.network.origin import FORWARDED_KEY, caller_address
+from pomelo.runtime.in_flight import FairSemaphore
+from pomelo.runtime.process import CancelScope
 from pomelo.server import field_limit
 from pomelo.server.call_limits import DEADLINE, TOO_MANY_MESSAGES, Pool, ServerState, TimeoutReason
 from pomelo.server.messages import check_request, check_size, parse, too_large

@@ -19,14 +19,15 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
-from pomelo import process
 from pomelo.gen.v1 import (
     account_service_pb2,
     media_service_pb2,
     model_service_pb2,
     task_service_pb2,
 )
-from pomelo.origin import GatewayProof
+from pomelo.network.origin import GatewayProof
+from pomelo.network.tls import Certificate
+from pomelo.runtime import process
 from pomelo.server import health
 from pomelo.server.call_limits import CallLimits, Running
 from pomelo.server.calls import FrontEnd
@@ -44,7 +45,6 @@ from pomelo.server.servicers import (
 from pomelo.service import Operator, Services
 from pomelo.telemetry.events import Observer
 from pomelo.telemetry.readiness import Readiness
-from pomelo.tls import Certificate
 
 log = logging.getLogger("pomelo.server")
 

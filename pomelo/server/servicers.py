@@ -19,7 +19,7 @@ from pomelo.gen.v1.task_service_pb2 import (
     StreamTaskRequest,
     StreamTaskResponse,
 )
-from pomelo.in_flight import LARGE_RESPONSE
+from pomelo.runtime.in_flight import LARGE_RESPONSE
 from pomelo.server.calls import keyless
 from pomelo.server.envelope import envelope
 from pomelo.server.messages import check_request

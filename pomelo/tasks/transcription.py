@@ -14,10 +14,10 @@ from pomelo.errors import PomeloError
 from pomelo.fields import SPEECH_TO_TEXT_FIELDS, check_enum, check_numbers
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TimestampGranularity, Transcription
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
+from pomelo.protobuf.times import from_duration, is_duration
 from pomelo.providers.base import log_fields
 from pomelo.tasks.base import Collector, CollectorContext, ReadMedia, TaskDefinition, estimate_audio
 from pomelo.tasks.speech import check_audio, check_language
-from pomelo.times import from_duration, is_duration
 
 log = logging.getLogger("pomelo.tasks")
 

@@ -18,9 +18,9 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from pomelo.addresses import host_of, is_fixed, is_loopback, join_address, split_address
-from pomelo.logs import format_trace
-from pomelo.process import shielded
+from pomelo.network.addresses import host_of, is_fixed, is_loopback, join_address, split_address
+from pomelo.runtime.logs import format_trace
+from pomelo.runtime.process import shielded
 from pomelo.telemetry.exposition import CONTENT_TYPE, Exposition
 from pomelo.telemetry.readiness import REASONS, Readiness
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from pydantic_core import to_json
 
-from pomelo.logs import format_trace, is_own
+from pomelo.runtime.logs import format_trace, is_own
 
 Style = Literal["text", "json"]
 

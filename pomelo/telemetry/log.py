@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pomelo.logs import LimitedHandler
+from pomelo.runtime.logs import LimitedHandler
 from pomelo.telemetry.lines import RENDERERS, RecordFormatter, Style, timestamp
 from pomelo.telemetry.output import LogOutput
 from pomelo.telemetry.task_log import TaskLog

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from pomelo.process import in_background
+from pomelo.runtime.process import in_background
 from pomelo.telemetry.instruments import Histogram
 from pomelo.telemetry.metrics import Metrics
 from pomelo.telemetry.readiness import Readiness

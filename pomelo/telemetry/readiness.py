@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
-from pomelo.process import in_background
+from pomelo.runtime.process import in_background
 
 CHECK_INTERVAL = 1.0
 """Seconds between two checks."""

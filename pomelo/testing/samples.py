@@ -7,12 +7,12 @@ from typing import Any
 
 from pomelo.catalog.catalog import Limits, Model, Route
 from pomelo.catalog.pricing import Prices
-from pomelo.enums import enum_names
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, TextToSpeechInput
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.gen.v1.text_pb2 import ContentPart, Message, Role, TextInput
+from pomelo.protobuf.enums import enum_names
 from pomelo.providers.base import AudioSource, Job
 
 PROMPT = "my canary prompt"

@@ -10,9 +10,9 @@ import pytest
 from pomelo.app import App
 from pomelo.client import Client, ServerUnavailable
 from pomelo.client.connection import ClientBase, Connection
+from pomelo.network.tls import read_certificate
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.settings import load
-from pomelo.tls import read_certificate
 from tests.client.conftest import ClientFactory
 from tests.conftest import Keys
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pomelo.call import DEFAULT_TIMEOUT
-from pomelo.in_flight import LARGE_RESPONSE, MIB, InFlightLimits
+from pomelo.runtime.in_flight import LARGE_RESPONSE, MIB, InFlightLimits
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.field_limit import MAX_FIELDS, SMALL_MESSAGE

@@ -16,11 +16,11 @@ from contextlib import AsyncExitStack, ExitStack, suppress
 import grpc
 import pytest
 
-from pomelo import process
 from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.runtime import process
 from tests.calls import bearer
 from tests.faults import frames
 from tests.faults.other_callers import other_callers

@@ -34,15 +34,15 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1 import speech_pb2
 from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.in_flight import InFlightLimits
 from pomelo.media.duration import Measurer
 from pomelo.media.local import LocalMedia
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource, Job
+from pomelo.runtime.in_flight import InFlightLimits
+from pomelo.runtime.turns import Turns
 from pomelo.service import Services
 from pomelo.stores import open_store
 from pomelo.telemetry.readiness import Readiness
-from pomelo.turns import Turns
 from tests.app import endow
 from tests.gateway.requests import HAIKU_ONLY, HEALTH, KEY, TTS, Sending, read_status
 from tests.gateway.scripts import Script, audio, play, progress, text_events

@@ -10,7 +10,7 @@ import pytest
 from gateway.connections.limits import ConnectionLimits, Connections, Slot, SlotGroups
 from gateway.state import account_of
 from pomelo.call import Call, Principal
-from pomelo.origin import network
+from pomelo.network.origin import network
 from tests.waiting import until
 
 

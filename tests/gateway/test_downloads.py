@@ -16,7 +16,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gateway.media import byte_range, public_links
 from pomelo.call import Call
 from pomelo.gen.v1.media_pb2 import Media
-from pomelo.in_flight import InFlightLimits
+from pomelo.runtime.in_flight import InFlightLimits
 from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp
 from tests.gateway.requests import HEALTH, code_of, raw_get, read_response, read_status
 

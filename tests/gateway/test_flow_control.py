@@ -21,7 +21,7 @@ from gateway.responses import ResponseStream
 from pomelo.call import Call, Principal
 from pomelo.gen.v1.task_pb2 import TaskEvent as Event
 from pomelo.gen.v1.task_pb2 import TaskResult
-from pomelo.in_flight import InFlightLimits
+from pomelo.runtime.in_flight import InFlightLimits
 from pomelo.service import Services
 from tests.gateway.flow import ClientTransport, open_clients
 from tests.gateway.gateway_app import PNG, GatewayApp, OpenApp

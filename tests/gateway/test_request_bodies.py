@@ -17,7 +17,7 @@ from gateway.state import account_of
 from pomelo.call import Call
 from pomelo.gen.v1.model_service_pb2 import Model
 from pomelo.gen.v1.task_pb2 import TaskType
-from pomelo.in_flight import InFlightLimits
+from pomelo.runtime.in_flight import InFlightLimits
 from pomelo.telemetry.readiness import Readiness
 from tests.calls import call_of
 from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp

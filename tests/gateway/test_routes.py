@@ -6,7 +6,7 @@ import pytest
 from yarl import URL
 
 from gateway.routes import OPEN_ROUTES, OPENAI_ROUTES, ROUTES
-from pomelo.in_flight import InFlightLimits
+from pomelo.runtime.in_flight import InFlightLimits
 from pomelo.telemetry.readiness import Readiness
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import HI, KEY, code_of, headers_of, raw_get

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from pomelo.origin import GatewayProof
+from pomelo.network.origin import GatewayProof
 from pomelo.server.remote import open_remote
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import Services

@@ -21,7 +21,7 @@ from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec, TaskStarted
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, TaskOptions
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import ContentPart, Message, TextDelta, TextOutput
-from pomelo.origin import GatewayProof
+from pomelo.network.origin import GatewayProof
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionLimits, ConnectionObserver
 from pomelo.server.server import Server, ServerOptions, open_server

@@ -22,8 +22,8 @@ from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.gen.v1.text_pb2 import TextInput
-from pomelo.in_flight import InFlight, InFlightLimits
-from pomelo.origin import GatewayProof
+from pomelo.network.origin import GatewayProof
+from pomelo.runtime.in_flight import InFlight, InFlightLimits
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionLimits, ConnectionObserver
 from pomelo.server.server import Server, ServerOptions, open_server

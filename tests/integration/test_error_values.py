@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 import pytest
 
+from pomelo.configuration.front_ends import gateway_proof
 from pomelo.errors import TABLE, PomeloError
-from pomelo.front_ends import gateway_proof
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub

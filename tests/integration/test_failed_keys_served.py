@@ -11,13 +11,13 @@ import aiohttp
 import grpc
 import pytest
 
-from pomelo.addresses import join_address
 from pomelo.app import App, open_app
+from pomelo.configuration.front_ends import gateway_proof
 from pomelo.errors import PomeloError
-from pomelo.front_ends import gateway_proof
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
-from pomelo.origin import GatewayProof
+from pomelo.network.addresses import join_address
+from pomelo.network.origin import GatewayProof
 from pomelo.server.remote import open_remote
 from pomelo.service import list_all_models
 from pomelo.settings import Settings

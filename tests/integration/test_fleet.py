@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pomelo.configuration import read_configuration
-from pomelo.fleet import describe_process
+from pomelo.configuration.fleet import describe_process
 from pomelo.settings import Settings
 from pomelo.stores.fleet import Process
 from pomelo.stores.redis import open_redis

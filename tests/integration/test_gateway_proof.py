@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from pomelo.app import App, open_gateway
-from pomelo.front_ends import gateway_proof
+from pomelo.configuration.front_ends import gateway_proof
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest

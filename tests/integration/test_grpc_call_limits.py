@@ -22,7 +22,7 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, TaskOptions
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.in_flight import InFlightLimits
+from pomelo.runtime.in_flight import InFlightLimits
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.testing import Answer, FaultUpstream, Gate

@@ -21,12 +21,12 @@ from pomelo.app import App
 from pomelo.call import Call
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
+from pomelo.network.tls import Certificate, read_certificate
 from pomelo.server.connection_guard import ConnectionGuard
 from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.remote import Tls
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import AccessService, Visit
-from pomelo.tls import Certificate, read_certificate
 from tests.calls import bearer, failure, upload_messages
 from tests.certificates import make_certificate
 from tests.conftest import Keys
@@ -332,7 +332,7 @@ def test_the_descriptor_limit_is_raised_as_far_as_the_system_allows() -> None:
 import resource
 hard = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 4000)
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
-from pomelo import process
+from pomelo.runtime import process
 assert process.descriptor_limit() == 256
 assert process.raise_descriptor_limit() == hard == process.descriptor_limit()
 assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)

@@ -23,12 +23,12 @@ from google.rpc import error_details_pb2, status_pb2
 
 from pomelo.app import App
 from pomelo.call import Call
-from pomelo.draining import Draining
 from pomelo.engine.routing import ATTEMPTS as ROUTE_ATTEMPTS
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, TaskOptions
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.runtime.draining import Draining
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import TaskService

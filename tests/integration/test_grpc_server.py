@@ -20,13 +20,13 @@ from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest, TaskOptions
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.network.tls import read_certificate
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.remote import Tls, open_remote
 from pomelo.server.rpc import Rpc
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import list_all_models
 from pomelo.testing import Answer, FaultUpstream, Gate
-from pomelo.tls import read_certificate
 from tests.calls import bearer, call_of, failure, reason_of, refusal
 from tests.conftest import Keys
 from tests.integration.both_ends import both_ends

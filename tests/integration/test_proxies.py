@@ -20,7 +20,7 @@ from pomelo.errors import TABLE
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.origin import FORWARDED_KEY
+from pomelo.network.origin import FORWARDED_KEY
 from pomelo.testing import FaultUpstream, Received
 from tests.calls import bearer, failure, reason_of, upload_messages
 from tests.driver import TaskRequest

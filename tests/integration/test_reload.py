@@ -18,9 +18,9 @@ import aiohttp
 import grpc
 import pytest
 
+from pomelo.configuration.reload import merge
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
-from pomelo.reload import merge
 from pomelo.settings import Settings
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.calls import bearer

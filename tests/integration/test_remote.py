@@ -15,8 +15,8 @@ import pytest
 
 from pomelo.app import App
 from pomelo.call import Call
+from pomelo.configuration.front_ends import gateway_proof
 from pomelo.errors import TABLE, PomeloError
-from pomelo.front_ends import gateway_proof
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.providers.sandbox.triggers import ERRORS

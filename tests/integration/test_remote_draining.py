@@ -9,8 +9,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 import pytest
 
 from pomelo.app import App
-from pomelo.draining import Draining
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
+from pomelo.runtime.draining import Draining
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.remote import channel, open_remote, pool
 from pomelo.server.remote.pool import ConnectionPool

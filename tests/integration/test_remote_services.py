@@ -15,7 +15,7 @@ from pomelo.call import MALFORMED_KEY, REPEATED_KEY, Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
-from pomelo.in_flight import InFlightLimits
+from pomelo.runtime.in_flight import InFlightLimits
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.remote import open_remote

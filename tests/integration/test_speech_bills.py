@@ -22,11 +22,11 @@ from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Transcription
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.protobuf.times import from_duration
 from pomelo.providers.base import Event, Job
 from pomelo.providers.sandbox import Sandbox
 from pomelo.testing import Gate, Reply, Transcript
 from pomelo.testing.audio import packets
-from pomelo.times import from_duration
 from tests.app import Account, RunningApp, app_fixture, run_app
 from tests.calls import bearer
 from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, PROTOCOLS

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from pomelo.app import App
-from pomelo.draining import Draining
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
+from pomelo.runtime.draining import Draining
 from pomelo.service import list_all_models
 from tests.calls import call_of, refusal
 from tests.conftest import Keys

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pomelo import process
+from pomelo.runtime import process
 from tests.certificates import make_certificate
 from tests.faults import frames
 from tests.faults.other_callers import other_callers

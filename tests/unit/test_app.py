@@ -11,12 +11,12 @@ import pytest
 from pydantic import ByteSize
 
 from gateway.options import IDLE_TIMEOUT, PROXY_IDLE_TIMEOUT
-from pomelo import front_ends, process
 from pomelo.catalog.catalog import Catalog
-from pomelo.configuration import find_certificate
-from pomelo.draining import Draining
+from pomelo.configuration import find_certificate, front_ends
 from pomelo.errors import PomeloError
-from pomelo.in_flight import InFlightLimits
+from pomelo.runtime import process
+from pomelo.runtime.draining import Draining
+from pomelo.runtime.in_flight import InFlightLimits
 from pomelo.settings import Settings
 from tests.certificates import make_certificate
 

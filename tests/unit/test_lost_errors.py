@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pomelo.process import resolve, stop
+from pomelo.runtime.process import resolve, stop
 from tests.lost_errors import lost_errors
 from tests.waiting import until
 

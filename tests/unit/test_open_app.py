@@ -15,15 +15,15 @@ import grpc
 import pytest
 from pydantic import ByteSize
 
-from pomelo.addresses import split_address
 from pomelo.app import open_app, open_gateway
+from pomelo.configuration.reload import GatewayReloader
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.gen.v1.account_service_pb2 import ModelSet
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.gen.v1.usage_pb2 import Mode
-from pomelo.reload import GatewayReloader
+from pomelo.network.addresses import split_address
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.settings import Settings
 from pomelo.stores.fleet import Fleet, Process

@@ -9,10 +9,10 @@ from pydantic_core import to_json
 
 from gateway.openapi.schema import COUNT, Schema, object_of, ref
 from gateway.types.base import Link, StreamObjects, open_object, result_schema
-from pomelo.enums import enum_names
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import FinishReason, Message, TextDelta, ToolCall, ToolCallDelta
 from pomelo.gen.v1.usage_pb2 import Usage
+from pomelo.protobuf.enums import enum_names
 
 FINISH_REASONS: Mapping[int, str] = enum_names(FinishReason.DESCRIPTOR)
 

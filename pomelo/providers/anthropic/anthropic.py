@@ -15,12 +15,12 @@ from typing import Literal
 from yarl import URL
 
 from pomelo.gen.v1.text_pb2 import ReasoningEffort, TextInput, ToolCall
-from pomelo.providers import Credentials
 from pomelo.providers.anthropic.errors import ERROR_MAPPING
 from pomelo.providers.anthropic.request import encode_request, max_tokens, thinks
 from pomelo.providers.anthropic.responses import MessageStream, parse_message
 from pomelo.providers.anthropic.schemas import output_schema
 from pomelo.providers.base import Event, Extra, Job, Options, Probe, one_event
+from pomelo.providers.credentials import Credentials
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.vendor import Vendor

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 
 from pomelo.gen.v1.media_pb2 import MediaSource
 from pomelo.gen.v1.text_pb2 import ContentPart, Message, Role, ToolResult
-from pomelo.providers.call_ids import CallIds
+from pomelo.providers.text.call_ids import CallIds
 
 _CALL_ID = re.compile(r"[A-Za-z0-9_-]+")
 

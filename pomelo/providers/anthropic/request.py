@@ -14,7 +14,7 @@ from pomelo.providers.anthropic.schemas import output_schema
 from pomelo.providers.anthropic.tools import tool_choice, tools_json, undeclared_tools
 from pomelo.providers.base import Job
 from pomelo.providers.errors import UpstreamError
-from pomelo.providers.raw_json import with_member
+from pomelo.providers.text.raw_json import with_member
 
 _DEFAULT_MAX_TOKENS = 4096
 """max_tokens, which the API requires, if neither the caller nor the catalogue sets it."""

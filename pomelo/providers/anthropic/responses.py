@@ -12,7 +12,7 @@ from pomelo.providers.base import Event
 from pomelo.providers.http.errors import from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse, pick, well_formed
 from pomelo.providers.text import completed_text, credible, finish_reason, token_usage
-from pomelo.providers.tool_calls import ToolCallState, whole_calls
+from pomelo.providers.text.tool_calls import ToolCallState, whole_calls
 
 _FINISHES = {
     "max_tokens": FinishReason.FINISH_REASON_LENGTH,

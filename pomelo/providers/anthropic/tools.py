@@ -8,7 +8,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from pomelo.gen.v1.text_pb2 import TextInput, Tool, ToolChoice
-from pomelo.providers.raw_json import array, declaration, with_member
+from pomelo.providers.text.raw_json import array, declaration, with_member
 
 _MODES = {
     ToolChoice.MODE_AUTO: "auto",

@@ -21,20 +21,20 @@ from yarl import URL
 from pomelo.catalog.catalog import Route
 from pomelo.catalog.check import parameters
 from pomelo.catalog.rows import Name
-from pomelo.enums import enum_names
 from pomelo.gen.v1.text_pb2 import ReasoningEffort, TextInput
-from pomelo.providers import Credentials
+from pomelo.protobuf.enums import enum_names
 from pomelo.providers.base import Event, Extra, Job, Options, Probe, one_event
 from pomelo.providers.chat.errors import MEANINGS, read_error_body
 from pomelo.providers.chat.messages import convert_messages
 from pomelo.providers.chat.responses import ChunkStream, parse_completion, reported_cost
 from pomelo.providers.chat.tools import response_format_json, tool_choice, tools_json
+from pomelo.providers.credentials import Credentials
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping
 from pomelo.providers.http.vendor import Vendor
-from pomelo.providers.raw_json import with_member
 from pomelo.providers.text import stream_text
+from pomelo.providers.text.raw_json import with_member
 
 _EFFORTS = enum_names(ReasoningEffort.DESCRIPTOR)
 

@@ -11,9 +11,9 @@ from pydantic import AfterValidator, Field
 
 from pomelo.catalog.rows import Name, Row, one_of, suggest, wrong_values
 from pomelo.catalog.toml_file import dotted
-from pomelo.providers import Credentials
 from pomelo.providers.base import Extra
 from pomelo.providers.chat.chat import PARAMETERS, Chat, Profile, StreamUsage, TokensField
+from pomelo.providers.credentials import Credentials
 from pomelo.providers.errors import CODES
 from pomelo.providers.http.client import Http
 

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pomelo.enums import enum_names
 from pomelo.gen.v1.text_pb2 import ImageDetail, ImagePart, Message, Role
-from pomelo.providers.call_ids import CallIds
+from pomelo.protobuf.enums import enum_names
+from pomelo.providers.text.call_ids import CallIds
 
 _ROLES = {Role.ROLE_SYSTEM: "system", Role.ROLE_USER: "user", Role.ROLE_ASSISTANT: "assistant"}
 

@@ -15,7 +15,7 @@ from pomelo.providers.base import Event
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse, well_formed
 from pomelo.providers.text import completed_text, finish_reason, token_usage
-from pomelo.providers.tool_calls import ToolCallState, whole_calls
+from pomelo.providers.text.tool_calls import ToolCallState, whole_calls
 
 _FINISHES = {
     "length": FinishReason.FINISH_REASON_LENGTH,

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from pomelo.enums import enum_names
 from pomelo.gen.v1.text_pb2 import TextFormat, Tool, ToolChoice
-from pomelo.providers.raw_json import array, declaration, with_member
+from pomelo.protobuf.enums import enum_names
+from pomelo.providers.text.raw_json import array, declaration, with_member
 
 _MODES = enum_names(ToolChoice.Mode.DESCRIPTOR)
 

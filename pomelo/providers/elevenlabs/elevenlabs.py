@@ -18,15 +18,16 @@ from yarl import URL
 
 from pomelo.audio_formats import AudioFormat
 from pomelo.catalog.languages import iso_language
-from pomelo.enums import enum_names
 from pomelo.gen.v1.speech_pb2 import (
     SpeechToSpeechInput,
     SpeechToTextInput,
     TextToSpeechInput,
     TimestampGranularity,
 )
-from pomelo.providers import Credentials
+from pomelo.protobuf.enums import enum_names
+from pomelo.protobuf.times import today_utc
 from pomelo.providers.base import Event, Job, Options, Probe, one_event
+from pomelo.providers.credentials import Credentials
 from pomelo.providers.elevenlabs.errors import CHARGED_MAPPING, ERROR_MAPPING, PathNotFound
 from pomelo.providers.elevenlabs.forms import form
 from pomelo.providers.elevenlabs.responses import MAX_AUDIO_BYTES, AudioStream, parse_transcript
@@ -39,7 +40,6 @@ from pomelo.providers.http.parsing import pick, pick_text
 from pomelo.providers.http.protocol import Body
 from pomelo.providers.http.responses import CHUNK_BYTES
 from pomelo.providers.http.vendor import Vendor
-from pomelo.times import today_utc
 
 VoicedT = TypeVar("VoicedT", TextToSpeechInput, SpeechToSpeechInput)
 """An input with a voice."""

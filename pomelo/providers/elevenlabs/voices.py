@@ -13,9 +13,9 @@ from itertools import islice
 
 from pomelo.catalog.voice_names import is_id, is_name, normalize
 from pomelo.errors import invalid
+from pomelo.protobuf.times import today_utc
 from pomelo.providers.base import CALLER, log_fields
 from pomelo.providers.errors import UpstreamError
-from pomelo.times import today_utc
 
 log = logging.getLogger("pomelo.providers")
 

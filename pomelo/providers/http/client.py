@@ -44,7 +44,7 @@ from pomelo.providers.http.pool import Pool
 from pomelo.providers.http.protocol import NO_LIMIT, Body, Connection, Origin
 from pomelo.providers.http.responses import ResponseBody, SseStream
 from pomelo.providers.http.sse import LineParser, SseParser
-from pomelo.turns import Turns
+from pomelo.runtime.turns import Turns
 
 MAX_BODY_BYTES = 8 * 1024 * 1024
 """The largest response that is read whole."""

@@ -9,8 +9,8 @@ from ipaddress import ip_address
 
 from aiohttp.abc import AbstractResolver
 
-from pomelo.process import shielded
 from pomelo.providers.http.errors import UnknownHostError
+from pomelo.runtime.process import shielded
 
 TTL = 10.0
 """Seconds that addresses are remembered."""

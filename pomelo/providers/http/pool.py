@@ -9,11 +9,11 @@ from functools import cache
 from aiohappyeyeballs import start_connection
 from aiohttp.abc import AbstractResolver
 
-from pomelo.process import shielded
+from pomelo.network.tls import default_context
 from pomelo.providers.http.dns import Addresses
 from pomelo.providers.http.errors import ConnectError, ConnectTimeoutError, SecureConnectionError
 from pomelo.providers.http.protocol import Connection, Origin
-from pomelo.tls import default_context
+from pomelo.runtime.process import shielded
 
 KEEPALIVE = 4.0
 """Seconds that an idle connection is kept. Common servers close theirs after five."""

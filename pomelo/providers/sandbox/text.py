@@ -13,8 +13,8 @@ from pydantic_core import from_json
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import FinishReason, Role, TextInput
 from pomelo.providers.base import Event
-from pomelo.providers.input_texts import other_texts
 from pomelo.providers.sandbox.examples import example_of
+from pomelo.providers.text.input_texts import other_texts
 
 IMAGE_TOKENS = 85
 """Tokens of an image in a message."""

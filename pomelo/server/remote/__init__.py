@@ -9,15 +9,15 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from pomelo.in_flight import InFlightLimits
-from pomelo.origin import GatewayProof
+from pomelo.network.origin import GatewayProof
+from pomelo.runtime.in_flight import InFlightLimits
+from pomelo.runtime.turns import Turns
 from pomelo.server.remote.channel import Tls
 from pomelo.server.remote.media import RemoteMedia
 from pomelo.server.remote.pool import ConnectionPool
 from pomelo.server.remote.services import RemoteAccess, RemoteAccounts, RemoteModels, RemoteTasks
 from pomelo.service import Services
 from pomelo.telemetry.readiness import Readiness
-from pomelo.turns import Turns
 
 __all__ = ["Tls", "open_remote"]
 

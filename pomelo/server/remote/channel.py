@@ -23,11 +23,11 @@ from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_pb2 import TaskEvent
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest, StreamTaskResponse
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.origin import GatewayProof
-from pomelo.process import CancelScope, is_cancelled
+from pomelo.network.origin import GatewayProof
+from pomelo.runtime.process import CancelScope, is_cancelled
+from pomelo.runtime.turns import Turn
 from pomelo.server.remote.watch import ServerWatch
 from pomelo.status import OPEN_KEY, cause, from_rpc_error, header_name
-from pomelo.turns import Turn
 
 MAX_MESSAGE = 64 * 1024 * 1024
 """Maximum bytes of one message from the server, which may contain an image or audio."""

@@ -23,11 +23,11 @@ from pomelo.gen.v1.media_service_pb2 import (
 )
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
+from pomelo.runtime.turns import Turns
 from pomelo.server.remote.channel import Messages, unary, until_deadline
 from pomelo.server.remote.pool import ConnectionPool
 from pomelo.service import MediaBytes
 from pomelo.status import error_of
-from pomelo.turns import Turns
 
 _MESSAGE_BYTES = 512 * 1024
 """Maximum bytes of an upload in one message."""

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import GetModelRequest
-from pomelo.origin import GatewayProof
+from pomelo.network.origin import GatewayProof
 from pomelo.server.remote.channel import TRANSLATED_ERRORS, Connection, open_channel, unary
 from pomelo.server.remote.watch import ServerWatch
 

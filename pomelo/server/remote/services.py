@@ -27,11 +27,11 @@ from pomelo.gen.v1.model_service_pb2 import (
 )
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, RunTaskResponse, StreamTaskRequest, TaskOptions
-from pomelo.in_flight import InFlight, InFlightLimits, Ticket
+from pomelo.runtime.in_flight import InFlight, InFlightLimits, Ticket
+from pomelo.runtime.turns import Turns
 from pomelo.server.remote.channel import Messages, unary, until_deadline
 from pomelo.server.remote.pool import ConnectionPool
 from pomelo.status import REFUSED_KEY
-from pomelo.turns import Turns
 
 _MAX_TRUSTED_KEYS = 10_000
 _TRUST_SECONDS = 30.0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from pomelo.errors import PomeloError
-from pomelo.process import shielded
+from pomelo.runtime.process import shielded
 from pomelo.stores.archive.base import Archive
 from pomelo.stores.base import StoreError
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS

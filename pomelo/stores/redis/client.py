@@ -10,7 +10,7 @@ from redis import exceptions as errors
 from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 
-from pomelo.process import fail, resolve, stop
+from pomelo.runtime.process import fail, resolve, stop
 from pomelo.stores.redis.connection import Argument, NotSentError
 from pomelo.stores.redis.link import Command, Decoder, Link, pack
 

@@ -18,7 +18,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 from redis import exceptions as errors
 
 from pomelo.errors import PomeloError
-from pomelo.logs import UnexpectedErrors
+from pomelo.runtime.logs import UnexpectedErrors
 from pomelo.stores.accounts import PAGE
 from pomelo.stores.base import DECLARED_ERRORS
 from pomelo.stores.ledger import REPLAY_SECONDS, UnknownOutcomeError

@@ -14,7 +14,7 @@ from hiredis import Reader, pack_command
 from redis import exceptions as errors
 from redis.asyncio.connection import DefaultParser
 
-from pomelo.process import fail
+from pomelo.runtime.process import fail
 from pomelo.stores.redis.connection import Argument
 
 _INCOMPLETE = object()

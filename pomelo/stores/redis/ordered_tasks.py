@@ -15,8 +15,8 @@ from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from pomelo.errors import PomeloError
-from pomelo.logs import UnexpectedErrors
-from pomelo.process import fail, resolve
+from pomelo.runtime.logs import UnexpectedErrors
+from pomelo.runtime.process import fail, resolve
 from pomelo.stores.ledger import LostReservationError, UnknownOutcomeError
 from pomelo.stores.redis.connection import Attempt
 

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from pomelo.errors import PomeloError
-from pomelo.process import shielded
+from pomelo.runtime.process import shielded
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, Grant, Wallet
 from pomelo.stores.archive import check_archive, open_archive
 from pomelo.stores.base import Store, StoreError

@@ -18,11 +18,11 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
 
+from pomelo.network.tls import default_context, load_certificate
 from pomelo.stores.base import StoreError
 from pomelo.stores.redis.client import Cluster, SingleServer
 from pomelo.stores.redis.connection import NotSentError, Timing, is_closed_transport
 from pomelo.stores.redis.link import Link, Login, open_link
-from pomelo.tls import default_context, load_certificate
 
 SCHEMES = ("redis", "rediss", "redis+cluster", "rediss+cluster", "redis+sentinel", "rediss+sentinel")
 

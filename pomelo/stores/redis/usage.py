@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from pomelo.errors import PomeloError
-from pomelo.process import periodically, stop
+from pomelo.runtime.process import periodically, stop
 from pomelo.stores import records
 from pomelo.stores.accounts import Balance, Wallet
 from pomelo.stores.archive.base import Archive

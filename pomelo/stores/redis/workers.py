@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from pomelo.errors import PomeloError
 from pomelo.ids import new_id
-from pomelo.process import periodically, stop
+from pomelo.runtime.process import periodically, stop
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.redis.connection import Connection, RefusedError
 from pomelo.stores.redis.key_names import PROCESSES, WORKERS, names

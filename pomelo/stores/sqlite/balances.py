@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pomelo.process import fail, resolve
+from pomelo.runtime.process import fail, resolve
 from pomelo.stores.accounts import AccountSummary, Balance, Grant, OverdrawnError, Wallet
 from pomelo.stores.acts import Act
 from pomelo.stores.sqlite import accounts

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from pomelo.errors import PomeloError
-from pomelo.process import fail, resolve
+from pomelo.runtime.process import fail, resolve
 from pomelo.stores.accounts import Balance, Wallet
 from pomelo.stores.ledger import (
     Budget,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pomelo.errors import PomeloError
-from pomelo.process import shielded
+from pomelo.runtime.process import shielded
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, PAGE, AccountSummary, Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.sqlite import accounts, acts, keys, usage

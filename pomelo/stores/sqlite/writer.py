@@ -17,8 +17,8 @@ from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
 from pomelo.errors import PomeloError
-from pomelo.logs import UnexpectedErrors
-from pomelo.process import fail, resolve, shielded
+from pomelo.runtime.logs import UnexpectedErrors
+from pomelo.runtime.process import fail, resolve, shielded
 from pomelo.stores.base import DECLARED_ERRORS
 from pomelo.stores.ledger import UnknownOutcomeError
 from pomelo.stores.sqlite.journal import Batch, Done, End, EndedBeforeError, Operation

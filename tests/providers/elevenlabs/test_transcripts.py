@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TimestampGranularity
+from pomelo.protobuf.times import from_duration
 from pomelo.testing import Received, Reply, Transcript
-from pomelo.times import from_duration
 from tests.providers.elevenlabs.rig import MP3, job, transcript
 from tests.providers.rig import Rig
 

@@ -13,7 +13,7 @@ from pomelo.call import CHARGED_HEADER, Call
 from pomelo.catalog.catalog import Catalog
 from pomelo.engine.ledger import Ledger
 from pomelo.errors import PomeloError, invalid
-from pomelo.in_flight import InFlightLimits
+from pomelo.runtime.in_flight import InFlightLimits
 from pomelo.stores.base import Store
 from tests.calls import call_of
 from tests.unit.refusals import refused

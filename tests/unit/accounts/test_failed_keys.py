@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pomelo.accounts.failed_keys import LIMIT, MAX_ADDRESSES, WINDOW, FailedKeys
-from pomelo.origin import network
+from pomelo.network.origin import network
 from tests.unit.clock import Clock
 
 

@@ -17,7 +17,7 @@ from pomelo.media.bucket import Bucket, StoredFile
 from pomelo.media.bucket_store import BucketStore
 from pomelo.media.local import LocalMedia
 from pomelo.media.quota import MediaLimits
-from pomelo.turns import Turns
+from pomelo.runtime.turns import Turns
 from tests.calls import call_of
 from tests.s3_server import S3Server
 from tests.unit.media.files import PNG, Access, Clock, put

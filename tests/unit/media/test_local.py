@@ -15,7 +15,7 @@ from pomelo.errors import PomeloError
 from pomelo.media.local import LocalMedia
 from pomelo.media.reader import FileReader
 from pomelo.media.store import MediaStore
-from pomelo.turns import Turns
+from pomelo.runtime.turns import Turns
 from tests.calls import call_of
 from tests.unit.media.files import PNG, Access, names, put
 from tests.unit.refusals import refused

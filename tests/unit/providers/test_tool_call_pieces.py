@@ -9,7 +9,7 @@ import pytest
 from pomelo.catalog.reported_cost import Report
 from pomelo.gen.v1.text_pb2 import FINISH_REASON_TOOL_CALLS, ToolCall, ToolCallDelta
 from pomelo.providers.text import StreamState, completed_text
-from pomelo.providers.tool_calls import ToolCallState
+from pomelo.providers.text.tool_calls import ToolCallState
 from tests.unit.refusals import refused
 
 

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.in_flight import FairSemaphore
+from pomelo.runtime.in_flight import FairSemaphore
 from pomelo.server.call_limits import CallLimits, NewestFirst, Pool, Running, ServerState
 from tests.unit.loop import iterations
 

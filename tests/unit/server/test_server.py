@@ -13,11 +13,11 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from pomelo.call import Call
+from pomelo.network.tls import read_certificate
 from pomelo.server import server
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionLimits
 from pomelo.server.server import ServerOptions, open_server
-from pomelo.tls import read_certificate
 from tests.calls import failure, reason_of
 from tests.certificates import make_certificate
 from tests.integration.scripted_services import ScriptedServices, serve_scripted

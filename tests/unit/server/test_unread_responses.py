@@ -13,7 +13,7 @@ import pytest
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
 from pomelo.gen.v1.task_pb2 import TaskEvent
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
-from pomelo.in_flight import LARGE_RESPONSE
+from pomelo.runtime.in_flight import LARGE_RESPONSE
 from pomelo.server import rpc
 from tests.calls import bearer, end, failure, reason_of
 from tests.faults import frames, http2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from pomelo.process import in_background
+from pomelo.runtime.process import in_background
 from pomelo.server.unread_streams import UnreadStreams
 from tests.waiting import until
 

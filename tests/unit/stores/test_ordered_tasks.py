@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.logs import UnexpectedErrors
+from pomelo.runtime.logs import UnexpectedErrors
 from pomelo.stores.ledger import LostReservationError, UnknownOutcomeError
 from pomelo.stores.redis import ordered_tasks
 from pomelo.stores.redis.connection import Attempt

@@ -9,8 +9,8 @@ import pytest
 from pomelo.catalog.pricing import Usage
 from pomelo.gen.v1.speech_pb2 import Transcription
 from pomelo.gen.v1.task_pb2 import TaskEvent
+from pomelo.protobuf.times import from_duration, to_duration
 from pomelo.tasks.base import Estimate
-from pomelo.times import from_duration, to_duration
 from tests.unit.tasks.collectors import collector, finish
 
 

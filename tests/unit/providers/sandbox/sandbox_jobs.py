@@ -23,8 +23,8 @@ from pomelo.gen.v1.text_pb2 import ContentPart, FinishReason, Message, Role, Tex
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.media import audio as audio_format
 from pomelo.media import demux
+from pomelo.protobuf.times import from_duration
 from pomelo.providers.base import AudioSource, Event, Job
-from pomelo.times import from_duration
 
 CATALOG = Catalog.load()
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from pomelo.draining import Draining
+from pomelo.runtime.draining import Draining
 from pomelo.service import Services
 from tests.unit.loop import iterations
 from tests.unit.refusals import refused

@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
-from pomelo.unknown_fields import check_no_unknown_fields, check_outer_fields
+from pomelo.protobuf.unknown_fields import check_no_unknown_fields, check_outer_fields
 from tests.unit.refusals import refused
 from tests.unit.tasks.collectors import BODIES, PIXEL, task_input
 

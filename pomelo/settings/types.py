@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, Confi
 from yarl import URL
 
 from pomelo import secrets
-from pomelo.addresses import check_network, is_loopback, normalize_origin, split_address
+from pomelo.network.addresses import check_network, is_loopback, normalize_origin, split_address
 from pomelo.stores import STORES
 
 _PLAN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")

@@ -7,7 +7,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from pomelo.origin import (
+from pomelo.network.origin import (
     ADDRESS_KEY,
     PROOF_KEY,
     PROTOCOL_KEY,

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from pomelo.process import CancelScope
+from pomelo.runtime.process import CancelScope
 from tests.lost_errors import lost_errors
 from tests.unit.loop import iterations
 

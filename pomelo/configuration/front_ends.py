@@ -11,9 +11,10 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from gateway.app import open_rest
 from gateway.options import IDLE_TIMEOUT, INLINE_LIMIT, PROXY_IDLE_TIMEOUT, GatewayOptions
 from pomelo.catalog.catalog import Catalog
-from pomelo.draining import Draining
-from pomelo.in_flight import InFlightLimits
-from pomelo.origin import GatewayProof
+from pomelo.network.origin import GatewayProof
+from pomelo.network.tls import Certificate, ReplaceableContext
+from pomelo.runtime.draining import Draining
+from pomelo.runtime.in_flight import InFlightLimits
 from pomelo.secrets import derive_key, derive_keys
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionLimits
@@ -23,7 +24,6 @@ from pomelo.settings import Settings
 from pomelo.telemetry.events import Observer
 from pomelo.telemetry.metrics import Metrics
 from pomelo.telemetry.readiness import Readiness
-from pomelo.tls import Certificate, ReplaceableContext
 
 FLUSH_TIMEOUT = 2.0
 """Seconds that the front ends have to send remaining output after the tasks have ended or were cancelled."""

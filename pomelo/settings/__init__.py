@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, model_validator
 
 from pomelo import secrets
-from pomelo.addresses import is_loopback, split_address
-from pomelo.setting_types import (
+from pomelo.network.addresses import is_loopback, split_address
+from pomelo.settings.types import (
     Address,
     AlertSecrets,
     AlertUrls,

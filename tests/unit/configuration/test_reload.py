@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from pomelo import reload
-from pomelo.configuration import read_configuration
+from pomelo.configuration import read_configuration, reload
+from pomelo.configuration.reload import Reloader
 from pomelo.providers import Unusable
 from pomelo.providers.base import Provider
-from pomelo.reload import Reloader
 from pomelo.settings import Settings
 from tests.waiting import until
 

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from pomelo.in_flight import MIB, FairSemaphore, InFlight, InFlightLimits
+from pomelo.runtime.in_flight import MIB, FairSemaphore, InFlight, InFlightLimits
 from tests.unit.loop import iterations
 from tests.unit.refusals import refused
 

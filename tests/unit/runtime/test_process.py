@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.logs import UnexpectedErrors
-from pomelo.process import is_cancelled, periodically, shielded, uncancel
+from pomelo.runtime.logs import UnexpectedErrors
+from pomelo.runtime.process import is_cancelled, periodically, shielded, uncancel
 from tests.unit.loop import iterations
 
 log = logging.getLogger("tests.periodic")
@@ -52,7 +52,7 @@ async def test_a_shielded_future_that_is_done_costs_no_turn_of_the_loop() -> Non
 
 PROGRAM = """
 import json, resource, sys
-from pomelo import process
+from pomelo.runtime import process
 soft, hard, process._MAX_DESCRIPTORS = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 before = process.descriptor_limit()

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Self, TypeVar
 
 from pomelo.errors import PomeloError
-from pomelo.logs import UnexpectedErrors
+from pomelo.runtime.logs import UnexpectedErrors
 
 try:
     import resource

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pomelo.configuration import find_certificate
-from pomelo.reload import GatewayReloader, merge
+from pomelo.configuration.reload import GatewayReloader, merge
+from pomelo.network.tls import ReplaceableContext, default_context, read_certificate
 from pomelo.settings import Settings, SettingsError
-from pomelo.tls import ReplaceableContext, default_context, read_certificate
 from tests.certificates import make_certificate
 
 

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from pomelo.turns import BUDGET, MAX_BUDGET, QUANTUM, Turns, in_turns
+from pomelo.runtime.turns import BUDGET, MAX_BUDGET, QUANTUM, Turns, in_turns
 from tests.unit.clock import Clock
 from tests.unit.loop import iterations
 

@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.process import CancelScope
+from pomelo.runtime.process import CancelScope
 from pomelo.service import (
     AccessService,
     AccountService,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pomelo.configuration import read_configuration
-from pomelo.fleet import describe_process, differences, fingerprint, join
+from pomelo.configuration.fleet import describe_process, differences, fingerprint, join
 from pomelo.settings import Settings, SettingsError
 from pomelo.stores.fleet import Process
 
@@ -87,7 +87,7 @@ def test_machines_that_share_the_data_folder_share_its_media(tmp_path: Path) -> 
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_fingerprints_are_the_same_in_every_process(tmp_path: Path, seed: str) -> None:
     program = (
-        "import sys; from pathlib import Path; from tests.unit.test_fleet import described; "
+        "import sys; from pathlib import Path; from tests.unit.configuration.test_fleet import described; "
         "print(described(Path(sys.argv[1])).encode())"
     )
     command = [sys.executable, "-c", program, str(tmp_path)]

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING
 
 from pomelo import install_command
 from pomelo.accounts.plans import BUILTIN, Plan
-from pomelo.addresses import join_address
 from pomelo.catalog.catalog import BUILTIN as BUILTIN_CATALOG
 from pomelo.catalog.catalog import Catalog
 from pomelo.media.quota import MediaLimits
 from pomelo.media.store import MediaStore
+from pomelo.network.addresses import join_address
+from pomelo.network.tls import Certificate, read_certificate
 from pomelo.providers import Credentials
 from pomelo.providers.registry import Registry, read_registry
 from pomelo.settings import Settings, SettingsError, provider_variable
 from pomelo.stores import open_store
 from pomelo.stores.base import Store
-from pomelo.tls import Certificate, read_certificate
 
 if TYPE_CHECKING:
     from pomelo.media.bucket import Bucket

@@ -13,10 +13,10 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from typing import Any
 
 from pomelo.configuration import Configuration, find_certificate, read_configuration
+from pomelo.network.tls import ReplaceableContext
 from pomelo.providers import Credentials, Unusable
 from pomelo.providers.base import Provider
 from pomelo.settings import Settings, SettingsError, variable
-from pomelo.tls import ReplaceableContext
 
 RELOADED = frozenset(
     {

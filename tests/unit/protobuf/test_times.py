@@ -11,7 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pomelo.times import from_duration, from_timestamp, is_duration, to_duration, to_timestamp
+from pomelo.protobuf.times import from_duration, from_timestamp, is_duration, to_duration, to_timestamp
 
 FIRST, LAST = -62_135_596_800, 253_402_300_799
 """The years 1 to 9999."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pomelo.addresses import (
+from pomelo.network.addresses import (
     check_network,
     host_of,
     is_fixed,
