@@ -149,7 +149,8 @@ class HttpConnection(BaseProtocol):
             try:
                 messages, upgraded, data = parser.feed_data(data)
             except HttpProcessingError as error:
-                messages, upgraded = [(error, EMPTY_PAYLOAD)], False
+                # Its traceback would keep this connection in memory.
+                messages, upgraded = [(error.with_traceback(None), EMPTY_PAYLOAD)], False
                 self._unparsed = data[:READ_AHEAD]
                 self._fail_body()
             if messages:

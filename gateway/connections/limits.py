@@ -73,6 +73,10 @@ class Slot:
     open: bool = True
 
 
+def _has_ended(send_refusal: bool) -> None:
+    """The end of a closed slot, which must not keep its connection in memory."""
+
+
 class SlotGroups:
     """Slots by group, each group oldest first. Adding and removing a slot and finding the largest group are
     O(1)."""
@@ -168,6 +172,7 @@ class Connections:
         if not slot.open:
             return
         slot.open = False
+        slot.end = _has_ended
         self._trusted.pop(slot, None)
         self._untrusted.pop(slot, None)
         self._surplus.pop(slot, None)
@@ -274,8 +279,9 @@ class Connections:
             self._timer = self._loop.call_later(_CHECK_INTERVAL, self._check_untrusted)
 
     def _end(self, slot: Slot, *, send_refusal: bool) -> None:
+        end = slot.end
         self.close(slot)
-        slot.end(send_refusal)
+        end(send_refusal)
 
 
 class StartQueue:
