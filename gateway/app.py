@@ -44,7 +44,7 @@ def make_gateway(
         services=services,
         options=options,
         link=public_links(options.public_url),
-        openapi=Description(options.public_url, options.models),
+        openapi=Description(options.public_url, options.models).to_json,
         parse_queue=ParseQueue(),
         downloads=InFlight(
             InFlightLimits(calls=options.max_downloads, account_calls=max(1, options.max_downloads // 2))

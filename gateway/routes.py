@@ -69,7 +69,7 @@ async def get_openapi(gateway: Gateway, request: Request, call: Call) -> Respons
             added = {model.id: model.task_type for model in models}
         finally:
             visit.close()
-    return json_response(call, gateway.openapi.to_json(added))
+    return json_response(call, gateway.openapi(added))
 
 
 async def get_health(gateway: Gateway, request: Request, call: Call) -> Response:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from gateway.cors import Cors
 from gateway.options import GatewayOptions
@@ -17,9 +16,6 @@ from pomelo.runtime.in_flight import InFlight
 from pomelo.service import Services, Visit, get_task_model
 from pomelo.telemetry.readiness import Readiness
 
-if TYPE_CHECKING:
-    from gateway.openapi.document import Description  # which describes the handlers, too
-
 _MAX_CACHED_TYPES = 1024
 
 
@@ -27,15 +23,16 @@ _MAX_CACHED_TYPES = 1024
 class Gateway:
     """What the request handlers share.
 
-    `link` maps media links to the address by which callers reach this gateway. `parse_queue` queues large
-    bodies, `downloads` counts the downloads by signed links. `readiness` is what health
-    checks report. `cors` is None if browsers may not read responses.
+    `link` maps media links to the address by which callers reach this gateway. `openapi` returns the OpenAPI
+    description as JSON, with these models besides those that everyone may know. `parse_queue` queues large
+    bodies, `downloads` counts the downloads by signed links. `readiness` is what health checks report. `cors`
+    is None if browsers may not read responses.
     """
 
     services: Services
     options: GatewayOptions
     link: Link
-    openapi: Description
+    openapi: Callable[[Mapping[str, int]], bytes]
     parse_queue: ParseQueue
     downloads: InFlight
     readiness: Readiness
