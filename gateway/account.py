@@ -24,8 +24,8 @@ from pomelo.service import Visit
 _PAGE_SIZE = re.compile(r"[0-9]{1,4}")
 _MAX_PAGE_SIZE = 1_000
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-_TIME = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]+)?"
+_TIME = re.compile(  # not 24:00, which Python accepts since 3.14
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]((?!24)[0-9]{2}:[0-9]{2}:[0-9]{2})(\.[0-9]+)?"
     r"([Zz]|[+\- ][0-9]{2}:[0-5][0-9])"
 )
 _TIME_FORMATS = "a date such as 2026-11-24, or a time such as 2026-11-24T12:00:00Z (RFC 3339)"
