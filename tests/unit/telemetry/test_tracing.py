@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +18,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 from pomelo.telemetry.spans import FLUSH_TIMEOUT, open_spans
 from pomelo.telemetry.tracing import is_configured, open_tracing
 from pomelo.testing import Answer, error_reply
-from pomelo.tls import default_context, load_certificate
-from tests.certificates import make_signed_certificate
 from tests.tasks import text_body
 from tests.unit.engine.apps import open_engine
-from tests.waiting import until
 from tests.web_server import serve_application
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -90,15 +86,6 @@ async def ask(
         await engine.ask(account, text_body(**body), stream=stream, headers=headers)
 
 
-async def ask_traced(folder: Path, worker: int | None = None) -> None:
-    """Asks one task, and sends its span to the collector of OpenTelemetry's variables."""
-    async with (
-        open_tracing(worker=worker) as observers,
-        open_engine(folder, observers=observers) as engine,
-    ):
-        await engine.ask(await engine.account(), text_body())
-
-
 def attributes(span: Span) -> dict[str, Any]:
     """The attributes of a span by name."""
     return {one.key: getattr(one.value, one.value.WhichOneof("value") or "") for one in span.attributes}
@@ -108,31 +95,15 @@ async def test_spans_name_the_process_that_sends_them(
     collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", collector.url)
-    await ask_traced(tmp_path, worker=3)
+    async with (
+        open_tracing(worker=3) as observers,
+        open_engine(tmp_path, observers=observers) as engine,
+    ):
+        await engine.ask(await engine.account(), text_body())
     (resource,) = ExportTraceServiceRequest.FromString(*collector.bodies).resource_spans
     named = {one.key: one.value.string_value for one in resource.resource.attributes}
     assert named["service.name"] == "pomelo"
     assert named["service.instance.id"] == f"{socket.gethostname()}.3"
-
-
-async def test_a_collector_with_tls_is_trusted_only_with_its_authority(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make_signed_certificate(tmp_path)
-    context = default_context(ssl.Purpose.CLIENT_AUTH)
-    load_certificate(context, tmp_path / "cert.pem", tmp_path / "cert.key")
-    collector = Collector()
-    app = web.Application()
-    app.router.add_post("/v1/traces", collector.receive)
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):  # they replace the authority
-        monkeypatch.delenv(name, raising=False)
-    async with serve_application(app, context) as url:
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
-        await ask_traced(tmp_path / "untrusted")
-        assert collector.bodies == []
-        monkeypatch.setenv("OTEL_EXPORTER_OTLP_CERTIFICATE", str(tmp_path / "ca.pem"))
-        await ask_traced(tmp_path / "trusted")
-        await until(lambda: collector.bodies)
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
