@@ -22,6 +22,7 @@ import pytest
 from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.app import App, open_app, open_gateway
 from pomelo.configuration.front_ends import gateway_proof
+from pomelo.engine import reservation
 from pomelo.providers import images
 from pomelo.server.remote import open_remote
 from pomelo.service import Services
@@ -113,6 +114,12 @@ def _quiet_exporters() -> None:
 def _quick_polls() -> None:
     # The vendors of tests draw immediately.
     images.POLL_INTERVAL = 0.02
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _patient_failures() -> None:
+    # A failed task ends without its record if the store takes longer, and the disk may be busy.
+    reservation.STATUS_TIMEOUT = 20.0
 
 
 @pytest.fixture(scope="session")

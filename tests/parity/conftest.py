@@ -8,7 +8,6 @@ import aiohttp
 import grpc
 import pytest
 
-from pomelo.engine import reservation
 from pomelo.server.remote import channel as remote_channel
 from tests.grpc_driver import GrpcDriver
 from tests.parity.comparison import Driver
@@ -16,10 +15,8 @@ from tests.rest_driver import RestDriver
 
 
 @pytest.fixture(autouse=True)
-def _patient_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The machine may be busy: the server, and a gateway that waits for it, get time to report the costs of a failed
-    # task, which the tests compare.
-    monkeypatch.setattr(reservation, "STATUS_TIMEOUT", 20.0)
+def _patient_gateways(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The machine may be busy: a gateway waits for the costs of a failed task, which the tests compare.
     monkeypatch.setattr(remote_channel, "_GRACE", 20.0)
 
 

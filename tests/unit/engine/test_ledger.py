@@ -11,7 +11,6 @@ from pomelo.accounts.plans import BUILTIN
 from pomelo.call import KeyBudget
 from pomelo.catalog.pricing import Prices, Usage
 from pomelo.engine import ledger as ledgers
-from pomelo.engine import reservation as reservations
 from pomelo.engine.ledger import Ledger
 from pomelo.engine.reservation import Reservation
 from pomelo.errors import PomeloError
@@ -125,10 +124,7 @@ async def test_only_an_exact_cost_is_reported_before_the_task_runs(
     assert call.response_headers.get("X-Credits-Charged") == charged
 
 
-async def test_a_failed_task_whose_reservation_is_lost_reports_limits_and_no_cost(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(reservations, "STATUS_TIMEOUT", 20)
+async def test_a_failed_task_whose_reservation_is_lost_reports_limits_and_no_cost() -> None:
     plan, call, (store, ledger) = BUILTIN["unlimited"], call_of(""), failing_ledger()
     reservation = await ledger.reserve(accepted_job("img_1", MODEL, Usage(), CALLER), plan, call)
     assert isinstance(reservation, Reservation)
