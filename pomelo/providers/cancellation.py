@@ -44,11 +44,14 @@ def await_bounded(
     before = task.cancelling()
     limit = _CloseTimer(task, -1) if closing else None
     thrown: BaseException | None = None
+    steps: Any = None
     try:
         try:
             steps = _steps(call())
         finally:
             if task.cancelling() > before:
+                if steps is not None:
+                    _close(steps)
                 yield from _undo(task, before)
         while True:
             count = task.cancelling()
