@@ -39,7 +39,8 @@ def test_it_starts_within_the_limit(arguments: Sequence[str], limit: float) -> N
     assert seconds(sys.executable, *arguments) < limit
 
 
-MAX_IDLE_BYTES = 90 * 1024 * 1024
+# For the same modules, Python 3.14 needs about 10 MB more than 3.11 to 3.13.
+MAX_IDLE_BYTES = (90 if sys.version_info < (3, 14) else 100) * 1024 * 1024
 
 
 async def test_an_idle_server_uses_little_memory(tmp_path: Path) -> None:
