@@ -38,7 +38,7 @@ BEFORE = "646a370"
 def before(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the code of the version before."""
     folder = tmp_path_factory.mktemp("before")
-    archive = folder / "archive.tar"
+    archive = folder / "archive.zip"
     found = subprocess.run(
         ["git", "archive", "--output", str(archive), BEFORE, "pomelo", "gateway"],
         cwd=ROOT,
