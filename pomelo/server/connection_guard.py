@@ -165,13 +165,19 @@ class ConnectionGuard(ConnectionObserver):
         Calls that are on their way fail with UNAVAILABLE: clients may retry them."""
         if not self._watching:
             return
-        with suppress(OSError, TimeoutError):  # OSError: no descriptor is free
-            ended = list(self._sockets.list())
-            for connection in ended:
-                self._sockets.end(connection)
-            async with asyncio.timeout(_HANG_UP_TIME):
-                while not set(ended).isdisjoint(self._sockets.list()):  # noqa: ASYNC110 (no event for it)
-                    await asyncio.sleep(_HANG_UP_POLL)
+        with suppress(OSError):  # no descriptor is free
+            ended = set(self._end_all())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HANG_UP_TIME):
+                    while not ended.isdisjoint(self._sockets.list()):  # noqa: ASYNC110 (no event for it)
+                        await asyncio.sleep(_HANG_UP_POLL)
+            self._end_all()  # those that have come meanwhile
+
+    def _end_all(self) -> list[AcceptedSocket]:
+        sockets = list(self._sockets.list())
+        for socket in sockets:
+            self._sockets.end(socket)
+        return sockets
 
     async def _run(self) -> None:
         while True:
