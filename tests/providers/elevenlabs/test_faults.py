@@ -52,6 +52,7 @@ STATUSES = [
     (refusal(400, "x", param="voice_settings.speed"), "invalid_parameter", None, "voice_settings.speed"),
     (refusal(400, "x", param="output_format"), "invalid_parameter", None, "output_format"),
     (refusal(400, "voice_not_found", shape="old"), "invalid_parameter", None, "voice"),
+    (refusal(400, "voice_does_not_exist", shape="old"), "invalid_parameter", None, "voice"),
     (refusal(400, shape="text"), "provider_failed", None, None),
     (refusal(401, "unauthorized", legacy="invalid_api_key"), "provider_failed", None, None),
     (refusal(401, "invalid_api_key", shape="old"), "provider_failed", None, None),
