@@ -53,6 +53,8 @@ _FIELDS = {
 _PARAMS = {
     "voice_not_found": "voice_id",
     "voice_does_not_exist": "voice_id",
+    "max_character_limit_exceeded": "text",
+    "text_too_long": "text",
 }
 """The vendor's code -> the parameter that it is about, which the error need not name."""
 
