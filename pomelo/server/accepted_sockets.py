@@ -117,7 +117,10 @@ class AcceptedSockets:
             return True
 
     def end(self, connection: AcceptedSocket) -> None:
-        """Ends a connection in both directions, after the peer has received what was sent.
+        """Sends the end of a connection, after what was sent. The peer closes it when it has read that.
+
+        If this end closed it, what the peer still sends, such as window updates, would cause a reset, and
+        gRPC's clients lose what they have not read before a reset.
 
         Raises:
             OSError: no descriptor is free.
@@ -125,7 +128,7 @@ class AcceptedSockets:
         copy = self._copy(connection)
         if copy is not None:
             with copy, suppress(OSError):
-                copy.shutdown(socket.SHUT_RDWR)
+                copy.shutdown(socket.SHUT_WR)
 
     def _copy(self, connection: AcceptedSocket) -> socket.socket | None:
         copy = _copy(connection.descriptor)

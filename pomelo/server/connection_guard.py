@@ -36,6 +36,10 @@ _WAKE_EVERY = 64
 _NEW_SHARE = 16
 """Unauthenticated connections that are new, up to this fraction of all, replace those without a call."""
 
+_HANG_UP_TIME = 1.0
+"""Seconds that clients have to read the last answers before the server stops."""
+_HANG_UP_POLL = 0.01
+
 _LOG_EVERY = 10.0
 _MAX_FLOODING = 10_000
 """Maximum number of addresses that are remembered for flooding."""
@@ -156,12 +160,24 @@ class ConnectionGuard(ConnectionObserver):
         self._draining = True
         self._wake.set()
 
-    def hang_up(self) -> None:
-        """Ends all connections. Calls that are on their way fail with UNAVAILABLE: clients may retry them."""
-        if self._watching:
-            with suppress(OSError):  # no descriptor is free
-                for connection in self._sockets.list():
-                    self._sockets.end(connection)
+    async def hang_up(self) -> None:
+        """Ends all connections, and waits until their clients have read everything, at most `_HANG_UP_TIME`.
+        Calls that are on their way fail with UNAVAILABLE: clients may retry them."""
+        if not self._watching:
+            return
+        with suppress(OSError):  # no descriptor is free
+            ended = set(self._end_all())
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HANG_UP_TIME):
+                    while not ended.isdisjoint(self._sockets.list()):  # noqa: ASYNC110 (no event for it)
+                        await asyncio.sleep(_HANG_UP_POLL)
+            self._end_all()  # those that have come meanwhile
+
+    def _end_all(self) -> list[AcceptedSocket]:
+        sockets = list(self._sockets.list())
+        for socket in sockets:
+            self._sockets.end(socket)
+        return sockets
 
     async def _run(self) -> None:
         while True:

@@ -210,7 +210,7 @@ async def open_server(
                     await front_end.running.idle()
             if not front_end.running.count:
                 # Otherwise grpc would cancel the calls that arrive now, and no retry policy repeats these.
-                guard.hang_up()
+                await guard.hang_up()
             await server.stop(options.grace)
             try:
                 async with asyncio.timeout(_CLEANUP_TIME):

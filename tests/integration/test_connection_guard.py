@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pomelo.server import connection_guard
 from pomelo.server.connection_guard import ConnectionGuard
 from pomelo.server.connection_limits import ConnectionLimits
 
@@ -310,6 +311,45 @@ async def test_while_it_drains_connections_end_once_no_call_runs_and_responses_a
         one.scan()
         assert one.guard.count == before, "the response to the last call may not be written yet"
         assert await one.closes(running)
+
+
+async def test_a_connection_that_is_ended_is_not_reset_before_its_client_has_read_everything() -> None:
+    async with watched() as one:
+        client = await one.connect(authenticated=True)
+        one.guard.ended(client.peer)
+        one.guard.drain()
+        one.scan()
+        one.scan()
+        await client.send(100)  # such as a window update, for what it has read so far
+        await client.send(100)
+        assert await client.reader.read() == b""
+
+
+async def test_hanging_up_waits_until_every_client_has_closed_its_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection_guard, "_HANG_UP_TIME", 60.0)
+    async with watched() as one:
+        clients = [await one.connect(authenticated=known) for known in (True, True, False)]
+        one.guard.ended(clients[0].peer)
+        hanging_up = asyncio.create_task(one.guard.hang_up())
+        for client in clients:
+            assert await client.reader.read() == b""
+        late = await one.connect()
+        for client in clients:
+            assert not hanging_up.done()
+            client.writer.close()
+        async with asyncio.timeout(20):
+            await hanging_up
+            assert await late.reader.read() == b""
+
+
+async def test_hanging_up_does_not_wait_for_a_client_that_leaves_its_connection_open() -> None:
+    async with watched() as one:
+        client = await one.connect(authenticated=True)
+        async with asyncio.timeout(20):
+            await one.guard.hang_up()
+        assert await client.reader.read() == b""
 
 
 async def test_while_it_drains_a_response_that_is_being_read_keeps_its_connection() -> None:

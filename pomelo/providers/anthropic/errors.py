@@ -12,8 +12,10 @@ _MEANINGS = {
     "prompt_too_long": "context_length_exceeded",
     "output_blocked": "content_policy_violation",
     "prefill": "invalid_parameter",
+    "image_dimensions_too_large": "invalid_parameter",
     "request_too_large": "payload_too_large",
-    # Our account, key or permissions. The first has the status 429, but a retry is pointless.
+    # Our account, key or permissions. The first two have the status 429, but a retry is pointless.
+    "contract_spend_limit_reached": "provider_failed",
     "enforced_spend_limit_reached": "provider_failed",
     "authentication_error": "provider_failed",
     "billing_error": "provider_failed",

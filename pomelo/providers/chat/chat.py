@@ -83,6 +83,8 @@ class Profile:
     * `message_names`: messages may have the name of their author.
     * `call_ids`: the ids of tool calls that it takes; others are sent as a digest.
     * `no_parameters`: the schema of a tool without parameters, or "" if it needs none.
+    * `sends_maximum`: without max_tokens it gets the model's maximum. Otherwise it would end an answer only
+      with its context, after more tokens than are reserved, and more than a count that is possible.
     """
 
     vendor: str
@@ -104,6 +106,7 @@ class Profile:
     message_names: bool = True
     call_ids: re.Pattern[str] = re.compile(r"[!-~]{1,40}")
     no_parameters: str = '{"type":"object","properties":{}}'
+    sends_maximum: bool = False
 
 
 class Chat(Vendor):
@@ -193,6 +196,8 @@ def request(job: Job[TextInput], profile: Profile) -> dict[str, Any]:
     for name in ("max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty"):
         if text.HasField(name):
             body[names[name]] = getattr(text, name)
+    if profile.sends_maximum and not text.HasField("max_tokens") and job.model.limits.max_output_tokens:
+        body[names["max_tokens"]] = job.route.fit("max_tokens", job.model.limits.max_output_tokens)
     if text.stop:
         body["stop"] = list(text.stop)
     if text.HasField("tool_choice"):

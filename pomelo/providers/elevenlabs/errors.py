@@ -10,6 +10,7 @@ from pomelo.providers.http.parsing import pick, pick_list, pick_text
 
 _MEANINGS = {
     "voice_not_found": "invalid_parameter",
+    "voice_does_not_exist": "invalid_parameter",
     "max_character_limit_exceeded": "context_length_exceeded",
     "text_too_long": "context_length_exceeded",
     "rate_limit_exceeded": "provider_unavailable",
@@ -49,6 +50,14 @@ _FIELDS = {
 }
 """The vendor's name of a parameter -> the contract's."""
 
+_PARAMS = {
+    "voice_not_found": "voice_id",
+    "voice_does_not_exist": "voice_id",
+    "max_character_limit_exceeded": "text",
+    "text_too_long": "text",
+}
+"""The vendor's code -> the parameter that it is about, which the error need not name."""
+
 _SETTINGS = frozenset(("stability", "similarity_boost", "style", "use_speaker_boost", "speed"))
 
 
@@ -69,7 +78,8 @@ def _read_error_body(body: Any) -> ErrorBody:
         # Only the first: a request of ours has at most one invalid field.
         return ErrorBody((), _field_of(pick_list(detail, 0, "loc")))
     codes = (pick_text(detail, "code"), pick_text(detail, "status"), pick_text(detail, "type"))
-    path = "voice_id" if "voice_not_found" in codes else pick_text(detail, "param")
+    about = (_PARAMS[code] for code in codes if code in _PARAMS)
+    path = next(about, pick_text(detail, "param"))
     return ErrorBody(codes, _field_of(path.split(".")))
 
 

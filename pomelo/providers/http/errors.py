@@ -264,6 +264,9 @@ def _reason(status: int, code: str) -> str:
 
 def _upstream_error(code: str, error_body: ErrorBody, *, message: str = "", **more: Any) -> UpstreamError:
     more["vendor_code"] = next(filter(None, map(vendor_token, error_body.codes)), "")
+    if code == "context_length_exceeded" and error_body.field in ("prompt", "text"):
+        message = f"{error_body.field} is longer than the provider takes. Shorten it"
+        return UpstreamError(code, message, field=error_body.field, **more)
     if code != "invalid_parameter":
         return UpstreamError(code, message, **more)
     name = error_body.field or "messages"

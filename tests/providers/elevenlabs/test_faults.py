@@ -47,11 +47,13 @@ def refusal(status: int, code: str = "", **what: Any) -> Reply:
 RATE = {"error_type": "rate_limit_error"}
 STATUSES = [
     (refusal(400, "invalid_parameters"), "provider_failed", None, None),
-    (refusal(400, "max_character_limit_exceeded"), "context_length_exceeded", None, None),
-    (refusal(400, "max_character_limit_exceeded", shape="old"), "context_length_exceeded", None, None),
+    (refusal(400, "max_character_limit_exceeded"), "context_length_exceeded", None, "text"),
+    (refusal(400, "max_character_limit_exceeded", shape="old"), "context_length_exceeded", None, "text"),
+    (refusal(400, "text_too_long", error_type="validation_error"), "context_length_exceeded", None, "text"),
     (refusal(400, "x", param="voice_settings.speed"), "invalid_parameter", None, "voice_settings.speed"),
     (refusal(400, "x", param="output_format"), "invalid_parameter", None, "output_format"),
     (refusal(400, "voice_not_found", shape="old"), "invalid_parameter", None, "voice"),
+    (refusal(400, "voice_does_not_exist", shape="old"), "invalid_parameter", None, "voice"),
     (refusal(400, shape="text"), "provider_failed", None, None),
     (refusal(401, "unauthorized", legacy="invalid_api_key"), "provider_failed", None, None),
     (refusal(401, "invalid_api_key", shape="old"), "provider_failed", None, None),
@@ -107,6 +109,13 @@ async def test_a_status_is_mapped_to_an_error(
     assert (error.code, error.retry_after, error.field, received_audio) == (code, wait, field, b"")
     check_no_secrets(error)
     assert len(rig.requests) == 1, "it was sent twice"
+
+
+@pytest.mark.parametrize("shape", ["new", "old"])
+async def test_a_text_that_is_too_long_for_the_vendor_is_named(rig: Rig, shape: str) -> None:
+    rig.script(refusal(400, "max_character_limit_exceeded", shape=shape))
+    error, _ = await failure(rig.provider, job())
+    assert error.message == "text is longer than the provider takes. Shorten it"
 
 
 AUDIO = {"Content-Type": "audio/mpeg"}

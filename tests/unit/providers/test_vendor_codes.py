@@ -33,8 +33,10 @@ MODERATED, TOO_LONG, TOO_LARGE = "content_policy_violation", "context_length_exc
 CODES = [
     ("chat", TOO_LONG, "context_length_exceeded"),
     ("chat", MODERATED, "content_policy_violation image_content_policy_violation content_filter invalid_prompt"),
+    ("chat", MODERATED, "cyber_policy bio_policy"),
     ("chat", INVALID, "invalid_image invalid_image_format invalid_base64_image unsupported_image_media_type"),
     ("chat", INVALID, "image_parse_error image_too_large image_too_small image_file_too_large empty_image_file"),
+    ("chat", INVALID, "invalid_image_mode"),
     ("chat", UNAVAILABLE, "rate_limit_exceeded rate_limited 1300 slow_down server_is_overloaded"),
     ("chat", UNAVAILABLE, "408 429 500 502 503 504"),
     ("chat", UNAVAILABLE, "server_error service_unavailable_error rate_limit_error requests tokens"),
@@ -44,10 +46,11 @@ CODES = [
     ("chat", FAILED, "billing_not_active invalid_api_key model_not_found extra_forbidden"),
     ("mistral", INVALID, "invalid_request_message_order 3230"),
     ("anthropic", FAILED, "enforced_spend_limit_reached authentication_error billing_error permission_error"),
-    ("anthropic", FAILED, "not_found_error"),
+    ("anthropic", FAILED, "contract_spend_limit_reached not_found_error"),
+    ("anthropic", INVALID, "image_dimensions_too_large"),
     ("anthropic", UNAVAILABLE, "rate_limit_error api_error timeout_error overloaded_error"),
     ("anthropic", TOO_LARGE, "request_too_large"),
-    ("elevenlabs", INVALID, "voice_not_found"),
+    ("elevenlabs", INVALID, "voice_not_found voice_does_not_exist"),
     ("elevenlabs", TOO_LONG, "max_character_limit_exceeded text_too_long"),
     ("elevenlabs", UNAVAILABLE, "rate_limit_exceeded concurrent_limit_exceeded too_many_concurrent_requests"),
     ("elevenlabs", UNAVAILABLE, "system_busy rate_limit_error internal_error service_unavailable"),
@@ -135,8 +138,9 @@ def test_the_most_specific_code_decides(
     assert refused(429, CIMultiDict(), to_json(body), MAPPINGS[vendor], 0).code == code
 
 
-def test_an_anthropic_code_in_the_details_counts_before_the_type() -> None:
-    error = {"type": "rate_limit_error", "details": {"error_code": "enforced_spend_limit_reached"}}
+@pytest.mark.parametrize("code", ["enforced_spend_limit_reached", "contract_spend_limit_reached"])
+def test_an_anthropic_code_in_the_details_counts_before_the_type(code: str) -> None:
+    error = {"type": "rate_limit_error", "details": {"error_code": code}}
     assert refused(429, CIMultiDict(), to_json({"error": error}), ANTHROPIC, 0).code == FAILED
 
 

@@ -74,7 +74,8 @@ def test_a_connection_that_is_ended_delivers_what_was_sent(listener: socket.sock
         sockets.end(found)
         assert client.recv(10) == b"last"
         assert client.recv(10) == b""
-        assert accepted.recv(1) == b""
+        client.sendall(b"more")
+        assert accepted.recv(10) == b"more"
     sockets.end(found)
 
 

@@ -362,13 +362,6 @@ async def test_a_log_line_counts_the_connections_that_were_closed_since_the_last
     ]
 
 
-async def test_a_guard_ends_all_connections_when_it_hangs_up(guarded: Guarded) -> None:
-    connections = [guarded.connect(), guarded.connect(calls=0), guarded.connect(calls=1)]
-    guarded.guard.hang_up()
-    assert guarded.kernel.ended == connections
-    assert guarded.closed == []
-
-
 async def test_nothing_is_counted_before_a_guard_watches_and_after_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
