@@ -83,6 +83,9 @@ class Spans(Observer):
     def task_ended(self, report: TaskReport) -> None:
         ended = time.time_ns()
         failed = self._failed.pop(report.task_id, [])
+        begins = [at - _ns(attempt.elapsed_ms) for attempt, at in failed]
+        # On a busy machine the report comes late, but no call begins before its task.
+        begin = min([ended - _ns(report.elapsed_ms), *begins])
         header = report.call.traceparent
         parent = _TRACE_CONTEXT.extract({"traceparent": header}) if header else None
         span = self._tracer.start_span(
@@ -90,12 +93,12 @@ class Spans(Observer):
             parent,
             SpanKind.SERVER,
             _task_attributes(report),
-            start_time=ended - _ns(report.elapsed_ms),
+            start_time=begin,
         )
         if span.is_recording():
             context = set_span_in_context(span)
-            for attempt, at in failed:
-                self._add_call(context, report, attempt, at - _ns(attempt.elapsed_ms), at)
+            for (attempt, at), start in zip(failed, begins, strict=True):
+                self._add_call(context, report, attempt, start, at)
             if report.attempts > len(failed):  # the last call did not fail
                 last = report.upstream_ms - sum(attempt.elapsed_ms for attempt, _ in failed)
                 self._add_call(context, report, None, ended - _ns(max(0.0, last)), ended)

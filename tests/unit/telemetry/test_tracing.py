@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
+from pomelo.telemetry.events import Observer, TaskReport
 from pomelo.telemetry.spans import FLUSH_TIMEOUT, open_spans
 from pomelo.telemetry.tracing import is_configured, open_tracing
 from pomelo.testing import Answer, error_reply
@@ -71,15 +73,16 @@ async def _collector() -> AsyncIterator[Collector]:
 async def ask(
     collector: Collector,
     folder: Path,
-    *,
+    *before: Observer,
     stream: bool = False,
     headers: dict[str, str] | None = None,
     **body: Any,
 ) -> None:
-    """Asks one task of a vendor that is busy at first, and sends its spans."""
+    """Asks one task of a vendor that is busy at first, and sends its spans. The observers `before` get its
+    reports first."""
     async with (
         open_spans(OTLPSpanExporter(collector.url)) as spans,
-        open_engine(folder, observers=[spans]) as engine,
+        open_engine(folder, observers=[*before, spans]) as engine,
     ):
         account = await engine.account()
         engine.upstream.script(BUSY, Answer("Hello"))
@@ -135,6 +138,21 @@ async def test_a_task_has_a_span_with_one_for_each_call_to_a_vendor(
     assert attributes(answered)["http.response.status_code"] == 200
     assert attributes(answered)["gen_ai.usage.output_tokens"] > 0
     assert "error.type" not in attributes(answered)
+
+
+class Slow(Observer):
+    """An observer that holds up those after it, as a busy machine does."""
+
+    def task_ended(self, report: TaskReport) -> None:
+        time.sleep(0.2)
+
+
+async def test_no_call_begins_before_its_task_if_the_report_is_late(
+    collector: Collector, tmp_path: Path
+) -> None:
+    await ask(collector, tmp_path, Slow())
+    failed, _ = collector.spans(Span.SPAN_KIND_CLIENT)
+    assert collector.task.start_time_unix_nano <= failed.start_time_unix_nano
 
 
 async def test_a_span_continues_the_trace_of_its_caller(collector: Collector, tmp_path: Path) -> None:
