@@ -114,6 +114,28 @@ async def test_an_answer_is_stored_for_24_hours(rig: Rig, clock: Clock) -> None:
     assert await refusal(rig.store.reserve(request("c", idempotency_key=KEY))) == "idempotency_mismatch"
 
 
+async def test_a_key_that_is_used_again_after_24_hours_has_the_later_answer(rig: Rig, clock: Clock) -> None:
+    await rig.store.reserve(request("a", idempotency_key=KEY))
+    await rig.store.settle(settlement("a", 3, answer=b"earlier"))
+    clock.passes(REPLAY_SECONDS + 1)
+    other = IdempotencyKey(KEY.key, b"other")
+    await rig.store.reserve(request("b", idempotency_key=other))
+    await rig.store.settle(settlement("b", 5, answer=b"later"))
+    clock.passes(REPLAY_SECONDS - 1)
+    replayed = await rig.store.reserve(request("c", idempotency_key=other))
+    assert isinstance(replayed, ReplayedAnswer)
+    assert (replayed.answer, replayed.record.task_id, replayed.record.cost) == (b"later", "b", 5)
+
+
+async def test_a_key_belongs_to_the_mode_that_used_it(rig: Rig) -> None:
+    await rig.store.grant(Grant("test", Wallet(WALLET.account, False), 1_000, 1.0))
+    for live in (False, True):
+        assert isinstance(
+            await rig.store.reserve(request(f"{live}", idempotency_key=KEY, live=live)), Reserved
+        )
+        await rig.store.settle(settlement(f"{live}", answer=b"hello", live=live))
+
+
 async def test_the_key_of_a_task_that_runs_longer_than_24_hours_is_not_free(rig: Rig, clock: Clock) -> None:
     await rig.store.reserve(request("a", idempotency_key=KEY))
     clock.passes(REPLAY_SECONDS * 2)
