@@ -54,6 +54,12 @@ def test_pomelo_refuses_what_is_too_large_before_nginx_does() -> None:
     assert grpc == "0", "no limit"
 
 
+def test_nothing_is_held_back() -> None:
+    """Server-sent events have a header that forbids it; audio and bodies do not."""
+    for directive in ("proxy_buffering", "proxy_request_buffering", "gzip"):
+        assert values(directive) == ["off"]
+
+
 def test_a_connection_takes_as_many_grpc_calls_as_one_of_pomelos() -> None:
     assert values("http2_max_concurrent_streams") == [str(CONNECTION_STREAMS)]
 
