@@ -33,7 +33,7 @@ def user() -> str | None:
 
 
 class PostgresServer:
-    """A server in its own folder."""
+    """A server in its own folder, in another time zone than UTC."""
 
     def __init__(self) -> None:
         folder = programs()
@@ -56,7 +56,7 @@ class PostgresServer:
         command = [
             *TIED,
             *(str(self._programs / "postgres"), "-D", str(self.folder / "data"), "-p", str(self.port)),
-            *("-h", "127.0.0.1", "-k", str(self.folder)),
+            *("-h", "127.0.0.1", "-k", str(self.folder), "-c", "timezone=Asia/Tokyo"),
         ]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(

@@ -73,6 +73,12 @@ async def test_the_operator_sees_load_errors_spend_accounts_and_keys(
         assert tab.problems == []
 
 
+def cells(name: str) -> str:
+    """Returns the expression of the texts in the first row of a section's table."""
+    row = f"document.querySelector('section[aria-label=\"{name}\"] tbody tr')"
+    return f"[...{row}.cells].map((each) => each.textContent)"
+
+
 async def test_the_operators_page_follows_what_happens(browser: Browser, operated: Operated) -> None:
     ended = """[...document.querySelectorAll('dt')].find((each) => each.textContent === 'Tasks since start')
       ?.nextSibling.textContent"""
@@ -82,6 +88,15 @@ async def test_the_operators_page_follows_what_happens(browser: Browser, operate
         before = int(await tab.run(ended))
         assert await operated.run("Hello") == 200
         await tab.until(f"Number({ended}) === {before + 1}")
+        # Only the test key was used, and the account has no live credits.
+        await tab.until(f"{section('Accounts')}.includes('default')")
+        account = await tab.run(cells("Accounts"))
+        assert account[0:2] == ["default", "pro"]
+        assert account[2:4] == ["0", "0"]
+        assert float(account[4]) > 99
+        model, live, test, *_ = await tab.run(cells("Spend since start"))
+        assert (model, live) == ("gpt-4", "0")
+        assert float(test) > 0
 
 
 @pytest.mark.parametrize("path", ["accounts", "keys"])

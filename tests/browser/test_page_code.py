@@ -174,6 +174,28 @@ async def test_the_code_of_a_request_runs_and_is_the_same_request(
         pytest.skip(f"{', '.join(sorted(missing))} not on this machine")
 
 
+async def test_curl_reads_no_file_that_a_value_seems_to_name(page: Page) -> None:
+    code = await page.tab.run(
+        """import('./page/code.js').then(({CodePanel}) => {
+          const panel = new CodePanel();
+          const body = {model: 'm', voice: '@.ssh/id_ed25519'};
+          panel.show('speech-to-speech', body, new File(['x'], 'a.wav'), []);
+          return panel.panel.textContent;
+        })"""
+    )
+    assert "--form-string 'voice=@.ssh/id_ed25519'" in code
+    assert code.count(" -F ") == 1, "the audio"
+
+
+async def test_grpc_delivers_media_as_rest_does(page: Page) -> None:
+    deliveries = await page.tab.run(
+        """import('./page/grpc.js').then(({grpcRequest}) => ['url', 'b64_json', undefined].map((format) =>
+          grpcRequest('image', {model: 'm', prompt: 'A kite', response_format: format}, null)
+            .options?.delivery ?? ''))"""
+    )
+    assert deliveries == ["MEDIA_DELIVERY_LINK", "MEDIA_DELIVERY_INLINE", ""]
+
+
 async def test_the_code_can_be_copied(page: Page, app: RunningApp) -> None:
     await page.sign_in((await app.account("unlimited")).test)
     await page.tab.call(

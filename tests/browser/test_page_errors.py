@@ -105,6 +105,32 @@ async def test_every_error_says_what_to_do(page: Page) -> None:
     assert silent == []
 
 
+async def test_only_what_may_succeed_later_can_be_tried_again(page: Page) -> None:
+    codes = [code for code in TABLE if code not in GRPC_ERRORS]
+    offered = await page.tab.run(
+        f"""import('./page/errors.js').then(({{errorPanel}}) => {codes}.filter((code) =>
+          errorPanel({{code, message: 'It failed.'}}, () => {{}})
+            .querySelector('button')?.textContent === 'Try again'))"""
+    )
+    may_succeed = [row for row in TABLE.values() if row.http in (409, 429, 502, 503, 504)]
+    assert offered == [row.code for row in may_succeed if not row.permanent]
+
+
+async def test_a_stream_that_ends_without_its_last_event_is_incomplete(page: Page) -> None:
+    """As behind a proxy that ends a response which its server has cut."""
+    code = await page.tab.run(
+        """import('./page/api.js').then(({runTask}) => {
+          const original = window.fetch;
+          window.fetch = async () => new Response('data: {"id": "task_1"}\\n\\n');
+          const ignore = () => {};
+          return runTask({stream: true}, null, {onHead: ignore, onEvent: ignore})
+            .then(() => 'complete', ({code}) => code)
+            .finally(() => { window.fetch = original; });
+        })"""
+    )
+    assert code == "incomplete"
+
+
 async def test_a_wrong_value_is_reported_before_anything_is_sent(page: Page) -> None:
     await page.tab.click("summary")
     await page.tab.fill("label:temperature", "3")

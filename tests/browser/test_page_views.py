@@ -98,6 +98,11 @@ async def test_models_are_listed_with_prices_and_limits_and_can_be_tried(
     row = await page.tab.run("document.querySelector('tbody tr').innerText")
     assert f"{models[0]['price']['million_output_tokens']} per million output tokens" in row
     assert f"{models[0]['limits']['max_output_tokens']:,} max output tokens" in row
+    await page.tab.fill("label:Search", "gpt-4")
+    [tier] = next(model for model in models if model["id"] == "gpt-4")["price_tiers"]
+    row = await page.tab.run("document.querySelector('tbody tr').innerText")
+    assert f"From {tier['from_input_tokens']:,} input tokens" in row
+    assert f"{tier['price']['million_output_tokens']} per million output tokens" in row
     await page.tab.fill("label:Search", "speech to text")
     assert await page.tab.run(names) == ["eleven-labs-stt"]
     await page.tab.click("[aria-label='Try eleven-labs-stt']")

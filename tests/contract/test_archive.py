@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import stat
+import time
+from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +130,17 @@ async def test_records_match_every_filter_of_a_query(archive: Archive) -> None:
         assert "".join(each.task_id for each in found) == expected
 
 
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Puts this process into another time zone; the server of Postgres is in one, too."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("elsewhere")
 async def test_sums_are_by_model_key_day_or_account(archive: Archive) -> None:
     day = 86_400.0
     await archive.add([
@@ -149,6 +163,7 @@ async def test_sums_are_by_model_key_day_or_account(archive: Archive) -> None:
     assert found == await archive.sum_usage(ALL, ("account",))
     [total] = await archive.sum_usage(UsageQuery(until=day), ("key",))
     assert (total.tasks, total.input_tokens, total.output_bytes, total.cost) == (1, 2, 3, 1)
+    assert {type(count) for count in astuple(total)[1:]} == {int}
     assert await archive.sum_usage(UsageQuery(account="nobody"), ("day",)) == []
 
 

@@ -76,6 +76,7 @@ async def test_with_a_sufficient_amount_a_task_reserves_an_equal_share_for_each_
 async def test_a_share_is_limited_by_the_sufficient_the_minimum_and_the_maximum_amount(rig: Rig) -> None:
     for changes, expected in (
         ({"maximum": 50}, 50),
+        ({"concurrency_limit": 6}, 166),  # rounded down
         ({"minimum": 300}, 300),
         ({"sufficient": 400}, 400),
         ({"sufficient": 0}, 1_000),
@@ -83,6 +84,7 @@ async def test_a_share_is_limited_by_the_sufficient_the_minimum_and_the_maximum_
         needs: dict[str, Any] = {"minimum": 1, "maximum": 5_000, "sufficient": 10, "concurrency_limit": 4}
         needs |= changes
         assert await amount(rig.store.reserve(request("a", **needs))) == expected
+        assert (await balance(rig))[1] == expected
         await rig.store.void(WALLET, "a")
     needs = {"minimum": 1, "maximum": 5_000, "sufficient": 400, "concurrency_limit": 4}
     assert [await amount(rig.store.reserve(request(f"t{n}", **needs))) for n in range(3)] == [400, 400, 200]

@@ -193,5 +193,14 @@ async def test_a_period_survives_a_restart_although_a_task_of_an_earlier_one_end
     assert await left(rig, start=DAY + 86_400.0) == 70
 
 
+async def test_what_was_charged_in_an_earlier_period_does_not_count_after_a_restart(rig: Rig) -> None:
+    for day, cost in ((DAY, 60), (DAY + 86_400.0, 30)):
+        await rig.store.reserve(limited(f"at {day}", 60, start=day))
+        await rig.store.settle(settlement(f"at {day}", cost))
+    await rig.close()
+    await rig.open()
+    assert await left(rig, start=DAY + 86_400.0) == 70
+
+
 async def test_a_budget_above_the_balance_does_not_replace_it(rig: Rig) -> None:
     assert await amount(rig.store.reserve(limited("a", 10, 5_000, limit=10_000))) == 1_000

@@ -120,6 +120,8 @@ async def test_a_new_wallet_can_be_postpaid(rig: Rig) -> None:
     await rig.store.settle(settlement("a", 50, live=False))
     await rig.crash()
     assert await rig.store.balance(test) == Balance(0, 50, 0, 50)
+    [summary] = await rig.store.list_accounts(limit=1)
+    assert (summary.live, summary.test) == (Balance(1_000), Balance(0, 50, 0, 50))
     assert await refusal(rig.store.reserve(request("b", 1, live=False))) == "insufficient_credits"
     assert await findings(rig) == []
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from pomelo.stores.accounts import Grant, Wallet
-from pomelo.stores.ledger import REPLAY_SECONDS, IdempotencyKey, ReplayedAnswer, Reserved
+from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, Reserved
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import (
     KEY,
@@ -21,6 +21,7 @@ from tests.contract.ledger_rig import (
 from tests.limits import used
 
 ALL = UsageQuery()
+DAY = 24 * 3600.0
 
 
 async def test_the_same_request_while_the_first_is_running_is_a_conflict(rig: Rig) -> None:
@@ -106,7 +107,7 @@ async def test_an_answer_is_stored_for_24_hours(rig: Rig, clock: Clock) -> None:
     await rig.store.reserve(request("a", idempotency_key=KEY))
     clock.passes(100)
     await rig.store.settle(settlement("a", answer=b"hello"))
-    clock.passes(REPLAY_SECONDS - 0.5)
+    clock.passes(DAY - 0.5)
     assert isinstance(await rig.store.reserve(request("b", idempotency_key=KEY)), ReplayedAnswer)
     clock.passes(0.5)
     reserved = await rig.store.reserve(request("b", idempotency_key=IdempotencyKey(KEY.key, b"other")))
@@ -114,9 +115,31 @@ async def test_an_answer_is_stored_for_24_hours(rig: Rig, clock: Clock) -> None:
     assert await refusal(rig.store.reserve(request("c", idempotency_key=KEY))) == "idempotency_mismatch"
 
 
+async def test_a_key_that_is_used_again_after_24_hours_has_the_later_answer(rig: Rig, clock: Clock) -> None:
+    await rig.store.reserve(request("a", idempotency_key=KEY))
+    await rig.store.settle(settlement("a", 3, answer=b"earlier"))
+    clock.passes(DAY + 1)
+    other = IdempotencyKey(KEY.key, b"other")
+    await rig.store.reserve(request("b", idempotency_key=other))
+    await rig.store.settle(settlement("b", 5, answer=b"later"))
+    clock.passes(DAY - 1)
+    replayed = await rig.store.reserve(request("c", idempotency_key=other))
+    assert isinstance(replayed, ReplayedAnswer)
+    assert (replayed.answer, replayed.record.task_id, replayed.record.cost) == (b"later", "b", 5)
+
+
+async def test_a_key_belongs_to_the_mode_that_used_it(rig: Rig) -> None:
+    await rig.store.grant(Grant("test", Wallet(WALLET.account, False), 1_000, 1.0))
+    for live in (False, True):
+        assert isinstance(
+            await rig.store.reserve(request(f"{live}", idempotency_key=KEY, live=live)), Reserved
+        )
+        await rig.store.settle(settlement(f"{live}", answer=b"hello", live=live))
+
+
 async def test_the_key_of_a_task_that_runs_longer_than_24_hours_is_not_free(rig: Rig, clock: Clock) -> None:
     await rig.store.reserve(request("a", idempotency_key=KEY))
-    clock.passes(REPLAY_SECONDS * 2)
+    clock.passes(DAY * 2)
     assert await refusal(rig.store.reserve(request("b", idempotency_key=KEY))) == "idempotency_conflict"
 
 

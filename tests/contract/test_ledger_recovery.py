@@ -69,6 +69,15 @@ async def test_a_noted_cost_above_the_reservation_is_charged_like_a_settlement(r
     assert available >= 0
 
 
+async def test_a_noted_cost_above_the_balance_is_recorded_as_uncollected(rig: Rig) -> None:
+    await rig.store.reserve(request("a", 100))
+    await rig.store.note([record("a", cost=1_200)])
+    await rig.crash()
+    [stored], _ = await rig.store.list_usage(ALL, limit=9)
+    assert (stored.cost, stored.uncollected) == (1_000, 200)
+    assert await balance(rig) == (1_000, 0, 0)
+
+
 async def test_a_settlement_before_a_crash_remains(rig: Rig) -> None:
     first = await run_task(rig.store, "a", 70)
     await rig.crash()

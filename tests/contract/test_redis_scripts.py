@@ -17,6 +17,7 @@ from pomelo.stores.redis.key_names import names
 from pomelo.stores.redis.wallet_index import StoredReservation
 from tests.contract.ledger_rig import KEY, WALLET, record, request, settlement
 from tests.contract.redis_rig import Opener
+from tests.contract.test_ledger_budgets import DAY, NAME, limited
 from tests.redis_server import RedisServer
 from tests.unit.refusals import refused
 
@@ -186,6 +187,22 @@ async def test_a_wallet_that_was_overdrawn_gets_credits_and_a_higher_limit(
     assert (await store.grant(Grant("more", WALLET, 20, 1.0))).available == 1_030 - 5_000
     with pytest.raises(OverdrawnError):
         await store.set_credit_limit(WALLET, 9)
+
+
+async def test_credits_that_lua_would_round_are_refused(store: Any, server: RedisServer) -> None:
+    server.do("HSET", NAMES.wallet, "granted", 2**53 - 10)
+    with refused("invalid_parameter", "credits"):
+        await store.grant(Grant("more", WALLET, 10, 1.0))
+    with refused("invalid_parameter", "credits"):
+        await store.set_credit_limit(WALLET, 10)
+    assert (await store.grant(Grant("more", WALLET, 9, 1.0))).granted == 2**53 - 1
+
+
+async def test_a_budget_below_what_a_task_returns_is_0(store: Any, server: RedisServer) -> None:
+    await store.reserve(limited("a"))
+    server.do("HSET", NAMES.wallet, NAME, 3)
+    await store.void(WALLET, "a")
+    assert (await store.budget_use(WALLET, [Budget(NAME, 100, DAY)]))[0].used == 0
 
 
 async def test_balances_and_states_are_those_of_their_wallets(store: Any) -> None:

@@ -58,10 +58,44 @@ def test_every_service_is_hardened_limited_and_of_a_version(config: Any) -> None
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert not service.get("privileged"), name
+        assert service["restart"] == "unless-stopped", name
         assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}, name
         image = service["image"].rpartition("/")[2]
         assert name in servers(config) or re.search(r":v?\d+\.\d+", image), image
         assert name in servers(config) or service["healthcheck"], "Pomelo's is in its image"
+
+
+def test_a_vendors_key_is_that_of_the_operator() -> None:
+    passed = re.findall(r"^ *(\w+): \$\{(\w+)", (DEPLOY / "compose.yaml").read_text(), re.MULTILINE)
+    assert {name: variable for name, variable in passed if name != variable} == {
+        "GF_SECURITY_ADMIN_PASSWORD": "GRAFANA_PASSWORD"
+    }
+
+
+def test_the_servers_share_media_and_the_archive_and_nothing_else(config: Any) -> None:
+    mounts = [
+        {mount["target"]: mount["source"] for mount in service["volumes"]}
+        for service in servers(config).values()
+    ]
+    assert len(mounts) > 1
+    for target in ("/var/lib/pomelo/media", "/var/lib/pomelo-archive"):
+        assert len({mount[target] for mount in mounts}) == 1, target
+    assert len({mount["/var/lib/pomelo"] for mount in mounts}) == len(mounts)
+
+
+def test_only_one_server_starts_with_an_empty_store(config: Any) -> None:
+    first, *others = servers(config)
+    for name in others:
+        assert config["services"][name]["depends_on"][first]["condition"] == "service_healthy"
+
+
+def test_only_the_servers_reach_redis(config: Any) -> None:
+    assert config["networks"]["store"]["internal"]
+    members = {name for name, service in config["services"].items() if "store" in service["networks"]}
+    assert members == {"valkey", *servers(config)}
+    assert set(config["services"]["valkey"]["networks"]) == {"store"}
+    for service in servers(config).values():
+        assert service["environment"]["POMELO_STORE"] == "redis://valkey:6379", "Valkey's own port"
 
 
 def test_only_nginx_is_reached_from_other_machines(config: Any) -> None:
@@ -99,9 +133,15 @@ def test_the_servers_settings_are_valid_and_only_nginx_is_trusted(config: Any) -
 
 
 def test_redis_keeps_what_it_is_given(config: Any) -> None:
-    command = " ".join(config["services"]["valkey"]["command"])
+    valkey = config["services"]["valkey"]
+    command = " ".join(valkey["command"])
     assert "--appendonly yes" in command
+    assert "--appendfsync always" in command
     assert "--maxmemory-policy noeviction" in command
+    (memory,) = re.findall(r"--maxmemory (\d+)mb", command)
+    limit = int(valkey["deploy"]["resources"]["limits"]["memory"])
+    assert int(memory) * 2**20 < limit * 0.8, "it would be killed instead of refusing what is too much"
+    assert [mount["target"] for mount in valkey["volumes"]] == ["/data"]
 
 
 def test_prometheus_and_nginx_know_every_server(config: Any) -> None:

@@ -69,7 +69,25 @@ def test_both_images_run_the_server_as_a_fixed_user_and_check_its_health() -> No
     assert RUNTIME.last("STOPSIGNAL") == "SIGTERM"
     assert json.loads(RUNTIME.last("ENTRYPOINT")) == ["pomelo"]
     assert json.loads(RUNTIME.last("CMD")) == ["serve"]
-    assert RUNTIME.all("HEALTHCHECK")
+    (check,) = RUNTIME.all("HEALTHCHECK")
+    options, _, command = check.partition(" CMD ")
+    (copied,) = RUNTIME.all("COPY")
+    assert json.loads(command) == ["python", copied.split()[-1]]
+    (timeout,) = re.findall(r"--timeout=(\d+)s", options)
+    (own_timeout,) = re.findall(r"^TIMEOUT = (\d+)$", (ROOT / copied.split()[0]).read_text(), re.MULTILINE)
+    assert int(timeout) > int(own_timeout)
+
+
+def test_only_the_user_reads_the_data() -> None:
+    assert "--owner pomelo --group pomelo --mode 0700" in " ".join(RUNTIME.last("RUN").split())
+
+
+def test_what_is_installed_has_the_hashes_of_the_lock() -> None:
+    for name in ("build-slim", "build-full"):
+        for command in STAGES[name].all("RUN"):
+            for each in command.split("&&"):
+                if " install " in each and "wheels/" not in each:
+                    assert "--require-hashes" in each, each
 
 
 def test_the_version_of_the_images_is_pomelos() -> None:

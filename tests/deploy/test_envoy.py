@@ -54,3 +54,24 @@ def test_envoy_closes_idle_connections_before_pomelo_does() -> None:
     assert Settings().idle_timeout is None, "75 s"
     assert rest < 75
     assert grpc < 300, "grpc.max_connection_idle_ms"
+
+
+def test_only_what_no_server_has_seen_is_sent_again() -> None:
+    for route in routes():
+        conditions = set(route["route"]["retry_policy"]["retry_on"].split(","))
+        assert conditions == {"connect-failure", "refused-stream", "reset-before-request"}
+
+
+def test_envoy_sends_calls_only_to_servers_that_accept_them() -> None:
+    rest, grpc = (cluster["health_checks"] for cluster in RESOURCES["clusters"])
+    assert [check["http_health_check"]["path"] for check in rest] == ["/healthz"]
+    assert [check["grpc_health_check"] for check in grpc] == [{}]
+
+
+def test_envoy_takes_as_many_calls_as_connections_and_old_tls_is_refused() -> None:
+    for cluster in RESOURCES["clusters"]:
+        (thresholds,) = cluster["circuit_breakers"]["thresholds"]
+        assert min(thresholds.values()) >= Settings().max_connections
+    (listener,) = RESOURCES["listeners"]
+    context = listener["filter_chains"][0]["transport_socket"]["typed_config"]["common_tls_context"]
+    assert context["tls_params"] == {"tls_minimum_protocol_version": "TLSv1_2"}

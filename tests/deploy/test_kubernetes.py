@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,30 @@ def test_a_pod_ends_after_its_tasks(folder: Path) -> None:
     assert POD["spec"]["terminationGracePeriodSeconds"] >= before + configured(folder).grace + 20
 
 
+def test_a_pod_that_is_not_ready_gets_no_calls_and_is_not_killed() -> None:
+    probed = {
+        name: CONTAINER[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "liveness", "readiness")
+    }
+    assert probed == {"startup": "/livez", "liveness": "/livez", "readiness": "/readyz"}
+
+
+def test_a_new_version_takes_no_capacity_away_and_one_pod_at_a_time_is_evicted() -> None:
+    assert named("Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert named("PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+def test_all_pods_share_their_media_and_only_the_cluster_is_trusted(folder: Path) -> None:
+    settings = configured(folder)
+    assert settings.media.startswith("s3://")
+    assert all(ip_network(each).is_private for each in settings.trusted_proxies)
+
+
+def test_each_service_leads_to_the_port_of_its_name() -> None:
+    for name in ("rest", "grpc"):
+        (port,) = named("Service", f"pomelo-{name}")["spec"]["ports"]
+        assert port["targetPort"] == name
+
+
 def test_pods_have_no_variables_of_services_which_pomelo_would_refuse() -> None:
     assert POD["spec"]["enableServiceLinks"] is False
 
@@ -106,7 +131,11 @@ def test_a_container_may_write_only_to_its_volumes() -> None:
     assert security["readOnlyRootFilesystem"]
     assert not security["allowPrivilegeEscalation"]
     assert security["capabilities"] == {"drop": ["ALL"]}
-    assert POD["spec"]["securityContext"]["runAsUser"] == 10001, "the user of the image"
+    of_the_pod = POD["spec"]["securityContext"]
+    assert of_the_pod["runAsNonRoot"]
+    assert of_the_pod["runAsUser"] == of_the_pod["fsGroup"] == 10001, "the user of the image"
+    assert of_the_pod["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert POD["spec"]["automountServiceAccountToken"] is False
     writable = [mount["mountPath"] for mount in CONTAINER["volumeMounts"] if not mount.get("readOnly")]
     (data,) = [each["value"] for each in CONTAINER["env"] if each["name"] == "POMELO_DATA"]
     assert writable == [str(Path(data).parent), "/tmp"]

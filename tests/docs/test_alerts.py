@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from pomelo.alerts.webhooks import WAITS
 from tests.integration.commands import create_data, pomelo
 from tests.ports import free_port
 
@@ -67,6 +68,11 @@ async def test_the_receiver_of_the_page_takes_signed_alerts_alone(tmp_path: Path
         # The secret of before is still one of the signatures while it is rotated.
         both = {"POMELO_ALERT_SECRET": f"{SECRET},{derived}"}
         assert await _send(tmp_path, port, both) == delivered
+
+
+def test_the_page_has_the_number_and_the_time_of_the_attempts() -> None:
+    assert f"There are five\nattempts within about {round(sum(WAITS) / 60)} minutes" in PAGE
+    assert len(WAITS) + 1 == 5
 
 
 async def test_without_a_receiver_or_a_secret_the_commands_say_what_to_set(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gateway.types import TASK_FORMATS
+from pomelo.accounts.plans import BUILTIN
 from pomelo.catalog.catalog import Catalog
 from pomelo.fields import MAX_PARTS, MAX_TOTAL_PARTS, FieldRule, Rules
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -118,6 +119,16 @@ def test_range_choices_and_default_of_a_field_are_those_of_the_table(
     assert default_value(default) == rule.default
     if rule.choices:
         assert sorted(choices(value)) == sorted(rule.choices)
+
+
+def test_the_built_in_plans_are_those_of_the_table() -> None:
+    header = "| plan | requests per minute | concurrent tasks | tokens per minute of each text model |"
+    plans = [
+        [f"`{plan.name}`"]
+        + ["\N{EN DASH}" if n is None else f"{n:,}" for n in (plan.requests, plan.concurrent, plan.tokens)]
+        for plan in BUILTIN.values()
+    ]
+    assert table(header) == plans
 
 
 def test_no_other_fields_are_documented() -> None:

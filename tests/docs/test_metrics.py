@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
+from pomelo.accounts.budget_audit import LONGEST_TASK
+from pomelo.errors import TABLE
 from pomelo.telemetry.exposition import WORKER_UP, Exposition
 from pomelo.telemetry.instruments import Counter, Histogram
 from pomelo.telemetry.metrics import Metrics
+from pomelo.telemetry.store import OPERATIONS
 from tests.scrapes import Scrape
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +129,51 @@ def test_every_alert_has_a_summary_and_a_paragraph_that_says_what_to_do() -> Non
         assert rule["labels"]["severity"] in ("critical", "warning", "info")
         assert rule["annotations"]["summary"]
         assert rule["annotations"]["runbook"] == f"docs/metrics.md#{rule['alert'].lower()}"
+
+
+FIRING = {
+    "PomeloDown": "== 0",
+    "PomeloWorkerDown": "== 0",
+    "PomeloNotReady": "== 0",
+    "PomeloErrors": "> 0.05",
+    "PomeloProviderFails": "> 0.1",
+    "PomeloProviderRefuses": "> 0",
+    "PomeloCircuitOpen": "> 0",
+    "PomeloStoreFails": "> 0",
+    "PomeloStoreSlow": "> 0.1",
+    "PomeloUncollected": "> 0",
+    "PomeloReservationOld": f"> {LONGEST_TASK:.0f}",
+    "PomeloEventLoopSlow": "> 0.1",
+    "PomeloConnectionsUsed": "> 0.8",
+    "PomeloDescriptorsUsed": "> 0.8",
+    "PomeloUpstreamWaits": "> 0",
+    "PomeloMediaFull": "> 0.9",
+    "PomeloLogLinesDropped": "> 0",
+}
+
+
+def test_every_alert_fires_beyond_its_threshold() -> None:
+    found = {rule["alert"]: " ".join(rule["expr"].split()[-2:]) for rule in rules()}
+    assert found == FIRING
+    for rule in rules():
+        part, _, whole = rule["expr"].partition(" / ")
+        assert not re.search("limit|max_", part), "a share is a part of the limit"
+        assert not whole or re.search("limit|max_|pomelo_tasks_total", whole)
+
+
+def test_alerts_select_values_that_are_reported() -> None:
+    """A label that no series has would never fire."""
+    expressions = {rule["alert"]: rule["expr"] for rule in rules()}
+    (codes,) = re.findall(r'code=~"([^"]+)"', expressions["PomeloErrors"])
+    # A gateway without a server has no tasks, and a server that drains is no fault.
+    faults = {row.code for row in TABLE.values() if row.http >= 500} - {"server_unavailable", "shutting_down"}
+    assert {code for code in TABLE if re.fullmatch(codes, code)} == faults
+    (codes,) = re.findall(r'code=~"([^"]+)"', expressions["PomeloProviderFails"])
+    vendors = {code for code in TABLE if code.startswith("provider_")} | {"deadline_exceeded"}
+    assert {code for code in TABLE if re.fullmatch(codes, code)} == vendors
+    assert 'code="provider_failed", upstream_status="4xx"' in expressions["PomeloProviderRefuses"]
+    (operations,) = re.findall(r'operation=~"([^"]+)"', expressions["PomeloStoreSlow"])
+    assert {each for each in OPERATIONS if re.fullmatch(operations, each)} == set(operations.split("|"))
 
 
 def test_panels_do_not_overlap() -> None:

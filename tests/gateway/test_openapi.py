@@ -20,6 +20,7 @@ from gateway.routes import OPEN_ROUTES, OPENAI_ROUTES, ROUTES
 from gateway.types import COMMON_FIELDS, TASK_FORMATS
 from gateway.types.base import StreamObjects, TaskFormat
 from gateway.types.text.results import render_tool_call
+from pomelo.call import DEFAULT_TIMEOUT, Call
 from pomelo.errors import GRPC_ERRORS, TABLE, PomeloError
 from pomelo.fields import FieldRule
 from pomelo.gen.v1 import account_service_pb2 as pb
@@ -222,7 +223,44 @@ def test_every_operation_describes_the_errors_that_any_request_may_get(path: str
     described = {code for each in operation["responses"].values() for code in each["description"].split(", ")}
     assert described >= {"invalid_api_key", "invalid_parameter", "overloaded", "store_unavailable"}
     assert described >= {"shutting_down", "server_unavailable", "internal_error"}
-    assert ("206" in operation["responses"]) == path.startswith("/media/")
+    of_files = {"206", "304", "416"} & set(operation["responses"])
+    assert of_files == ({"206", "304", "416"} if path.startswith("/media/") else set())
+
+
+@pytest.mark.parametrize(
+    ("path", "codes"),
+    [
+        ("/api/v1/account", {"model_not_allowed"}),  # the account's plan was removed
+        ("/api/v1/models/{name}", {"unsupported_model", "model_not_allowed", "not_found"}),
+        ("/media/{media_id}", {"not_found", "deadline_exceeded", "provider_unavailable"}),
+    ],
+)
+def test_an_operation_describes_its_own_errors(path: str, codes: set[str]) -> None:
+    (operation,) = DOCUMENT["paths"][path].values()
+    described = {code for each in operation["responses"].values() for code in each["description"].split(", ")}
+    assert described >= codes
+
+
+def test_bodies_and_the_parts_of_a_path_are_required() -> None:
+    for path, operations in DOCUMENT["paths"].items():
+        for operation in operations.values():
+            assert operation.get("requestBody", {"required": True})["required"]
+            parts = [each for each in operation.get("parameters", ()) if each["in"] == "path"]
+            assert [each["name"] for each in parts] == re.findall(r"{(\w+)}", path)
+            assert all(each["required"] for each in parts)
+
+
+def test_the_headers_of_a_task_are_described_as_they_are_read() -> None:
+    parameters = DOCUMENT["paths"]["/api/v1/task"]["post"]["parameters"]
+    schemas = {each["name"]: each["schema"] for each in parameters}
+    for text in ("!~" * 64, "a" * 129, "a" * 255, "a" * 256, "a b", "é"):
+        headers = {"x-request-id": text, "idempotency-key": text}
+        call = Call.from_headers(headers.get, protocol="rest")
+        is_key = bool(re.fullmatch(schemas["Idempotency-Key"]["pattern"], text))
+        assert (call.request_id == text) == bool(re.fullmatch(schemas["X-Request-Id"]["pattern"], text))
+        assert (call.header_error is None) == is_key
+    timeout = schemas["X-Request-Timeout"]
+    assert timeout["maximum"] == timeout["default"] == DEFAULT_TIMEOUT
 
 
 def test_every_query_parameter_of_usage_is_described_as_it_is_parsed() -> None:
@@ -291,7 +329,10 @@ def test_every_record_and_total_of_usage_is_described(
 
 
 def test_an_account_and_a_model_are_described() -> None:
-    assert is_described("Account", json.loads(render_account(pb.Account(mode=Mode.MODE_LIVE))))
+    owing = pb.Balance(granted_micros=-1, credit_limit_micros=5)
+    for balance in (pb.Balance(), owing):
+        account = pb.Account(mode=Mode.MODE_LIVE, balance=balance)
+        assert is_described("Account", json.loads(render_account(account)))
     model = Model(id="m", task_type=TaskType.TASK_TYPE_TEXT)
     model.prices.add(unit=PriceUnit.PRICE_UNIT_IMAGE, amount_micros=1_500_000)
     model.price_tiers.add(min_input_tokens=5, prices=model.prices)

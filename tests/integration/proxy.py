@@ -86,8 +86,9 @@ class Client:
         }
 
     async def run(self, protocol: str, prompt: str, *, stream: bool = False) -> Outcome:
-        """Runs a text task to its end."""
-        return await self._drivers[protocol](TaskRequest(text_body(prompt), self.key, stream))
+        """Runs a text task to its end, with its prompt as the id of the request."""
+        task = TaskRequest(text_body(prompt), self.key, stream, request_id=prompt.replace(" ", "-"))
+        return await self._drivers[protocol](task)
 
     async def words(self, protocol: str, prompt: str) -> AsyncGenerator[str, None]:
         """Runs a streamed text task, and yields its pieces of text as they arrive."""

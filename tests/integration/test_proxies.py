@@ -106,6 +106,7 @@ async def test_a_task_passes_with_its_headers(client: Client, protocol: str, str
     assert outcome.code == "ok"
     assert outcome.content
     assert "x-credits-remaining" in outcome.metadata
+    assert outcome.metadata["x-request-id"] == f"a-task-over-{protocol}"
     assert protocol == "grpc" or outcome.headers["strict-transport-security"] == "max-age=31536000"
 
 
@@ -263,7 +264,9 @@ async def test_the_proxy_adds_the_caller_s_address_to_those_that_the_caller_clai
                 b"", metadata=list(claimed.items())
             )
     await server.stop(None)
-    for address in recorder.addresses[-2:]:
+    addresses = recorder.addresses[-2:]
+    assert len(addresses) == 2, "of REST and of gRPC"
+    for address in addresses:
         *before, last = [item.strip() for item in address.split(",")]
         assert before == [*claimed.values()]
         # Envoy replaces loopback by an address of its machine.

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from pydantic import ByteSize
 
-from gateway.options import IDLE_TIMEOUT, PROXY_IDLE_TIMEOUT
 from pomelo.catalog.catalog import Catalog
 from pomelo.configuration import find_certificate, front_ends
 from pomelo.errors import PomeloError
@@ -46,9 +45,7 @@ def test_grpc_gets_the_address_the_proxies_and_whether_workers_share_it(shared: 
     assert [str(one) for one in options.connections.trusted] == ["10.0.0.0/8", "::1/128"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "times"), [({}, (IDLE_TIMEOUT, PROXY_IDLE_TIMEOUT)), ({"idle_timeout": 30.0}, (30.0, 30.0))]
-)
+@pytest.mark.parametrize(("changes", "times"), [({}, (75.0, 650.0)), ({"idle_timeout": 30.0}, (30.0, 30.0))])
 def test_an_idle_timeout_of_the_operator_holds_for_proxies_too(
     changes: dict[str, Any], times: tuple[float, float]
 ) -> None:

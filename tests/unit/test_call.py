@@ -39,6 +39,7 @@ def call(timeout: float | None = None, **headers: str) -> Call:
         ("Basic abc", None, MALFORMED_KEY),
         ("abc", None, MALFORMED_KEY),
         ("Bearer", None, MALFORMED_KEY),
+        ("Bearerabc", None, MALFORMED_KEY),
         ("Bearer a b", None, MALFORMED_KEY),
         ("Bearer a, Bearer b", None, MALFORMED_KEY),
         ("", None, ""),

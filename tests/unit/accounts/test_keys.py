@@ -32,6 +32,10 @@ def test_a_key_with_one_wrong_character_is_malformed(index: int, other: str, liv
     assert changed == key or parse(changed) is None
 
 
+def test_a_key_that_was_issued_stays_valid() -> None:
+    assert parse(f"pml_live_{'0' * 12}_{'z' * 32}0fGASF") == "0" * 12
+
+
 @given(st.text(max_size=80))
 def test_any_other_text_is_malformed(text: str) -> None:
     assert parse(text) is None

@@ -26,6 +26,7 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("MAX_CONNECTIONS", ("8", "1000000"), ("7", "1000001")),
         ("UPSTREAM_CONNECTIONS", ("1", "65536"), ("0", "65537")),
         ("GRACE", ("0", "3600"), ("-0.1", "3600.1")),
+        ("DRAIN_DELAY", ("0", "600"), ("-0.1", "600.1")),
         ("IDLE_TIMEOUT", ("1", "86400"), ("0.9", "86400.1")),
         ("JSON_LIMIT", ("1", "512MiB"), ("0", "536870913")),
         ("UPLOAD_LIMIT", ("1",), ("0",)),

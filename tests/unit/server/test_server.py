@@ -36,6 +36,13 @@ def test_grpc_itself_counts_calls_in_one_connection_and_closes_it_at_early_pings
     assert dict(ServerOptions().channel_args())["grpc.so_reuseport"] == 0
 
 
+def test_grpc_itself_bounds_what_slow_and_noisy_peers_cost() -> None:
+    options = dict(ServerOptions().channel_args())
+    assert (options["grpc.http2.lookahead_bytes"], options["grpc.http2.bdp_probe"]) == (64 * 1024, 0)
+    assert options["grpc.server_handshake_timeout_ms"] == 10_000
+    assert options["grpc.http2.max_ping_strikes"] == 2, "the third ping that comes too early"
+
+
 @pytest.mark.parametrize(("size", "reason"), [(2_000, "payload_too_large"), (2_001, "")])
 async def test_grpc_itself_refuses_a_message_of_more_than_twice_the_limit(size: int, reason: str) -> None:
     async with serve_scripted(message=1_000) as opened:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import get_args
 
@@ -38,6 +39,15 @@ def test_without_a_file_and_variables_the_documented_defaults_apply(
     assert settings.provider("openai") == ProviderSettings(api_key=None, base_url="")
     assert (settings.json_limit, settings.upload_limit, settings.inline_limit) == (8 * MIB, 50 * MIB, 4 * MIB)
     assert settings.grace == 10
+
+
+@pytest.mark.parametrize(("size", "accepted"), [(23, False), (24, True), (64, True), (65, False)])
+def test_an_alert_secret_has_24_to_64_bytes(size: int, accepted: bool) -> None:
+    secret = "whsec_" + base64.b64encode(bytes(size)).decode()
+    if accepted:
+        assert load(None, {"POMELO_ALERT_SECRET": secret}).alert_secret == (secret,)
+    else:
+        assert load_error({"POMELO_ALERT_SECRET": secret}).startswith("POMELO_ALERT_SECRET: ")
 
 
 def test_a_variable_overrides_the_key_of_a_file(config: Path) -> None:

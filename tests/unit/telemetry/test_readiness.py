@@ -57,6 +57,14 @@ async def test_two_failures_in_a_row_make_it_not_ready_and_one_success_ready_aga
         assert readiness.code == ""
 
 
+async def test_the_second_failure_in_a_row_is_enough() -> None:
+    check = Check()
+    check.outcomes = iter([False, True, False, True, True] + [False] * 5)
+    async with followed(check) as readiness:
+        await asyncio.wait_for(readiness.next_change().wait(), 20)
+        assert readiness.code == "store_unavailable"
+
+
 async def test_single_failures_between_successes_change_nothing() -> None:
     check = Check()
     check.outcomes = iter([True, False] * 20)
