@@ -220,10 +220,9 @@ class ConnectionGuard(ConnectionObserver):
             if connection.closed:
                 continue
             connection.update(now, elapsed, limits)
-            if self._draining and connection.is_unused():
+            if self._draining and not connection.ended and connection.is_unused():
                 self._sockets.end(socket)
-                connection.closed = True
-                continue
+                connection.ended = True
             if reason := self._offence(connection, now):
                 self._close(connection, reason)
                 suspected = True

@@ -27,8 +27,8 @@ class Connection:
     """
 
     __slots__ = (
-        "address", "calls", "closed", "idle", "large", "quiet", "read", "read_bytes", "resets", "seen",
-        "since", "socket", "trusted", "unexplained", "used",
+        "address", "calls", "closed", "ended", "idle", "large", "quiet", "read", "read_bytes", "resets",
+        "seen", "since", "socket", "trusted", "unexplained", "used",
     )  # fmt: skip
 
     def __init__(self, socket: AcceptedSocket, calls: Calls, now: float) -> None:
@@ -37,7 +37,7 @@ class Connection:
         self.address = network(socket.host)
         self.since = self.used = self.read = now
         self.read_bytes = 0
-        self.trusted = self.closed = self.large = self.quiet = False
+        self.trusted = self.closed = self.ended = self.large = self.quiet = False
         self.unexplained = self.resets = 0.0
         self.idle = 0
         self.seen = (0, 0, 0, 0, 0, 0)

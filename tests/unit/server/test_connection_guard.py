@@ -390,3 +390,7 @@ async def test_a_drain_ends_the_connections_without_a_running_call(guarded: Guar
     for _ in range(3):
         guarded.scan()
     assert guarded.kernel.ended == [unused, busy]
+    guarded.limit(resets=0)  # until its client has closed it, it is guarded
+    guarded.guard.reset(busy.peer)
+    guarded.scan(0.0)
+    assert guarded.closed == [busy]
