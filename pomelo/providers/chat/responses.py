@@ -107,7 +107,11 @@ class ChunkStream(ToolCallState):
                 self.finish = _finish_reason(choice, self._error_mapping)
             delta = choice.get("delta")
             if not delta:
-                return ""
+                delta = choice.get("message") if delta is None else None
+                if not delta:
+                    return ""
+                # Some hosts do not stream every answer: a whole completion comes without an end marker.
+                self.ended = chunk.get("object") == "chat.completion"
             for call in delta.get("tool_calls") or ():
                 self.add_piece(call.get("index"), *_call(call))
             content = delta.get("content")

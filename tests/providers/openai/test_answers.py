@@ -336,3 +336,23 @@ async def test_an_answer_without_the_requested_choice_is_a_failure(rig: Rig, str
         rig.script(Reply(steps=(json.dumps({"choices": [part]}).encode(),)))
     error, _ = await failure(rig.provider, OPENAI.job(stream=stream))
     assert error.code == "provider_failed"
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+async def test_a_host_may_answer_a_request_for_a_stream_with_a_whole_completion(rig: Rig, end: bytes) -> None:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "Hi you"}, "finish_reason": "stop"}
+    completion = {"object": "chat.completion", "choices": [choice], "usage": USAGE}
+    rig.script(Reply(steps=(json.dumps(completion).encode() + end,)))
+    answer = await read_all(rig.provider, OPENAI.job(stream=True))
+    assert text(answer) == "Hi you"
+    check_last(answer, 9, 7, STOP)
+
+
+async def test_the_chunks_of_a_host_may_have_a_message_in_place_of_a_delta(rig: Rig) -> None:
+    parts = [{"index": 0, "message": {"content": word}} for word in ("one", " two")]
+    last = {"index": 0, "message": {"content": ""}, "finish_reason": "stop"}
+    steps = (*map(choice_chunk, parts), choice_chunk(last, usage=USAGE), DONE)
+    rig.script(Reply(headers={"Content-Type": "text/event-stream"}, steps=steps))
+    answer = await read_all(rig.provider, OPENAI.job(stream=True))
+    assert texts(answer) == ["one", " two", ""]
+    check_last(answer, 9, 7, STOP)
