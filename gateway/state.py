@@ -24,9 +24,9 @@ class Gateway:
     """What the request handlers share.
 
     `link` maps media links to the address by which callers reach this gateway. `openapi` returns the OpenAPI
-    description as JSON, with these models besides those that everyone may know. `parse_queue` queues large
-    bodies, `downloads` counts the downloads by signed links. `readiness` is what health checks report. `cors`
-    is None if browsers may not read responses.
+    description as JSON; its argument adds models (name to task type) to those that everyone may know.
+    `parse_queue` queues large bodies, `downloads` counts the downloads by signed links. `readiness` is what
+    health checks report. `cors` is None if browsers may not read responses.
     """
 
     services: Services

@@ -119,7 +119,7 @@ def _quick_polls() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def _patient_failures() -> None:
     # A failed task ends without its record if the store takes longer, and the disk may be busy.
-    reservation.STATUS_TIMEOUT = 20.0
+    reservation.STATUS_TIMEOUT = 10.0
 
 
 @pytest.fixture(scope="session")

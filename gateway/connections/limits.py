@@ -73,7 +73,7 @@ class Slot:
     open: bool = True
 
 
-def _has_ended(send_refusal: bool) -> None:
+def _ignore_end(send_refusal: bool) -> None:
     """The end of a closed slot, which must not keep its connection in memory."""
 
 
@@ -172,7 +172,7 @@ class Connections:
         if not slot.open:
             return
         slot.open = False
-        slot.end = _has_ended
+        slot.end = _ignore_end
         self._trusted.pop(slot, None)
         self._untrusted.pop(slot, None)
         self._surplus.pop(slot, None)

@@ -26,7 +26,7 @@ MAX_PAGE_BYTES = 1024 * 1024
 """The maximum size of a page by default, unless its first entry alone is larger."""
 
 _STANDARD = str.maketrans("-_+/", "+/!!")
-"""From base64 for URLs to standard base64. Python's decoders for URLs accept the letters of both."""
+"""From base64 for URLs to standard base64. Python's decoders for URLs accept the characters of both."""
 
 
 def page_size(requested: int, default: int = PAGE_SIZE, maximum: int = MAX_PAGE_SIZE) -> int:

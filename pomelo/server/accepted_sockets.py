@@ -117,10 +117,11 @@ class AcceptedSockets:
             return True
 
     def end(self, connection: AcceptedSocket) -> None:
-        """Sends the end of a connection, after what was sent. The peer closes it when it has read that.
+        """Closes this direction of a connection (FIN) after what was written. The peer closes the other one
+        when it has read everything.
 
-        If this end closed it, what the peer still sends, such as window updates, would cause a reset, and
-        gRPC's clients lose what they have not read before a reset.
+        If both were closed, whatever the peer still sends would cause a reset, and gRPC's clients lose what
+        they have not read before a reset. It still happens if gRPC must answer, such as a PING.
 
         Raises:
             OSError: no descriptor is free.

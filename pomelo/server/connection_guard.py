@@ -37,8 +37,9 @@ _NEW_SHARE = 16
 """Unauthenticated connections that are new, up to this fraction of all, replace those without a call."""
 
 _HANG_UP_TIME = 1.0
-"""Seconds that clients have to read the last answers before the server stops."""
-_HANG_UP_POLL = 0.01
+"""Seconds that clients have to read the last responses before the server stops."""
+_HANG_UP_PAUSE = 0.01
+"""Seconds between two scans meanwhile."""
 
 _LOG_EVERY = 10.0
 _MAX_FLOODING = 10_000
@@ -161,23 +162,19 @@ class ConnectionGuard(ConnectionObserver):
         self._wake.set()
 
     async def hang_up(self) -> None:
-        """Ends all connections, and waits until their clients have read everything, at most `_HANG_UP_TIME`.
-        Calls that are on their way fail with UNAVAILABLE: clients may retry them."""
+        """Drains, and waits until the clients have read their responses and closed their connections, at most
+        `_HANG_UP_TIME`. Calls that are on their way fail with UNAVAILABLE: clients may retry them."""
         if not self._watching:
             return
-        with suppress(OSError):  # no descriptor is free
-            ended = set(self._end_all())
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_HANG_UP_TIME):
-                    while not ended.isdisjoint(self._sockets.list()):  # noqa: ASYNC110 (no event for it)
-                        await asyncio.sleep(_HANG_UP_POLL)
-            self._end_all()  # those that have come meanwhile
-
-    def _end_all(self) -> list[AcceptedSocket]:
-        sockets = list(self._sockets.list())
-        for socket in sockets:
-            self._sockets.end(socket)
-        return sockets
+        self._draining = True
+        waited_for: set[AcceptedSocket] | None = None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_HANG_UP_TIME):
+                while waited_for is None or not waited_for.isdisjoint(self._connections):
+                    with suppress(OSError):  # no descriptor is free
+                        self.scan(time.monotonic())
+                        waited_for = set(self._connections) if waited_for is None else waited_for
+                    await asyncio.sleep(_HANG_UP_PAUSE)
 
     async def _run(self) -> None:
         while True:

@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import stat
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -208,10 +209,11 @@ async def open_server(
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(options.grace, _QUIET_TIME)):
                     await front_end.running.idle()
+            stopping = time.monotonic()
             if not front_end.running.count:
                 # Otherwise grpc would cancel the calls that arrive now, and no retry policy repeats these.
                 await guard.hang_up()
-            await server.stop(options.grace)
+            await server.stop(max(0.0, options.grace - (time.monotonic() - stopping)))
             try:
                 async with asyncio.timeout(_CLEANUP_TIME):
                     await front_end.running.idle()

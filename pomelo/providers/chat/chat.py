@@ -83,8 +83,8 @@ class Profile:
     * `message_names`: messages may have the name of their author.
     * `call_ids`: the ids of tool calls that it takes; others are sent as a digest.
     * `no_parameters`: the schema of a tool without parameters, or "" if it needs none.
-    * `sends_maximum`: without max_tokens it gets the model's maximum. Otherwise it would end an answer only
-      with its context, after more tokens than are reserved, and more than a count that is possible.
+    * `sends_maximum`: without max_tokens it gets the model's maximum. Otherwise only its context would end an
+      answer, which may be longer than what was reserved, and whose count would be ignored as impossible.
     """
 
     vendor: str

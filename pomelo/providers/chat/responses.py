@@ -58,12 +58,13 @@ def parse_completion(completion: Any, error_mapping: ErrorMapping) -> Event:
 class ChunkStream(ToolCallState):
     """A stream of chunks. With `reports_cost`, the host reports the cost of each response."""
 
-    __slots__ = ("_error_mapping", "_refused", "_reports_cost")
+    __slots__ = ("_began", "_error_mapping", "_refused", "_reports_cost")
 
     def __init__(self, error_mapping: ErrorMapping, report: Report, *, reports_cost: bool) -> None:
         super().__init__(report)
         self._error_mapping = error_mapping
         self._reports_cost = reports_cost
+        self._began = False
         self._refused = False
 
     def completed(self) -> Event:
@@ -106,12 +107,10 @@ class ChunkStream(ToolCallState):
             if reason is not None and (reason != "" or self.finish is None):
                 self.finish = _finish_reason(choice, self._error_mapping)
             delta = choice.get("delta")
-            if not delta:
-                delta = choice.get("message") if delta is None else None
-                if not delta:
-                    return ""
-                # Some hosts do not stream every answer: a whole completion comes without an end marker.
-                self.ended = chunk.get("object") == "chat.completion"
+            if delta:
+                self._began = True
+            elif delta is not None or not (delta := self._message(chunk, choice)):
+                return ""
             for call in delta.get("tool_calls") or ():
                 self.add_piece(call.get("index"), *_call(call))
             content = delta.get("content")
@@ -127,6 +126,19 @@ class ChunkStream(ToolCallState):
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             pass
         raise malformed_response("a chunk that can't be read")
+
+    def _message(self, chunk: Any, choice: Any) -> Any:
+        """Return the message of a choice without a delta, to be read as one; None if it has nothing new. A
+        host that does not stream an answer sends a whole completion, without an end marker; others repeat
+        the whole answer at the end of a stream."""
+        message = choice.get("message")
+        if self.finish is None or chunk.get("object") != "chat.completion":
+            return message
+        self.ended = True
+        if self._began or not message:
+            return None
+        calls = [{**call, "index": number} for number, call in enumerate(message.get("tool_calls") or ())]
+        return {**message, "tool_calls": calls}
 
     def _count(self, usage: Usage | None) -> None:
         """Replace each count by a later one; null and 0 replace nothing. A count with a smaller prompt is

@@ -338,13 +338,39 @@ async def test_an_answer_without_the_requested_choice_is_a_failure(rig: Rig, str
     assert error.code == "provider_failed"
 
 
+def completion(message: dict[str, Any], finish_reason: str = "stop") -> bytes:
+    choice = {"index": 0, "message": message, "finish_reason": finish_reason}
+    return json.dumps({"object": "chat.completion", "choices": [choice], "usage": USAGE}).encode()
+
+
 @pytest.mark.parametrize("end", [b"", b"\n"])
-async def test_a_host_may_answer_a_request_for_a_stream_with_a_whole_completion(rig: Rig, end: bytes) -> None:
-    choice = {"index": 0, "message": {"role": "assistant", "content": "Hi you"}, "finish_reason": "stop"}
-    completion = {"object": "chat.completion", "choices": [choice], "usage": USAGE}
-    rig.script(Reply(steps=(json.dumps(completion).encode() + end,)))
+@pytest.mark.parametrize("content", ["Hi you", ""])
+async def test_a_host_may_answer_a_request_for_a_stream_with_a_whole_completion(
+    rig: Rig, content: str, end: bytes
+) -> None:
+    rig.script(Reply(steps=(completion({"role": "assistant", "content": content}) + end,)))
     answer = await read_all(rig.provider, OPENAI.job(stream=True))
-    assert text(answer) == "Hi you"
+    assert text(answer) == content
+    check_last(answer, 9, 7, STOP)
+
+
+async def test_the_calls_of_a_whole_completion_are_not_pieces_of_one(rig: Rig) -> None:
+    calls = [{"id": "same", "function": {"name": name, "arguments": "{}"}} for name in ("a", "b")]
+    rig.script(Reply(steps=(completion({"content": None, "tool_calls": calls}, "tool_calls"),)))
+    answer = await read_all(rig.provider, OPENAI.job(stream=True))
+    pieces = [event.tool_call_delta for event in answer[:-1]]
+    assert [(each.index, each.name, each.arguments_json) for each in pieces if each.name] == [
+        (0, "a", "{}"),
+        (1, "b", "{}"),
+    ]
+
+
+async def test_a_completion_that_repeats_a_stream_at_its_end_is_not_delivered_again(rig: Rig) -> None:
+    whole = b"data: " + completion({"content": "one two"}) + b"\n\n"
+    steps = (choice_chunk(delta(0, "one")), choice_chunk(delta(0, " two")), whole)
+    rig.script(Reply(headers={"Content-Type": "text/event-stream"}, steps=steps))
+    answer = await read_all(rig.provider, OPENAI.job(stream=True))
+    assert texts(answer) == ["one", " two", ""]
     check_last(answer, 9, 7, STOP)
 
 

@@ -26,7 +26,7 @@ def test_read_token_returns_the_position_of_a_token(name: str, created: float, k
     assert not set(token) & set("+/=")
 
 
-def test_a_token_has_the_letters_of_base64_for_urls() -> None:
+def test_a_token_has_the_characters_of_base64_for_urls() -> None:
     token = make_token("keys", "\u07fe\u07ff>>>???")
     assert {"-", "_"} <= set(token)
     assert read_token(token, "keys", str) == ("\u07fe\u07ff>>>???",)
