@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import grpc
@@ -15,6 +15,7 @@ from pomelo.gen.v1.task_pb2 import TaskEvent
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.runtime.in_flight import LARGE_RESPONSE
 from pomelo.server import rpc
+from pomelo.server.server import ServerOptions, open_server
 from tests.calls import bearer, end, failure, reason_of
 from tests.faults import frames, http2
 from tests.integration.scripted_services import KEY, ScriptedServer, ScriptedServices, serve_scripted
@@ -55,6 +56,23 @@ async def unread(
         await connection.send(call, http2.prefixed(data), end=True)
         await until(lambda: sum(kind == frames.DATA for kind, _ in call.frames) >= 3)
         yield connection, call
+
+
+@pytest.mark.parametrize("method", REQUESTS)
+async def test_a_server_that_stops_delivers_the_rest_of_a_response_that_is_read_late(method: str) -> None:
+    given = services()
+    options = ServerOptions("127.0.0.1:0", grace=10.0)
+    async with asyncio.timeout(20), AsyncExitStack() as running:
+        server = await running.enter_async_context(open_server(given.services(), options))
+        channel = await running.enter_async_context(grpc.aio.insecure_channel(server.address))
+        async with unread(ScriptedServer(given, server, channel), method) as (connection, call):
+            stopping = asyncio.create_task(running.aclose())
+            await until(lambda: server.readiness.draining)
+            await asyncio.sleep(0.1)  # an answer that is cut is cut by now
+            connection.read_on(call)
+            await connection.over(call)
+            assert call.frames[-1] == (frames.HEADERS, frames.END_HEADERS | frames.END_STREAM)
+        await stopping
 
 
 @pytest.mark.parametrize("method", REQUESTS)
