@@ -175,6 +175,12 @@ class ConnectionGuard(ConnectionObserver):
                         self.scan(time.monotonic())
                         waited_for = set(self._connections) if waited_for is None else waited_for
                     await asyncio.sleep(_HANG_UP_PAUSE)
+        with suppress(OSError):
+            # grpc cancels calls that arrive after this, and no retry policy repeats these.
+            for socket in self._sockets.list():
+                calls = self._calls.get(socket.peer)
+                if calls is None or not calls.sending:
+                    self._sockets.end(socket)
 
     async def _run(self) -> None:
         while True:

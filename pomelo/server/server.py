@@ -211,7 +211,6 @@ async def open_server(
                     await front_end.running.idle()
             stopping = time.monotonic()
             if not front_end.running.count:
-                # Otherwise grpc would cancel the calls that arrive now, and no retry policy repeats these.
                 await guard.hang_up()
             await server.stop(max(0.0, options.grace - (time.monotonic() - stopping)))
             try:
