@@ -350,9 +350,10 @@ async def test_hanging_up_waits_until_every_client_has_closed_its_connection(
 
 async def test_hanging_up_ends_when_its_time_is_over() -> None:
     async with watched() as one:
-        await one.connect(authenticated=True)  # with a call that does not end
+        client = await one.connect(authenticated=True)  # with a call that does not end
         async with asyncio.timeout(20):
             await one.guard.hang_up()
+            assert await client.reader.read() == b""
 
 
 async def test_while_it_drains_a_response_that_is_being_read_keeps_its_connection() -> None:
