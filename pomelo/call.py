@@ -109,6 +109,7 @@ class Call:
     task's first event and on every error. `response_trailers` has those that are known only at a stream's
     end. `at_end` are the functions that `end` runs. `reserve` counts more bytes as buffered by an admitted
     call, as `pomelo.service.Visit.reserve` does; `file_bytes` are those of files that its task names.
+    `reserved` is set once its task is reserved: it is counted then, and a refusal later is not.
     `reported` is set when its task was reported to the observers. `translate_adjusted` returns the value of
     ADJUSTED_HEADER for a caller whose API has other fields; None: the caller's fields are those of the task.
     """
@@ -131,6 +132,7 @@ class Call:
     at_end: list[Callable[[], None]] = field(default_factory=list)
     reserve: Callable[[int], None] = lambda size: None
     file_bytes: int = 0
+    reserved: bool = False
     reported: bool = False
     translate_adjusted: Callable[[str], str] | None = None
 
@@ -240,7 +242,7 @@ def _seconds(text: str) -> float | None:
 
 
 CHARGED_HEADER = "X-Credits-Charged"
-"""The header with the credits that a task costs; once it is set, the task is reserved."""
+"""The header with the credits that a task costs."""
 
 ADJUSTED_HEADER = "X-Pomelo-Adjusted"
 """The header, and in lower case the metadata, that lists the adjusted fields of a task's input."""

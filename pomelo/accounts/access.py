@@ -12,7 +12,7 @@ from typing import Protocol
 
 from pomelo.accounts.keys import Keyring
 from pomelo.accounts.plans import Plan
-from pomelo.call import CHARGED_HEADER, Call, Principal
+from pomelo.call import Call, Principal
 from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog, Model
 from pomelo.errors import BODY_ERRORS, PomeloError, unsupported_model
@@ -207,8 +207,7 @@ class Visit:
         return error
 
     async def refuse_task(self, error: PomeloError) -> PomeloError:
-        # A task that was reserved has its price in the headers, and was counted then.
-        reserved = CHARGED_HEADER in self._call.response_headers
-        if reserved or self._ticket.size <= LARGE_BODY or error.row.http != 400:
+        # A task that was reserved was counted then.
+        if self._call.reserved or self._ticket.size <= LARGE_BODY or error.row.http != 400:
             return error
         return await self.refuse(error)

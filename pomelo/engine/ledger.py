@@ -168,6 +168,7 @@ class Ledger:
             if isinstance(outcome, Reserved):
                 reservation = Reservation(self, accepted, limits, draft, outcome, call)
                 self.running[job.task_id] = reservation
+                call.reserved = True
                 if job.stream:  # otherwise the headers are sent at the end, with the limits of then
                     reservation.report()
                 if estimate.exact and not prices.bills_reported_cost():  # a reported cost is known at the end
@@ -183,6 +184,7 @@ class Ledger:
                     # If this clock was set back, the store may be in a later period.
                     raise budgets.exceeded(principal.budget, request.minimum, max(now, use.start))
                 raise limits.refusal(outcome, request.minimum, now)
+            call.reserved = True
             call.response_headers[CHARGED_HEADER] = money.format_credits(0)
             call.response_headers["Idempotent-Replayed"] = "true"
             return outcome

@@ -88,11 +88,6 @@ class Reservation:
         """Who pays."""
         return self._draft.wallet
 
-    @property
-    def was_called(self) -> bool:
-        """Whether a provider was called."""
-        return self._route is not None
-
     def report(self) -> None:
         """Writes limits and credits, as they are after the reservation, into the response headers."""
         if self._status is not None:
@@ -147,9 +142,10 @@ class Reservation:
         )
         try:
             settled = await operations.finished(settling)
-        except LostReservationError as error:
-            raise PomeloError("store_unavailable") from error
-        except PomeloError as error:
+        except (LostReservationError, PomeloError) as error:
+            self._call.response_headers.pop(CHARGED_HEADER, None)  # it is not known
+            if isinstance(error, LostReservationError):
+                raise PomeloError("store_unavailable") from error
             if self.accepted.idempotency_key is not None:
                 raise  # the same request gets the answer once it is settled
             raise PomeloError(error.code, _UNSETTLED, repeatable=False) from error
@@ -171,6 +167,11 @@ class Reservation:
         if self._ended:
             return
         self._end()
+        self._call.response_headers.pop(CHARGED_HEADER, None)  # perhaps the price of a complete result
+        if self._delivered is None and not self.lost:
+            charged = {CHARGED_HEADER: money.format_credits(0)}
+            self._call.response_headers |= charged
+            self._call.response_trailers |= charged
         ending = self._settle_or_void(code)
         operations = self._ledger.operations
         try:
@@ -209,7 +210,8 @@ class Reservation:
     def _incomplete_end(self, code: str) -> Callable[[], Awaitable[Settled | None]]:
         """The store operation that ends a task which did not complete."""
         store, task_id = self._ledger.store, self._draft.task_id
-        if self._collector is None or not self.output_bytes:
+        delivered = self._delivered
+        if delivered is None:
             if self._route is None:
                 return partial(store.void, self.wallet, task_id)
             limits = self._limits
@@ -218,7 +220,7 @@ class Reservation:
             failure = self.record = self._failure(self._route, code)
             return partial(store.settle, Settlement(failure, counters))
         try:
-            usage = self._collector.partial_usage(self.job.input)
+            usage = delivered.partial_usage(self.job.input)
             record = self.record = self._record(usage, "estimated", complete=False, code=code)
         except Exception as error:
             self._ledger.operations.unexpected.log("What a task used could not be counted", error)
@@ -233,6 +235,11 @@ class Reservation:
             headers[CHARGED_HEADER] = money.format_credits(cost)
         self._call.response_headers |= headers
         self._call.response_trailers |= headers
+
+    @property
+    def _delivered(self) -> Collector | None:
+        """The collector of what a task that does not complete is billed for; None if that is nothing."""
+        return self._collector if self.output_bytes else None
 
     def _end(self) -> None:
         self._ended = True

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from pomelo.call import CHARGED_HEADER, Call
+from pomelo.call import Call
 from pomelo.errors import BODY_ERRORS, TABLE, PomeloError, without_traceback
 from pomelo.network.origin import FORWARDED_KEY, caller_address
 from pomelo.runtime.in_flight import FairSemaphore
@@ -370,7 +370,7 @@ class Rpc:
     def refuses_body(self, error: PomeloError) -> bool:
         """Whether `Visit.refuse` must report and count an error: one that no service has raised, or one that
         refuses a large message."""
-        if self.accepted or CHARGED_HEADER in self.call.response_headers:
+        if self.accepted or self.call.reserved:
             return False  # the task was accepted and counted already
         if not self._served or error.code in BODY_ERRORS:
             return True

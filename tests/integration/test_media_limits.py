@@ -63,7 +63,7 @@ async def test_uploads_are_refused_at_the_limit_of_an_account_and_mode(app: Runn
 async def test_a_link_without_space_is_refused_without_a_request_to_the_provider(
     protocol: str, body: dict[str, Any], app: RunningApp
 ) -> None:
-    caller = await app.account()
+    caller = await app.account("five")
     assert await upload(app, caller.live, 2 * MIB) == ""
     app.upstream.reset()
     before = app.media()
@@ -72,6 +72,8 @@ async def test_a_link_without_space_is_refused_without_a_request_to_the_provider
             body_with_format = {**body, **(B64 if headers else URL)}
             response = await app.ask(protocol, caller.live, body_with_format, stream=stream, headers=headers)
             assert response.code == "payload_too_large"
+            assert response.metadata["x-ratelimit-remaining"] == "5"
+            assert response.metadata.get("x-credits-charged", "0") == "0"
             if protocol != "grpc":
                 assert response.status == 413
     assert app.upstream.requests == []

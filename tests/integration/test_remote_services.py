@@ -117,6 +117,21 @@ async def test_headers_known_at_the_end_of_a_stream_are_in_its_response(fails: b
             assert call.response_headers["X-Credits-Charged"] == "0.5"
 
 
+async def test_a_stream_that_is_refused_after_its_headers_does_not_keep_the_price_of_its_result() -> None:
+    async def price(call: Call) -> None:
+        call.response_headers["X-Credits-Charged"] = "0.04"
+
+    async def refuse(call: Call) -> None:
+        raise PomeloError("provider_unavailable")
+
+    async with ends(ScriptedServices(before=price, during=refuse)) as opened:
+        call = call_of(KEY)
+        async with opened.services.tasks.stream_task(text_task(), TaskOptions(), call) as events:
+            assert call.response_headers["X-Credits-Charged"] == "0.04"
+            assert (await refusal(anext(events))).code == "provider_unavailable"
+            assert "X-Credits-Charged" not in call.response_headers
+
+
 async def test_consecutive_calls_share_a_connection() -> None:
     async with ends() as opened:
         for number in range(250):  # more than a connection has at the same time

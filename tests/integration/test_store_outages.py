@@ -26,7 +26,7 @@ from pomelo.stores.sqlite import open_sqlite
 from pomelo.testing import Answer, Gate
 from tests.app import RunningApp, run_app
 from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, PROTOCOLS, STREAM
-from tests.tasks import text_body
+from tests.tasks import TASK_BODIES, text_body
 from tests.unit.engine.jobs import accepted_job
 from tests.waiting import cancel
 
@@ -118,6 +118,19 @@ async def test_an_answer_that_cannot_be_charged_fails_and_releases_its_reservati
     assert len(records) == (2 if stream else 0), "a stream is charged for its delivered output"
     assert not any(record.complete for record in records)
     assert (await app.balance(account)).spent == sum(record.cost for record in records)
+
+
+@PROTOCOL
+async def test_an_image_that_cannot_be_charged_reports_no_price(
+    app: RunningApp, store: FaultyStore, protocol: str
+) -> None:
+    account = await app.account()
+    store.failing = {"settle"}
+    outcome = await app.ask(protocol, account.test, TASK_BODIES["image"])
+    assert outcome.code == "store_unavailable"
+    assert "x-credits-charged" not in outcome.metadata
+    store.failing.clear()
+    await app.idle(account)
 
 
 @STREAM

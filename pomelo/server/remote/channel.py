@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from pomelo.call import ADJUSTED_HEADER, REPEATED_KEY, STRICT, Call
+from pomelo.call import ADJUSTED_HEADER, CHARGED_HEADER, REPEATED_KEY, STRICT, Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
@@ -226,6 +226,7 @@ class Messages(AsyncIterator[M]):
             _fill(self._call, await self._rpc.trailing_metadata())
             raise
         except grpc.aio.AioRpcError as error:
+            self._call.response_headers.pop(CHARGED_HEADER, None)  # the price of a complete result
             _fill(self._call, error.trailing_metadata())
             raise from_rpc_error(error) from None
         except asyncio.CancelledError:

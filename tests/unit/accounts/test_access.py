@@ -9,7 +9,7 @@ import pytest
 from pomelo.accounts.access import LARGE_BODY, Access
 from pomelo.accounts.keys import Keyring
 from pomelo.accounts.plans import Plan
-from pomelo.call import CHARGED_HEADER, Call
+from pomelo.call import Call
 from pomelo.catalog.catalog import Catalog
 from pomelo.engine.ledger import Ledger
 from pomelo.errors import PomeloError, invalid
@@ -184,7 +184,7 @@ async def test_a_header_and_a_model_precede_a_wrong_field_and_a_body_that_was_no
 
 
 @pytest.mark.parametrize(
-    ("size", "charged", "error", "counted"),
+    ("size", "reserved", "error", "counted"),
     [
         (LARGE_BODY, False, BAD_FIELD, False),
         (LARGE_BODY + 1, False, BAD_FIELD, True),
@@ -197,7 +197,7 @@ async def test_a_refused_task_with_a_large_body_counts_as_a_request_unless_it_wa
     keyring: Keyring,
     access: Access,
     size: int,
-    charged: bool,
+    reserved: bool,
     error: PomeloError,
     counted: bool,
 ) -> None:
@@ -205,7 +205,7 @@ async def test_a_refused_task_with_a_large_body_counts_as_a_request_unless_it_wa
     call = await call_with_key(keyring)
     visit = await access.admit(call)
     visit.reserve(size)
-    call.response_headers |= {CHARGED_HEADER: "1"} if charged else {}
+    call.reserved = reserved
     assert await visit.refuse_task(error) is error
     await access.report_limits(call, await access.authenticate(call))
     assert call.response_headers["X-RateLimit-Remaining"] == ("4" if counted else "5")

@@ -91,9 +91,11 @@ async def test_a_task_ends_once() -> None:
 async def test_a_lost_task_is_not_ended_again_and_its_cost_is_not_reported() -> None:
     store, reservation = await running(Clock())
     reservation.lost = True
+    reservation._call.response_headers["X-Credits-Charged"] = "0.04"  # the price of a complete result
     await reservation.fail("store_unavailable")
     assert store.calls == ["reserve"]
     assert "X-Credits-Charged" not in reservation._call.response_trailers
+    assert "X-Credits-Charged" not in reservation._call.response_headers
 
 
 @pytest.mark.parametrize("method", ["settle", "limit_status"])
@@ -105,8 +107,11 @@ async def test_a_failed_task_does_not_wait_for_a_store_that_hangs(
     if method == "limit_status":
         reservation._route = None  # nothing is charged
     store.waits[method] = asyncio.Event()
+    reservation._call.response_headers["X-Credits-Charged"] = "0.04"  # the price of a complete result
     async with asyncio.timeout(20):
         await reservation.fail()
+    assert reservation._call.response_headers["X-Credits-Charged"] == "0"
+    assert reservation._call.response_trailers["X-Credits-Charged"] == "0"
     store.waits[method].set()
     await reservation._ledger.operations.idle()
     assert store.reserved == {}
