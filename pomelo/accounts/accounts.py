@@ -115,14 +115,21 @@ class AccountOperator:
         check_amount("live_micros", live_micros, minimum=0)
         now = self._now()
         act = new_act("create_account", account_id, now, new=plan)
-        if not await self._store.add_account(account_id, plan, now, act):
+        added = await self._store.add_account(account_id, plan, now, act)
+        if not added and not await self._is_incomplete(account_id, plan):
             raise invalid("id", f"new. The account {account_id!r} exists already")
         # Ids from callers have no colon, and those of accounts are unique, so these grant ids are free.
-        for live, micros in ((False, TEST_CREDITS), (True, live_micros)):
+        # The test credits come last: without them the account is incomplete.
+        for live, micros in ((True, live_micros), (False, TEST_CREDITS)):
             if micros:
                 grant_id = f"{MODE_NAMES[live]}:{account_id}"
                 await self._give(grant_id, Wallet(account_id, live), micros, "to begin with")
         return admin_pb.CreateAccountResponse(account=await self._account(account_id))
+
+    async def _is_incomplete(self, account_id: str, plan: str) -> bool:
+        """Whether the creation of an account with this plan was interrupted before it had its credits."""
+        record = await self._found(account_id)
+        return record.plan == plan and not (await self._store.balance(Wallet(account_id, False))).granted
 
     async def list_accounts(self, request: admin_pb.ListAccountsRequest) -> admin_pb.ListAccountsResponse:
         size = pages.page_size(request.page_size)

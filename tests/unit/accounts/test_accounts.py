@@ -84,6 +84,21 @@ async def test_a_new_account_is_free_and_has_test_credits_once(admin: Admin, sto
     assert grant.amount == TEST_CREDITS
 
 
+async def test_a_creation_that_was_interrupted_is_completed_when_it_is_repeated(
+    admin: Admin, store: Store
+) -> None:
+    for name, given in (("acme", 0), ("blue", 5 * CREDIT)):
+        await store.add_account(name, "free", 1.0)
+        if given:
+            await store.grant(Grant(f"live:{name}", Wallet(name, True), given, 1.0, "to begin with"))
+        with refused("invalid_parameter", field="id"):
+            await admin.create(name, "pro", 5 * CREDIT)
+        account = await admin.create(name, "free", 5 * CREDIT)
+        assert (account.live.granted_micros, account.test.granted_micros) == (5 * CREDIT, TEST_CREDITS)
+        with refused("invalid_parameter", field="id"):
+            await admin.create(name, "free", 5 * CREDIT)
+
+
 async def test_a_new_account_has_the_requested_plan_and_credits(admin: Admin) -> None:
     account = await admin.create("acme", "team", 5 * CREDIT)
     assert account.limits == pb.PlanLimits(
