@@ -44,6 +44,9 @@ next 2 batches don't wait for that, after the next wait in vain 4, and so on to 
 _LOG_INTERVAL = 5.0
 """Seconds between two log lines about the same failure."""
 
+_REFUSALS = (EndedBeforeError, *DECLARED_ERRORS)
+"""What an operation raises because of what is stored, or asked for, not because it can't be written."""
+
 log = logging.getLogger("pomelo.stores")
 
 S = TypeVar("S")
@@ -305,8 +308,9 @@ class Writer:
             for wallet in batch.wallets:
                 self.counts_changed(wallet)
         operations = batch.operations
+        refused = isinstance(error, _REFUSALS)
         if not batch.repeated:
-            self.failing = self.failing or batch.writes
+            self.failing = self.failing or (batch.writes and not refused)
             if not _is_locked(error):
                 # Operations first: one may have noted a task that ends.
                 self._repeated.extend((*operations, *batch.ends))
@@ -315,7 +319,7 @@ class Writer:
             self._repeated.extend(operation for operation in operations if operation.reads)
             operations = [operation for operation in operations if not operation.reads]
         error = self.translate(error)
-        self._lost = True
+        self._lost = self._lost or not refused
         for end in batch.ends:
             end.done(None, error)
         for operation in operations:
@@ -324,7 +328,7 @@ class Writer:
     def translate(self, error: Exception) -> Exception:
         """The error to raise: store_unavailable in place of all that the roles don't declare. The outcome is
         known after an error of SQLite: a failed commit changes nothing."""
-        if isinstance(error, (EndedBeforeError, *DECLARED_ERRORS)):
+        if isinstance(error, _REFUSALS):
             return error
         known = isinstance(error, sqlite3.Error)
         if not known:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.stores.accounts import Balance, Grant
+from pomelo.stores.accounts import Balance, Grant, UnknownAccountError
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
     Budget,
@@ -185,6 +185,26 @@ async def test_the_check_of_a_store_fails_while_it_can_not_be_written(failing: S
     await failing.check()
     assert isinstance(await failing.reserve(own_request("b")), Reserved)
     assert Failing.fails == ("COMMIT", 1)
+
+
+@pytest.mark.parametrize("error", [UnknownAccountError("b"), LostReservationError("a")])
+async def test_a_refused_operation_is_no_failure_to_write(
+    failing: Store, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    def refuse(connection: sqlite3.Connection) -> None:
+        raise error
+
+    await failing.reserve(own_request("a"))
+    with pytest.raises(type(error)):
+        await failing._writer.do(refuse)  # type: ignore[attr-defined]
+    assert not failing._writer.failing  # type: ignore[attr-defined]
+    await failing.settle(own_settlement("a"))
+    Failing.error = lambda: sqlite3.OperationalError("database or disk is full")
+    Failing.fails = ("BEGIN", 1)
+    assert isinstance(await failing.reserve(own_request("b")), Reserved)  # waits for no commit
+    await failing.check()  # only reads
+    assert Failing.fails == ("BEGIN", 1)
+    assert not caplog.records
 
 
 async def test_the_check_of_a_store_fails_while_it_can_not_be_read(failing: Store) -> None:
