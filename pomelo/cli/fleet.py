@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -72,7 +73,8 @@ def _here(settings: Settings, clock: float) -> Process | None:
     secret = settings.shared_secret()
     if secret is None:
         return None
-    return replace(describe_process(settings, read_configuration(settings), secret, clock), host=_HERE)
+    own = describe_process(settings, read_configuration(settings), secret, time.time(), clock)
+    return replace(own, host=_HERE)
 
 
 async def _bucket(settings: Settings) -> Finding:

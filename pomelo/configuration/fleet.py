@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import socket
-import time
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -53,10 +52,10 @@ FACTS = (
 
 
 def describe_process(
-    settings: Settings, configuration: Configuration, secret: bytes, clock: float
+    settings: Settings, configuration: Configuration, secret: bytes, started: float, clock: float
 ) -> Process:
-    """This process, with its settings and root secret. `clock` is how many seconds its clock is ahead of the
-    store's."""
+    """This process, with its settings and root secret. It has served since `started` (Unix time), and its
+    clock is `clock` seconds ahead of the store's."""
     host = socket.gethostname()
     catalog = configuration.registry.catalog
     names = [
@@ -78,7 +77,7 @@ def describe_process(
         "alerts": fingerprint(settings.alert_url) if settings.alert_url else "none",
         "version": __version__,
     }
-    return Process(host, time.time(), clock, facts)
+    return Process(host, started, clock, facts)
 
 
 def secret_fingerprint(secret: bytes) -> str:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -59,7 +60,9 @@ async def another_machine(redis: RedisServer, folder: Path, **changes: str) -> A
         store=redis.url,
         **{name.removeprefix("POMELO_").lower(): value for name, value in variables.items()},  # type: ignore[arg-type]
     )
-    process = describe_process(settings, read_configuration(settings), settings.secret.encode(), 0.0)
+    process = describe_process(
+        settings, read_configuration(settings), settings.secret.encode(), time.time(), 0.0
+    )
     async with open_redis(redis.url, f"sqlite:{folder / 'usage.db'}") as store:
         await store.register(process := replace(process, host="web-2"))  # type: ignore[attr-defined]
         yield process

@@ -22,6 +22,7 @@ from pomelo.configuration.reload import merge
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.settings import Settings
+from pomelo.stores.redis.processes import read_fleet
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.calls import bearer
 from tests.certificates import make_certificate
@@ -149,14 +150,24 @@ async def test_all_workers_reload_also_one_that_is_restarted_and_a_wrong_file_st
         return found
 
     with RedisServer() as redis:
+
+        async def processes() -> set[tuple[float, str]]:
+            """When each process has started, and what its plans are."""
+            return {(one.started, one.facts["plans"]) for one in (await read_fleet(redis.url))[0]}
+
         async with serve(tmp_path, POMELO_STORE=redis.url, POMELO_WORKERS="2") as served:
             assert await limits(served) == {"1000"}
+            before = await processes()
             config.write_text("[plans.pro]\nrequests_per_minute = 2000\n")
             os.kill(served.pid, signal.SIGHUP)
             await until(lambda: "was reloaded: plans changed: pro" in served.log())
             async with asyncio.timeout(20):
                 while await limits(served) != {"2000"}:
                     pass  # the second worker reports only what it refuses
+            async with asyncio.timeout(20):
+                while not before.isdisjoint(after := await processes()):
+                    pass
+            assert {started for started, _ in after} == {started for started, _ in before}
             config.write_text("[plans.pro]\nrequests_per_minute = 0\n")
             os.kill(served.pid, signal.SIGHUP)
             await until(lambda: "was not reloaded" in served.log())

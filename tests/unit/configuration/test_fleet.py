@@ -23,7 +23,7 @@ ANOTHER = "another root secret of some of the machines"
 
 def described(folder: Path, secret: str = SECRET, **settings: Any) -> Process:
     made = Settings(data=folder, secret=secret, **settings)
-    return describe_process(made, read_configuration(made), made.secret.encode(), 0.0)
+    return describe_process(made, read_configuration(made), made.secret.encode(), 0.0, 0.0)
 
 
 def changes(folder: Path) -> Iterator[tuple[str, dict[str, Any]]]:
