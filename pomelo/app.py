@@ -149,9 +149,11 @@ async def open_app(
                 if notice.is_past:
                     log.warning("%s. It is still called if no other route is left", notice)
 
+        started = now()
+
         async def describe(fleet: Fleet) -> Process:
             clock = await fleet.clock_ahead()
-            return describe_process(reloader.settings, reloader.configuration, secret, clock)
+            return describe_process(reloader.settings, reloader.configuration, secret, started, clock)
 
         if isinstance(opened, Fleet):
             await join(opened, await describe(opened), warn=not worker)
@@ -221,7 +223,7 @@ async def open_app(
             catalog.models,
             now,
             runs=ledger.runs,
-            server=partial(_describe, reloader, now()),
+            server=partial(_describe, reloader, started),
         )
         if not worker:
             await enter(open_operator_socket(operator, settings.admin_socket))
@@ -260,7 +262,7 @@ async def open_app(
             models.configure(new.registry.catalog)
             metrics.know_models(new.registry.catalog.models)
             operator.configure(new.plans, new.registry.catalog.models)
-            router.configure(providers)
+            router.configure(providers, new.registry.catalog.models.values())
             if tls is not None and new.certificate is not None:
                 tls.replace(new.certificate)
                 if server is not None:

@@ -24,7 +24,6 @@ from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import Job
-from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.runtime.process import CancelScope
 from pomelo.runtime.turns import Turns, in_turns
 from pomelo.stores.ledger import ReplayedAnswer
@@ -83,7 +82,7 @@ class Engine:
                         await shared_media.share_output(result, accepted, self._media)
                     await self._settle(reservation, collector, result, deadline)
                 except BaseException as error:
-                    await self._fail(reservation, collector, deadline, error)
+                    await self._fail(reservation, collector, deadline, error, task)
                     raise
                 collector.close()
                 return result
@@ -114,7 +113,7 @@ class Engine:
                     async with aclosing(self._stream(call, reservation, collector, deadline, task)) as events:
                         yield events
                 except BaseException as error:
-                    await self._fail(reservation, collector, deadline, error, left=task.left_with(error))
+                    await self._fail(reservation, collector, deadline, error, task)
                     raise
                 else:
                     deadline.ended_by(None)
@@ -205,10 +204,9 @@ class Engine:
         collector: Collector,
         deadline: CancelScope,
         error: BaseException,
-        *,
-        left: bool = False,
+        task: ObservedTask,
     ) -> None:
-        """Ends the reservation of a task that `error` ended. `left`: the caller has left.
+        """Ends the reservation of a task that `error` ended.
 
         Raises:
             PomeloError: deadline_exceeded, or store_unavailable if the store took this process for dead; it
@@ -220,8 +218,8 @@ class Engine:
                 code = "store_unavailable" if reservation.lost else "deadline_exceeded"
                 await reservation.fail(code)
                 raise PomeloError(code) from error
-            if isinstance(error, Exception) and not left:
-                if not reservation.was_called or (_not_begun(error) and not reservation.output_bytes):
+            if isinstance(error, Exception) and not task.left_with(error):
+                if task.calls.attempts == task.calls.unsent:  # no provider has seen it
                     await reservation.refuse()
                 else:
                     await reservation.fail(error.code if isinstance(error, PomeloError) else "internal_error")
@@ -331,10 +329,3 @@ def _limit_output(accepted: AcceptedJob, reserved: int) -> Job[Any]:
         assert job.given is not None
         fitted = accepted.candidates[0].fit(job.given, job.model, tokens).input
     return job.with_output_limit(fitted, tokens)
-
-
-def _not_begun(error: Exception) -> bool:
-    """Whether a task failed because there was no connection to send it on."""
-    if not isinstance(error, UpstreamError) or error.code != "overloaded":
-        return False
-    return error.retry is not RetryPolicy.NEVER

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self
 
 from pomelo.call import Call, Principal
-from pomelo.engine.routing import UpstreamCalls, is_late
+from pomelo.engine.routing import is_late
+from pomelo.engine.upstream_calls import UpstreamCalls
 from pomelo.errors import TABLE, PomeloError
 from pomelo.providers.errors import UpstreamError
 from pomelo.telemetry.events import Observer, Outcome, TaskReport

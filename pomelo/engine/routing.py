@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from math import ceil, inf
@@ -19,6 +19,7 @@ from typing import Any
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.retirement import is_past
 from pomelo.engine.circuit_breaker import Attempt, CircuitBreaker, State
+from pomelo.engine.upstream_calls import UpstreamCalls
 from pomelo.errors import PomeloError
 from pomelo.protobuf.times import today_utc
 from pomelo.providers.base import (
@@ -28,7 +29,6 @@ from pomelo.providers.base import (
     Job,
     JobMethod,
     Provider,
-    VendorCall,
     complete_method,
     fit_hook,
     fit_job,
@@ -38,7 +38,8 @@ from pomelo.providers.base import (
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.fitting import Fitting, Given, Hook, fit
 from pomelo.providers.guard import GuardedEvents
-from pomelo.telemetry.events import AttemptReport, NextStep, Observer
+from pomelo.providers.http.connections import NoConnectionError
+from pomelo.telemetry.events import NextStep
 
 ATTEMPTS = 3
 """How often one route is called for a task."""
@@ -93,70 +94,6 @@ class LiveCandidate(Candidate):
 Events = GuardedEvents | AsyncGenerator[Event, None]
 
 
-class UpstreamCalls(VendorCall):
-    """The calls to providers that a task has made, counted while it runs, and reported to `observers` if they
-    fail. The `VendorCall` is the last of them. `account` owns the task."""
-
-    __slots__ = ("_began", "_observers", "account", "attempts", "route", "route_number", "seconds")
-
-    def __init__(self, account: str = "", observers: Sequence[Observer] = ()) -> None:
-        self.job = None
-        self.status = 0
-        self.sent = {}
-        self.fields = ()
-        self.account = account
-        self._observers = observers
-        self.attempts = 0
-        self.route: Route | None = None
-        """The route that was called last, or skipped last if none was called."""
-        self.route_number = 0
-        """Its number in the order of the candidates, from 1."""
-        self.seconds = 0.0
-        """The time of all calls that have ended."""
-        self._began = 0.0
-
-    def begin(self, route: Route, number: int, now: float = 0.0) -> None:
-        """Counts a call that begins now."""
-        self.route = route
-        self.route_number = number
-        self.attempts += 1
-        self.status = 0
-        self._began = now
-
-    def skip(self, route: Route, number: int) -> None:
-        """Records a route that is not called, because its circuit is open."""
-        self.route = route
-        self.route_number = number
-
-    def end(self, now: float) -> None:
-        """Counts the time of the current call, which ends now."""
-        self.seconds += now - self._began
-
-    def report(self, job: Job[Any], error: PomeloError, now: float, next_step: NextStep, wait: float) -> None:
-        """Reports the failure of the current call; `next_step` and `wait` are as in AttemptReport."""
-        upstream = error if isinstance(error, UpstreamError) else None
-        report = AttemptReport(
-            request_id=job.request_id,
-            task_id=job.task_id,
-            account=self.account,
-            model=job.model.name,
-            provider=job.route.provider,
-            provider_model=job.route.model,
-            route=self.route_number,
-            attempt=self.attempts,
-            code=error.code,
-            upstream_status=self.status,
-            vendor_code="" if upstream is None else self.token(upstream.vendor_code),
-            vendor_request_id=self.request_id,
-            reason="" if upstream is None else upstream.reason,
-            elapsed_ms=(now - self._began) * 1000,
-            next_step=next_step,
-            wait=wait,
-        )
-        for observer in self._observers:
-            observer.attempt_failed(report)
-
-
 class Router:
     """Runs tasks on the routes of a model, in order.
 
@@ -186,9 +123,17 @@ class Router:
         """By the identity of the route, which the candidate keeps alive, and the task type."""
         self._sandbox_routes: dict[str, Route] = {}
 
-    def configure(self, providers: Mapping[str, Provider]) -> None:
-        """Replace the providers. Candidates that were returned before keep theirs."""
+    def configure(self, providers: Mapping[str, Provider], models: Iterable[Model]) -> None:
+        """Replace the providers. Keep the circuit breakers of routes that can still be called: no call would
+        close another. Candidates that were returned before keep theirs."""
         self._providers = providers
+        served = {
+            (route.provider, route.model)
+            for model in models
+            for route in model.routes
+            if (provider := providers.get(route.provider)) is not None and provider.configured
+        }
+        self._breakers = {key: breaker for key, breaker in self._breakers.items() if key in served}
         self._candidates = {}
         self._sandbox_routes = {}
 
@@ -314,6 +259,8 @@ class Router:
                         calls.report(routed, error, clock(), "end", 0.0)
                         raise
                     failure = error
+                    if isinstance(error, NoConnectionError):
+                        calls.unsent += 1
                 except asyncio.CancelledError:
                     if is_late(clock(), job.deadline):
                         calls.report(routed, _LATE, clock(), "end", 0.0)

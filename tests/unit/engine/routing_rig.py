@@ -12,7 +12,8 @@ import pytest
 from pomelo.catalog.catalog import Limits, Model, Route
 from pomelo.catalog.pricing import Prices
 from pomelo.engine.circuit_breaker import MINIMUM_CALLS
-from pomelo.engine.routing import Candidate, Router, UpstreamCalls
+from pomelo.engine.routing import Candidate, Router
+from pomelo.engine.upstream_calls import UpstreamCalls
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.gen.v1.task_pb2 import TaskType

@@ -11,7 +11,7 @@ import pytest
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.text_pb2 import TextDelta, TextInput
 from pomelo.providers.base import Event, Job
-from pomelo.providers.errors import RetryPolicy
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.connections import NoConnectionError
 from tests.unit.engine.apps import STREAM, EngineApp, open_engine
 
@@ -24,8 +24,12 @@ class Failing:
     def __init__(self) -> None:
         self.words: tuple[str, ...] = ()
         self.error: Exception = PomeloError("provider_failed")
+        self.errors: list[Exception] = []
+        """Those of the first calls, which yield nothing."""
 
     async def text(self, job: Job[TextInput]) -> AsyncIterator[Event]:
+        if self.errors:
+            raise self.errors.pop(0)
         for word in self.words:
             yield Event(text_delta=TextDelta(text=word))
         raise self.error
@@ -80,6 +84,20 @@ async def test_a_failed_task_that_was_sent_counts_as_a_request(
     assert (used.requests, used.concurrency) == (3, 0)
     assert not await engine.records(account)
     assert [record.code for record in await engine.failures(account)] == ["provider_failed"] * 3
+
+
+@STREAM
+async def test_a_task_that_was_sent_once_counts_as_a_request_although_its_retry_was_not_sent(
+    engine: EngineApp, provider: Failing, stream: bool
+) -> None:
+    busy = UpstreamError("provider_unavailable", retry=RetryPolicy.SAME_ROUTE, wait=0)
+    provider.errors, provider.error = [busy], no_connection(RetryPolicy.NEXT_ROUTE)
+    account = await engine.account("limited")
+    answer = await engine.ask(account, TEXT, stream=stream)
+    assert (answer.code, answer.call.response_headers["X-Credits-Charged"]) == ("overloaded", "0")
+    assert answer.call.response_headers["X-RateLimit-Remaining"] == "4"
+    (record,) = await engine.failures(account)
+    assert (record.code, record.cost) == ("overloaded", 0)
 
 
 async def test_a_task_that_may_have_been_sent_counts_as_a_request(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pomelo.engine.circuit_breaker import CircuitBreaker, State
-from pomelo.engine.routing import Router, UpstreamCalls
+from pomelo.engine.routing import Router
+from pomelo.engine.upstream_calls import UpstreamCalls
 from pomelo.gen.v1.text_pb2 import ROLE_USER, ContentPart, Message, TextInput
 from pomelo.providers.base import Event, Job
 from pomelo.providers.errors import RetryPolicy, UpstreamError
@@ -182,10 +184,34 @@ async def test_a_route_is_blocked_once_each_account_that_called_it_is(rig: Rig) 
 async def test_providers_that_are_configured_later_replace_those_of_known_routes(rig: Rig) -> None:
     router = rig.router()
     assert await rig.ask(router) == "from one"
-    router.configure({"two": rig.providers["two"]})
+    router.configure({"two": rig.providers["two"]}, [MODEL])
     assert await rig.ask(router) == "from two"
-    router.configure({"one": rig.providers["two"]})
+    router.configure({"one": rig.providers["two"]}, [MODEL])
     assert await rig.ask(router) == "from two"
+
+
+@pytest.mark.parametrize("change", ["the route", "the model", "the provider", "the credentials"])
+async def test_the_circuit_of_a_route_that_can_no_longer_be_called_is_forgotten(
+    rig: Rig, change: str
+) -> None:
+    router = rig.router()
+    await rig.open_route(router, "ann", "bob")
+    assert router.circuit_states() == {("one", "a"): 2, ("two", "b"): 0}
+    router.configure(rig.providers, [MODEL])
+    assert router.circuit_states() == {("one", "a"): 2, ("two", "b"): 0}
+    providers, models = dict(rig.providers), [MODEL]
+    if change == "the route":
+        models = [replace(MODEL, routes=MODEL.routes[1:])]
+    elif change == "the model":
+        models = []
+    elif change == "the provider":
+        del providers["one"]
+    else:
+        providers["one"] = FailingProvider()
+        providers["one"].configured = False
+    router.configure(providers, models)
+    assert router.circuit_states() == ({} if change == "the model" else {("two", "b"): 0})
+    assert router.blocked_routes() == set()
 
 
 def test_the_first_bucket_is_forgotten_once_it_has_its_part_of_the_calls() -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from pomelo.catalog.catalog import Route
-from pomelo.engine.routing import Router, UpstreamCalls
+from pomelo.engine.routing import Router
+from pomelo.engine.upstream_calls import UpstreamCalls
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskEvent
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta
