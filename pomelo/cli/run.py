@@ -6,21 +6,23 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, suppress
+from contextlib import suppress
+from functools import partial
 from io import SEEK_END, TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pomelo.cli.sink import Sink
-from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target, print_line, task_type_name
+from pomelo.cli.output import Output, check_out, note_result
+from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target, task_type_name
 
 if TYPE_CHECKING:
-    from pomelo.gen.v1.media_pb2 import MediaSource
+    from pomelo.gen.v1.media_pb2 import Media, MediaSource
     from pomelo.gen.v1.model_service_pb2 import Model
-    from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
+    from pomelo.gen.v1.task_pb2 import TaskSpec
     from pomelo.gen.v1.task_service_pb2 import TaskOptions
+    from pomelo.service import MediaService
 
 _MAX_INLINE_AUDIO = 3 * 1024 * 1024
 """Bytes of audio that are sent in the task; larger audio is uploaded first."""
@@ -71,7 +73,7 @@ def run(
     from pomelo.settings import load
 
     settings = load(config)
-    _check_out(out)
+    check_out(out)
     api_key = find_key(settings, key)
     if stream is None:
         stream = sys.stdout.isatty() or sys.stderr.isatty()
@@ -81,18 +83,20 @@ def run(
             with Progress() as progress:
                 found = await get_task_model(services.models, model, new_call(api_key))
                 spec, options, large_audio = _make_task(found, text, file, voice, param or [])
-                if large_audio is not None and file is not None:
-                    chunks = _chunks(file, progress)
-                    media = await services.media.upload_media("", chunks, new_call(api_key))
-                    large_audio.media_id = media.id
-                progress.show("Working …")
-                if stream:
-                    async with services.tasks.stream_task(spec, options, new_call(api_key)) as events:
-                        await _stream(events, out, progress)
-                else:
-                    result = await services.tasks.run_task(spec, options, new_call(api_key))
-                    progress.clear()
-                    _write_result(result, out)
+                with Output(found, options, out) as output:
+                    if large_audio is not None and file is not None:
+                        chunks = _chunks(file, progress)
+                        media = await services.media.upload_media("", chunks, new_call(api_key))
+                        large_audio.media_id = media.id
+                    progress.show("Working …")
+                    if stream and output.is_streamed:
+                        async with services.tasks.stream_task(spec, options, new_call(api_key)) as events:
+                            result = await output.write_stream(events, progress)
+                    else:
+                        result = await services.tasks.run_task(spec, options, new_call(api_key))
+                        progress.clear()
+                    await output.write_result(result, partial(_download, services.media, api_key))
+                note_result(result)
 
     asyncio.run(run_task())
 
@@ -179,6 +183,14 @@ async def _chunks(file: Path, progress: Progress) -> AsyncIterator[bytes]:
             sent += len(chunk)
 
 
+async def _download(service: MediaService, api_key: str, media: Media) -> AsyncIterator[bytes]:
+    from pomelo.cli.client import new_call
+
+    async with service.download_media(media.id, "", new_call(api_key)) as (_, chunks):
+        async for chunk in chunks:
+            yield chunk
+
+
 def _set_field(message: Any, name: str, text: str) -> None:
     """Sets a field from text, the short name of an enum value, or JSON.
 
@@ -194,6 +206,8 @@ def _set_field(message: Any, name: str, text: str) -> None:
     elif field.type != field.TYPE_STRING or field.is_repeated:
         with suppress(ValueError):  # text, for a list of texts; other types are refused below
             value = json.loads(text)
+        if field.type == field.TYPE_STRING and not isinstance(value, list | str):
+            value = text  # one that looks like a number, such as 5
         if field.is_repeated and not isinstance(value, list | dict):
             value = [value]
     message.ClearField(name)
@@ -210,124 +224,3 @@ def _enum_name(field: Any, text: str) -> str:
     if text.lower() not in names:
         raise FailureError(f"--param {field.name}: {text!r} is not one of {', '.join(names)}")
     return enum_prefix(field.enum_type) + text.upper()
-
-
-# --- the output
-
-
-def _check_out(out: str | None) -> None:
-    """Refuses a path that can't be written, before the task costs anything."""
-    if out is None or out == "-":
-        return
-    path = Path(out)
-    if path.is_dir():
-        raise FailureError(f"--out {out}: this is a directory. Name a file")
-    if not path.parent.is_dir():
-        raise FailureError(f"--out {out}: there is no directory {path.parent}")
-
-
-async def _stream(events: AsyncIterator[TaskEvent], out: str | None, progress: Progress) -> None:
-    """Writes a stream as it arrives. A file gets its name at the end of the stream."""
-    started: Any = None
-    sink: Sink | None = None
-    completed: TaskResult | None = None
-    calls: list[dict[str, str]] = []
-    with ExitStack() as output:
-        async for event in events:
-            match event.WhichOneof("event"):
-                case "started":
-                    started = event.started
-                case "text_delta":
-                    if sink is None:
-                        progress.clear()
-                        sink = output.enter_context(_text_sink(out))
-                    sink.write_text(event.text_delta.text)
-                case "tool_call_delta":
-                    piece = event.tool_call_delta
-                    if piece.index == len(calls):
-                        calls.append({"id": piece.id, "name": piece.name, "arguments": ""})
-                    calls[piece.index]["arguments"] += piece.arguments_json
-                case "audio_chunk":
-                    if sink is None:
-                        path = _media_path(out, started.id, event.audio_chunk.content_type)
-                        sink = output.enter_context(Sink(path))
-                    sink.write(event.audio_chunk.data)
-                    progress.show(f"Received {sink.size:,} bytes")
-                case "image_progress":
-                    progress.show(f"Generating … {event.image_progress.progress:.0%}")
-                case "completed":
-                    completed = event.completed
-        if completed is None:
-            raise FailureError("The server ended the stream before the task was complete. Try again")
-        progress.clear()
-        if calls:
-            lines = [] if sink is None else [""]  # the text before them ends its line
-            sink = sink or output.enter_context(_text_sink(out))
-            sink.write_text("\n".join(lines + list(map(json.dumps, calls))))
-    if sink is None:
-        _write_result(completed, out)
-    else:
-        _note_result(completed)
-
-
-def _write_result(result: TaskResult, out: str | None) -> None:
-    output = result.WhichOneof("output")
-    match output:
-        case "text":
-            parts = result.text.message.content
-            text = "".join([part.text for part in parts])
-            lines = [text] if text or not parts else []
-            for call in [part.tool_call for part in parts if part.HasField("tool_call")]:
-                values = {"id": call.id, "name": call.name, "arguments": call.arguments_json}
-                lines.append(json.dumps(values))
-            _write_output("\n".join(lines), _text_sink(out))
-        case "transcription":
-            _write_output(result.transcription.text, _text_sink(out))
-        case "image":
-            _write_media(result.image.images[0], result.id, out)
-        case "speech":
-            _write_media(result.speech, result.id, out)
-        case str():
-            _write_output(str(getattr(result, output)), _text_sink(out))
-    _note_result(result)
-
-
-def _write_media(output: Any, task_id: str, out: str | None) -> None:
-    if output.media.url:
-        print_line(output.media.url)
-    if output.data:
-        _write_output(output.data, Sink(_media_path(out, task_id, output.content_type)))
-
-
-def _write_output(data: bytes | str, sink: Sink) -> None:
-    with sink:
-        if isinstance(data, str):
-            sink.write_text(data)
-        else:
-            sink.write(data)
-
-
-def _text_sink(out: str | None) -> Sink:
-    return Sink(None, end_line=True) if out is None or out == "-" else Sink(Path(out))
-
-
-def _media_path(out: str | None, task_id: str, content_type: str) -> Path | None:
-    """Returns the path of a media file, None for stdout."""
-    from pomelo.media.content_types import EXTENSIONS
-
-    if out is not None:
-        return None if out == "-" else Path(out)
-    extensions = {**EXTENSIONS, "audio/pcm": "pcm"}
-    return Path(f"{task_id}.{extensions.get(content_type.partition(';')[0], 'bin')}")
-
-
-def _note_result(result: TaskResult) -> None:
-    from pomelo.gen.v1.text_pb2 import FINISH_REASON_CONTENT_FILTER, FINISH_REASON_LENGTH
-
-    if result.text.finish_reason == FINISH_REASON_LENGTH:
-        typer.echo("(The text was truncated at max_tokens.)", err=True)
-    elif result.text.finish_reason == FINISH_REASON_CONTENT_FILTER:
-        typer.echo("(The provider's content filter ended the text.)", err=True)
-    adjusted = [f"{one.field}={one.used}" if one.used else f"no {one.field}" for one in result.adjustments]
-    if adjusted:
-        typer.echo(f"(Adjusted to what the model takes: {', '.join(adjusted)}.)", err=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import Self
 
 from pomelo.cli.safe_text import visible_lines
 from pomelo.cli.terminal import print_line
+from pomelo.output_file import OutputFile
 
 
 class Sink:
@@ -23,26 +22,27 @@ class Sink:
     """
 
     def __init__(self, path: Path | None, *, end_line: bool = False) -> None:
-        self._path = path
+        self._file = None if path is None else OutputFile(path)
         self._end_line = end_line
-        self._partial = path
-        # Devices and pipes are written to directly: renaming a file to their name would replace them.
-        if path is not None and (path.is_file() or not path.exists()):
-            self._partial = path.with_name(path.name + ".part")
-        with self._user_path():
-            self._file: BinaryIO = sys.stdout.buffer if self._partial is None else self._partial.open("wb")
         self._last = b""
         self.size = 0
 
+    def rename(self, name: str) -> None:
+        """Changes the name that the file will get in its folder."""
+        if self._file is not None:
+            self._file.rename(name)
+
     def write_text(self, text: str) -> None:
         """Writes text without buffering; on a terminal, with escapes for control characters."""
-        self.write((visible_lines(text) if self._file.isatty() else text).encode())
+        is_terminal = (self._file or sys.stdout).isatty()
+        self.write((visible_lines(text) if is_terminal else text).encode())
 
     def write(self, data: bytes) -> None:
         """Writes bytes without buffering."""
-        with self._user_path():
+        if self._file is not None:
             self._file.write(data)
-            self._file.flush()
+        else:
+            _write_stdout(data)
         self._last = data[-1:] or self._last
         self.size += len(data)
 
@@ -57,39 +57,24 @@ class Sink:
 
     def commit(self) -> None:
         """Ends complete output: gives the file its name and prints it."""
-        if self._partial is None or self._path is None:
+        if self._file is None:
             self._finish_line()
             return
-        try:
-            with self._user_path():
-                self._file.close()
-                if self._partial != self._path:
-                    self._partial.replace(self._path)
-        except OSError:
-            self.discard()
-            raise
-        print_line(str(self._path))
+        self._file.commit()
+        print_line(str(self._file.path))
 
     def discard(self) -> None:
         """Ends incomplete output: removes the file, so that none looks complete."""
-        if self._partial is None:
+        if self._file is None:
             self._finish_line()
-            return
-        with suppress(OSError):
-            self._file.close()
-        if self._partial != self._path:
-            self._partial.unlink(missing_ok=True)
-
-    @contextmanager
-    def _user_path(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if self._path is not None:
-                error.filename, error.filename2 = str(self._path), None
-            raise
+        else:
+            self._file.discard()
 
     def _finish_line(self) -> None:
         if self._end_line and self._last not in (b"", b"\n"):
-            self._file.write(b"\n")
-            self._file.flush()
+            _write_stdout(b"\n")
+
+
+def _write_stdout(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import grpc
@@ -105,7 +105,7 @@ class AsyncClient(ClientBase):
 
     async def download(self, media: Media | str, to: str | os.PathLike[str] | BinaryIO) -> Media:
         """Writes stored media, by their id, to a path or an open file, in chunks. A path exists only when the
-        file is complete.
+        file is complete, unless it names a device or a pipe.
 
         Raises:
             OSError: the file can't be written.
@@ -114,7 +114,8 @@ class AsyncClient(ClientBase):
         request, target = DownloadMediaRequest(id=media_id(media)), written_file(to)
         rpc, first = await self._open(lambda stubs: stubs.media.DownloadMedia, request, attempts)
         try:
-            with target as file:
+            with ExitStack() as stack:
+                file = await asyncio.to_thread(stack.enter_context, target)  # a pipe waits for its reader
                 while (message := await self._next(rpc, attempts)) is not None:
                     await asyncio.to_thread(file.write, message.chunk)
         finally:

@@ -90,7 +90,7 @@ class Client(ClientBase):
 
     def download(self, media: Media | str, to: str | os.PathLike[str] | BinaryIO) -> Media:
         """Writes stored media, by their id, to a path or an open file, in chunks. A path exists only when the
-        file is complete.
+        file is complete, unless it names a device or a pipe.
 
         Raises:
             OSError: the file can't be written.

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 from pomelo.gen.v1.media_pb2 import Media, MediaSource
 from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
+from pomelo.output_file import OutputFile
 
 MAX_INLINE_BYTES = 3 * 1024 * 1024
 """Bytes of audio that are sent in the task; larger audio is uploaded first."""
@@ -113,7 +113,14 @@ def media_id(media: Media | str) -> str:
     return media.id
 
 
-def written_file(to: str | os.PathLike[str] | BinaryIO) -> AbstractContextManager[BinaryIO]:
+class Writable(Protocol):
+    """A file that bytes can be written to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Writes the bytes."""
+
+
+def written_file(to: str | os.PathLike[str] | BinaryIO) -> AbstractContextManager[Writable]:
     """Returns a block with a file to write: the caller's, or a new one that gets its name at the end.
 
     Raises:
@@ -121,19 +128,13 @@ def written_file(to: str | os.PathLike[str] | BinaryIO) -> AbstractContextManage
         TypeError: it is no file.
     """
     if isinstance(to, (str, os.PathLike)):
-        return _renamed_when_complete(Path(to))
+        return _open_output(Path(to))
     if not hasattr(to, "write"):
         raise TypeError(f"A file is a path, or open for writing bytes, not of the type {type(to).__name__}")
     return nullcontext(to)
 
 
 @contextmanager
-def _renamed_when_complete(path: Path) -> Iterator[BinaryIO]:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with partial.open("xb") as file:
-            yield file
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+def _open_output(path: Path) -> Iterator[Writable]:
+    with OutputFile(path) as file:
+        yield file

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -123,3 +125,14 @@ async def test_a_download_that_is_cancelled_before_its_first_byte_ends_at_the_se
         await cancel(call)
         async with asyncio.timeout(20):
             await media.left.wait()
+
+
+async def test_a_download_into_a_pipe_is_written_to_it(client: Any, tmp_path: Path) -> None:
+    speech = await client.speech("eleven-labs-tts", "Up and down.", voice="adam", output_format="wav_8000")
+    media = await client.upload(speech.data)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    async with asyncio.timeout(20):
+        _, received = await asyncio.gather(client.download(media, pipe), asyncio.to_thread(pipe.read_bytes))
+    assert received == speech.data
+    assert pipe.is_fifo()
