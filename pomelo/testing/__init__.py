@@ -24,8 +24,6 @@ from pomelo.testing.openai_protocol import (
     chunk,
     error_event,
     error_reply,
-    half_character,
-    huge_line,
     page,
     redirect,
 )
@@ -65,8 +63,6 @@ __all__ = [
     "chunk",
     "error_event",
     "error_reply",
-    "half_character",
-    "huge_line",
     "page",
     "plain_refusal",
     "redirect",
