@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +21,9 @@ TIMEOUT = 30.0
 
 PAGE_SIZE = 1_000
 """Entries on a page of a list."""
+
+_BATCH_BYTES = 16 * 1024 * 1024
+"""Bytes of pages that are read from a store before they are printed: those of some 100,000 usage records."""
 
 T = TypeVar("T")
 
@@ -46,10 +49,17 @@ def call_operator(
         async with _open_operator(settings, timeout, creates) as operator:
             return await request(operator)
 
+    with _renamed_fields(names):
+        return asyncio.run(run())
+
+
+@contextmanager
+def _renamed_fields(names: Mapping[str, str] | None) -> Iterator[None]:
+    """Raises an error of a field that has a name on the command line as a FailureError with that name."""
     from pomelo.errors import PomeloError
 
     try:
-        return asyncio.run(run())
+        yield
     except PomeloError as error:
         field, names = error.field or "", names or {}
         if field not in names:
@@ -72,40 +82,58 @@ def _with_credits(message: str, error: PomeloError) -> str:
     return message
 
 
-def list_pages(settings: Settings, query: Any, request: Callable[[Operator], Awaitable[T]]) -> Iterator[T]:
-    """Yields the pages of a list: at least one, which may be empty. `request` sends the `query` for a page.
+def list_pages(
+    settings: Settings,
+    query: Any,
+    request: Callable[[Operator], Awaitable[T]],
+    timeout: float = TIMEOUT,
+    *,
+    names: Mapping[str, str] | None = None,
+) -> Iterator[T]:
+    """Yields the pages of a list: at least one, which may be empty. `request` sends the `query` for a page;
+    `timeout` and `names` are those of `call_operator`.
 
-    A running server sends each page when it is needed. Without one, all pages are read before the first is
-    yielded: the store is not open while they are printed, and a failure comes before any output.
+    A running server sends each page when it is needed. Without one, many pages are read before the first of
+    them is yielded: opening a store takes long, and it must not be open while they are printed.
 
     Raises:
         FailureError, PomeloError, SettingsError, StoreError: as `call_operator`.
     """
     from pomelo.cli.client import is_served
 
-    async def read_pages() -> AsyncIterator[T]:
-        query.page_size = PAGE_SIZE
-        async with _open_operator(settings, TIMEOUT, creates=False) as operator:
+    async def read_pages() -> AsyncGenerator[Any]:
+        async with _open_operator(settings, timeout, creates=False) as operator:
             while True:
                 page: Any = await request(operator)
-                yield page
-                if not page.next_page_token:
-                    return
                 query.page_token = page.next_page_token
+                yield page
+                if not query.page_token:
+                    return
 
-    async def read_all() -> list[T]:
-        return [page async for page in pages]
+    async def read_batch() -> list[T]:
+        batch: list[Any] = []
+        size = 0
+        async with aclosing(read_pages()) as pages:
+            async for page in pages:
+                batch.append(page)
+                size += page.ByteSize()
+                if size >= _BATCH_BYTES:
+                    break
+        return batch
 
     async def read_next() -> T | None:
-        return await anext(pages, None)
+        return await anext(served_pages, None)
 
-    pages = read_pages()
-    with asyncio.Runner() as runner:
-        if not is_served(settings.admin_socket):
-            yield from runner.run(read_all())
+    query.page_size = query.page_size or PAGE_SIZE
+    with _renamed_fields(names), asyncio.Runner() as runner:
+        if is_served(settings.admin_socket):
+            served_pages = read_pages()
+            while (page := runner.run(read_next())) is not None:
+                yield page
             return
-        while (page := runner.run(read_next())) is not None:
-            yield page
+        yield from runner.run(read_batch())
+        while query.page_token:
+            yield from runner.run(read_batch())
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pomelo.cli.operator import PAGE_SIZE, call_operator, list_pages
+from pomelo.cli.operator import list_pages
 from pomelo.cli.safe_text import csv_cell
 from pomelo.cli.terminal import (
     Config,
@@ -41,6 +41,9 @@ _COUNTS = (
 _NAMES = {"account_id": "--account", "filter.start_time": "--from", "filter.end_time": "--to"}
 _TIMEOUT = 600.0
 """Seconds: the command may read every record."""
+
+_SUMS_SIZE = 10_000
+"""Sums on a page."""
 
 
 class By(StrEnum):
@@ -83,12 +86,14 @@ def usage(
     """List the usage records of billed tasks, or their sums. Records are newest first, costs in credits."""
     from pomelo.accounts.modes import to_mode
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
-    request: pb.ListUsageRequest | pb.SumUsageRequest
+    request: Any
     if by is None:
-        request = pb.ListUsageRequest(account_id=account, page_size=PAGE_SIZE)
+        request = pb.ListUsageRequest(account_id=account)
     else:
-        request = pb.SumUsageRequest(account_id=account, group_by=[_grouping(by)])
+        # Each page sums all records again.
+        request = pb.SumUsageRequest(account_id=account, group_by=[_grouping(by)], page_size=_SUMS_SIZE)
     if live is not None:
         request.mode = to_mode(live)
     request.filter.model, request.filter.key_id, request.filter.failed = model, key, failed
@@ -96,7 +101,12 @@ def usage(
         read_time(since, "--from", request.filter.start_time)
     if until:
         read_time(until, "--to", request.filter.end_time)
-    pages = _pages(config, request)
+
+    def read(operator: Operator) -> Awaitable[Any]:
+        return operator.list_usage(request) if by is None else operator.sum_usage(request)
+
+    responses = list_pages(load(config), request, read, _TIMEOUT, names=_NAMES)
+    pages = (page.records if by is None else page.sums for page in responses)
     if as_json or output_format is Format.json:
         _print_json(pages)
         return
@@ -115,24 +125,6 @@ def _grouping(by: By) -> UsageGrouping:
     if by is By.account:
         return UsageGrouping(operator_dimension=OPERATOR_DIMENSION_ACCOUNT)
     return UsageGrouping(dimension=UsageDimension.Value(f"USAGE_DIMENSION_{by.name.upper()}"))
-
-
-def _pages(config: Any, request: Any) -> Iterator[Sequence[Any]]:
-    """Yields the records or sums of each page; at least one page, which may be empty."""
-    from pomelo.gen.admin.v1.admin_service_pb2 import ListUsageRequest
-    from pomelo.settings import load
-
-    settings, has_records = load(config), isinstance(request, ListUsageRequest)
-
-    def read(operator: Operator) -> Awaitable[Any]:
-        return operator.list_usage(request) if has_records else operator.sum_usage(request)
-
-    while True:
-        page = call_operator(settings, read, _TIMEOUT, names=_NAMES)
-        yield page.records if has_records else page.sums
-        if not page.next_page_token:
-            return
-        request.page_token = page.next_page_token
 
 
 def _key_names(config: Any, account: str) -> dict[str, str]:

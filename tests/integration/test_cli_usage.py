@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import io
 import json
+import sqlite3
+from collections import Counter
+from contextlib import closing
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +17,8 @@ from typing import Any
 import aiohttp
 import pytest
 
+from pomelo.cli.usage import Format, usage
+from pomelo.secrets import DATABASE
 from tests.driver import TaskRequest
 from tests.integration.commands import create_key, pomelo, pomelo_json
 from tests.rest_driver import RestDriver
@@ -62,6 +68,65 @@ async def test_usage_is_the_same_with_a_running_server_and_without(
         details = record["prompt_tokens_details"]
         assert cells["cached_input_tokens"] == str(details["cached_tokens"])
     assert [line.split()[-1] for line in running["table"].splitlines()[1:]] == [r["id"] for r in records]
+
+
+def add_records(data: Path, count: int, metadata: str = "") -> None:
+    """Adds `count` copies of the only record, with ids of their own."""
+    with closing(sqlite3.connect(data / DATABASE)) as database:
+        names = [row[1] for row in database.execute("PRAGMA table_info(usage)")]
+        values = ", ".join({"task_id": "'text_' || i", "metadata": "?"}.get(name, name) for name in names)
+        numbers = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT ?)"
+        database.execute(f"{numbers} INSERT INTO usage SELECT {values} FROM n, usage", [count, metadata])
+        database.commit()
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The databases that this process opens."""
+    paths: list[str] = []
+    connect = sqlite3.connect
+
+    def record(database: Any, *arguments: Any, **options: Any) -> Any:
+        paths.append(str(database))
+        return connect(database, *arguments, **options)
+
+    monkeypatch.setattr(sqlite3, "connect", record)
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("count", "metadata", "openings"),
+    [(2_500, "", 1), (400, json.dumps({"note": "x" * 50_000}), 2)],
+    ids=["many", "large"],
+)
+async def test_many_records_are_read_in_few_openings_of_the_store(
+    tmp_path: Path,
+    http: aiohttp.ClientSession,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    count: int,
+    metadata: str,
+    openings: int,
+) -> None:
+    async with serve(tmp_path) as served:
+        key = await create_key(tmp_path)
+        answer = await RestDriver(http, served.url)(TaskRequest(text_body(), key))
+    monkeypatch.setenv("POMELO_DATA", str(served.data))
+    opened.clear()
+    await asyncio.to_thread(usage, output_format=Format.csv)
+    once = Counter(opened)
+    assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 1
+
+    add_records(served.data, count, metadata)
+    opened.clear()
+    await asyncio.to_thread(usage, output_format=Format.csv)
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert {row["id"] for row in rows} == {answer.id, *(f"text_{i + 1}" for i in range(count))}
+    assert len(rows) == count + 1
+    assert {path: number / once[path] for path, number in Counter(opened).items()} == dict.fromkeys(
+        once, openings
+    )
 
 
 @pytest.mark.parametrize("by", [(), ("--by", "day")])
