@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import configparser
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from pomelo.settings import Settings
 from tests.integration.commands import development_key, environment, free_addresses, pomelo
 from tests.waiting import until
 
-FOLDER = Path(__file__).parents[2] / "deploy" / "systemd"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "deploy" / "systemd"
 UNITS = sorted(FOLDER.glob("*.service"))
 EACH_UNIT = pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
 NEEDS_SYSTEMD = pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
@@ -39,6 +41,19 @@ def service(unit: Path) -> configparser.SectionProxy:
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read(unit)
     return parser["Service"]
+
+
+def test_the_documented_command_has_the_settings_and_the_secrets_of_the_unit() -> None:
+    unit = service(FOLDER / "pomelo.service")
+    page = (ROOT / "docs" / "deployment.md").read_text()
+    (command,) = re.findall(r"^systemd-run (?:.*\\\n)*.*", page, re.MULTILINE)
+    options = shlex.split(command)
+    assert [f"--setenv={setting}" for setting in unit["Environment"].split()] == [
+        option for option in options if option.startswith("--setenv=")
+    ]
+    assert f"--property=EnvironmentFile={unit['EnvironmentFile']}" in options
+    assert f"--uid={unit['User']}" in options
+    assert unit["ExecStart"].split()[0] in options
 
 
 @EACH_UNIT

@@ -59,7 +59,7 @@ LEFT_OUT = {
     "docker": "there is no Docker where the tests run; the files it uses are tested in tests/deploy",
     "kubectl": "there is no cluster where the tests run; the manifests are tested in tests/deploy",
     "journalctl": "there is no systemd where the tests run",
-    "sudo": "there is no systemd where the tests run",
+    "systemd-run": "there is no systemd where the tests run; tests/deploy compares it with the unit",
     "nginx": "it changes the machine; tests/integration/test_nginx.py runs nginx with these files",
     "cp": "it changes the machine; tests/integration/test_nginx.py runs nginx with these files",
     "df": "it reports on the machine",

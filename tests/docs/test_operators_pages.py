@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 TROUBLESHOOTING = (ROOT / "docs" / "troubleshooting.md").read_text()
 DEPLOYMENT = (ROOT / "docs" / "deployment.md").read_text()
 PAGES = DEPLOYMENT + TROUBLESHOOTING
+BENCHMARKS = (ROOT / "docs" / "benchmarks.md").read_text()
 BLOCKS = [re.sub(r"(?m)^ +(?=\w)", "", block) for block in re.findall(r"```bash\n(.*?)```", PAGES, re.DOTALL)]
 SECTIONS = dict(re.findall(r"^### (\w+)\n(.*?)(?=^##|\Z)", TROUBLESHOOTING, re.DOTALL | re.MULTILINE))
 
@@ -63,6 +64,24 @@ def test_the_pages_name_many_commands() -> None:
 @pytest.mark.parametrize("text", sorted(commands()))
 def test_a_command_exists_with_its_options(text: str) -> None:
     check_pomelo(text)
+
+
+@pytest.mark.parametrize(
+    ("capacity", "scenario", "system"),
+    [
+        ("short tasks over REST, SQLite", "REST, 32 connections", "Pomelo, SQLite"),
+        ("short tasks over REST, Redis", "REST, 32 connections", "Pomelo, Redis"),
+        ("short tasks over gRPC, SQLite", "gRPC, 32 calls", "Pomelo, SQLite"),
+        ("text to speech, 64 KB", "Text to speech, raw, 64 KB", "Pomelo, SQLite"),
+        ("uploads of 5 MB", "Upload of 5 MB", "Pomelo, SQLite"),
+    ],
+)
+def test_the_capacity_is_what_the_benchmarks_measured(capacity: str, scenario: str, system: str) -> None:
+    (shown,) = re.findall(rf"^\| {re.escape(capacity)} \| ([\d,]+) a second \|", DEPLOYMENT, re.MULTILINE)
+    table = BENCHMARKS.partition("## Results")[2].partition(f"\n| {scenario} |")[2].partition("\n\n")[0]
+    (measured,) = re.findall(rf"^\| {re.escape(system)} \| ([\d,]+) \|", table, re.MULTILINE)
+    figure = int(measured.replace(",", ""))
+    assert int(shown.replace(",", "")) == round(figure, 2 - len(str(figure)))
 
 
 def test_files_that_the_blocks_name_exist() -> None:
