@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from pomelo.engine.reservation import Reservation
 
 
+_MAX_MODEL = 200
+"""Characters of a requested model that are reported: any text may be requested."""
+
+
 class ObservedTask:
     """One task, from its valid key to its end. A context manager around all that the engine does for it; the
     engine sets `accepted`, `reservation` and `replayed` as the task proceeds.
@@ -43,7 +47,7 @@ class ObservedTask:
         self._observers = observers
         self._call = call
         self._principal = principal
-        self._model = model
+        self._model = model[:_MAX_MODEL]
         self._stream = stream
         self._clock = clock
         self._started = clock()

@@ -10,8 +10,8 @@ from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError, invalid
 from pomelo.fields import MAX_STOPS, TEXT_FIELDS, check_enum, check_numbers
 from pomelo.gen.v1.text_pb2 import ReasoningEffort, TextInput
+from pomelo.providers.text import words
 from pomelo.providers.text.input_texts import other_texts
-from pomelo.tasks import words
 from pomelo.tasks.base import AudioInfo, Estimate, InputCount, ReadMedia, TaskDefinition
 from pomelo.tasks.conversation import check_messages, image_files
 from pomelo.tasks.text_output import BYTES_PER_TOKEN, TextCollector, output_size, replay

@@ -22,8 +22,8 @@ from pomelo.gen.v1.text_pb2 import (
 from pomelo.gen.v1.usage_pb2 import Usage as UsageCounts
 from pomelo.providers.base import log_fields
 from pomelo.providers.chunks import output_calls, output_text, split_text, split_tool_call, text_delta
+from pomelo.providers.text.words import count_words
 from pomelo.tasks.base import LARGE, Collector, CollectorContext
-from pomelo.tasks.words import count_words
 
 log = logging.getLogger("pomelo.tasks")
 

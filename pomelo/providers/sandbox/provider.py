@@ -31,6 +31,9 @@ from pomelo.providers.sandbox.speech import Speech
 from pomelo.providers.sandbox.triggers import Triggers, failure, parse
 from pomelo.providers.text import completed_text
 
+_LARGE = 64 * 1024
+"""Bytes of an input above which its words are counted in a thread."""
+
 _THREADS = 2
 
 _Step = TypeVar("_Step")
@@ -95,7 +98,11 @@ class Sandbox:
 
     async def _reply(self, job: Job[Any]) -> tuple[Triggers, _Reply]:
         given, model = job.input, job.model
-        prompt = text.read_prompt(given)
+        if given.ByteSize() > _LARGE:
+            loop = asyncio.get_running_loop()
+            prompt = await loop.run_in_executor(self._threads, text.read_prompt, given)
+        else:
+            prompt = text.read_prompt(given)
         text.check_length(prompt.tokens, model.limits.max_input_tokens)
         triggers = await self._begin(prompt.text, job, "messages")
         limit = text.output_limit(given, model.limits.max_output_tokens)

@@ -15,6 +15,7 @@ from pomelo.gen.v1.text_pb2 import FinishReason, Role, TextInput
 from pomelo.providers.base import Event
 from pomelo.providers.sandbox.examples import example_of
 from pomelo.providers.text.input_texts import other_texts
+from pomelo.providers.text.words import count_words
 
 IMAGE_TOKENS = 85
 """Tokens of an image in a message."""
@@ -58,14 +59,14 @@ def read_prompt(given: TextInput) -> Prompt:
     for message in given.messages:
         parts = message.content
         text = "\n".join([part.text for part in parts if part.HasField("text")])
-        tokens += len(text.split()) + IMAGE_TOKENS * sum(part.HasField("image") for part in parts)
+        tokens += count_words(text) + IMAGE_TOKENS * sum(part.HasField("image") for part in parts)
         if message.role == Role.ROLE_TOOL:
             results = [*(results or ()), *(part.tool_result.content for part in parts)]
         else:
             results = None
         if message.role == Role.ROLE_USER:
             last = text
-    tokens += sum(len(text.split()) for text in other_texts(given))
+    tokens += sum(map(count_words, other_texts(given)))
     # As with a vendor, a message that is nothing but white space has tokens, too.
     return Prompt(last, None if results is None else " ".join(results), max(tokens, 1))
 

@@ -26,7 +26,9 @@ def tool_calls(prompt: Prompt, given: TextInput, model: str, number: int) -> lis
         number = 1
     number = number or 1
     seed = given.seed if given.HasField("seed") else "-"
-    ids = (_call_id(f"{model} {seed} {index} {prompt.text}") for index in itertools.count())
+    # The text may be long, and many ids taken.
+    digest = hashlib.blake2s(f"{model} {seed} {prompt.text}".encode()).hexdigest()
+    ids = (_call_id(f"{index} {digest}") for index in itertools.count())
     # Clients know a call by its id, also one that answers the same message again.
     taken = {part.tool_call.id for message in given.messages for part in message.content}
     new_ids = (call_id for call_id in ids if call_id not in taken)

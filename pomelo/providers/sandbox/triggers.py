@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from pomelo.errors import TABLE, PomeloError, invalid, missing, unsupported_model
 
-_TRIGGER = re.compile(r"\[\[([a-z]+)(?::([a-z0-9_.]{1,40}))?\]\]")
+_TRIGGER = re.compile(r"\[\[([a-z]{1,5})(?::([a-z0-9_.]{1,40}))?\]\]")
 _SECONDS = re.compile(r"\d{1,4}(?:\.\d{1,6})?")
 _WORDS = re.compile(r"[1-9]\d{0,8}")
 _CALLS = re.compile(r"[1-9]\d?")

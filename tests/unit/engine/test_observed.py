@@ -55,6 +55,13 @@ async def report(
     return found
 
 
+def test_the_model_of_a_refused_task_is_reported_shortened() -> None:
+    reports, error = Reports(), PomeloError("unsupported_model")
+    task = ObservedTask([reports], Clock(), call_of(""), CALLER, "x" * 8_000_000, stream=False)
+    task.__exit__(type(error), error, None)
+    assert reports.ended[0].model == "x" * 200
+
+
 @pytest.mark.parametrize(
     ("error", "options", "outcome", "code", "status"),
     [

@@ -47,7 +47,7 @@ def conversation(*contents: Any) -> dict[str, Any]:
 @given(st.lists(contents, min_size=1, max_size=3), st.integers(1, 7))
 def test_words_are_counted_equally_in_one_text_and_in_slices(messages: list[str], size: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pomelo.tasks.words.SLICE", size)
+        patch.setattr("pomelo.providers.text.words.SLICE", size)
         tokens = estimate_of("gpt-4", task_input("gpt-4", **conversation(*messages))).count_input()
     words = sum(len(content.split()) for content in messages)
     assert tokens == max(words, sum(len(content.encode()) for content in messages) // 8)

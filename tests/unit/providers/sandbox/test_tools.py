@@ -133,6 +133,16 @@ async def test_the_same_message_again_in_a_conversation_gets_calls_with_new_ids(
     assert ids[:2] == [call.id for call in await calls_of(sandbox, user_input("[[calls:2]]", tools=[NOW]))]
 
 
+async def test_a_long_message_is_not_read_again_for_each_call(sandbox: Sandbox) -> None:
+    async def seconds(calls: int) -> float:
+        task = user_input(f"[[calls:{calls}]]" + "x" * 4_000_000, tools=[NOW])
+        began = time.process_time()
+        assert len(await calls_of(sandbox, task)) == calls
+        return time.process_time() - began
+
+    assert await seconds(99) < 10 * await seconds(1)
+
+
 async def test_the_chosen_tool_is_called_or_none(sandbox: Sandbox) -> None:
     tools = [WEATHER, NOW]
     (call,) = await calls_of(sandbox, user_input("Hi", tools=tools, tool_choice=ToolChoice(tool="now")))
