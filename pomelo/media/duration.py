@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,9 @@ START_TIMEOUT = 20.0
 
 _MAX_FILES_PER_WORKER = 2_000
 """Audio files after which a process is replaced, so that a leak in native code stays small."""
+
+_INHERITED = ("PATH", "PYTHON", "LD_", "LANG", "LC_", "TMP")
+"""Beginnings of the names of the variables that a process gets: the others may be secrets."""
 
 _CONTENT_TYPES = {
     "flac": "audio/flac",
@@ -151,6 +155,7 @@ class _Worker:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
+            env={name: value for name, value in os.environ.items() if name.startswith(_INHERITED)},
             start_new_session=True,  # only the server handles Ctrl-C in a terminal
         )
         worker = cls(process)

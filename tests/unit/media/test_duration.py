@@ -145,6 +145,20 @@ def demuxers() -> list[psutil.Process]:
     return [child for child in children if "pomelo.media.demux" in " ".join(child.cmdline())]
 
 
+async def test_the_process_that_reads_audio_has_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("POMELO_SECRET", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "GROQ_TOKEN"):
+        monkeypatch.setenv(name, "hunter2")
+    before = demuxers()
+    async with own_measurer(1, 20) as measurer:
+        assert (
+            await measurer.measure(
+                AudioSource("audio/mpeg", len(corpus.mp3(1)), data=corpus.mp3(1)), "acme", "r"
+            )
+        ).ms
+        (process,) = [one for one in demuxers() if one not in before]
+        assert "hunter2" not in process.environ().values()
+
+
 async def test_declared_samples_are_not_cheaper_if_the_demuxer_fails(
     fifo: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
