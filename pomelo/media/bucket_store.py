@@ -8,6 +8,7 @@ of this process. Links are Pomelo's own, and any of the servers answers them.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -102,9 +103,19 @@ class BucketStore(MediaStore):
         copy.users += 1
         call.at_end.append(partial(self._release, media_id, copy))
         async with before_deadline(call), copy.lock:
-            if copy.media is None:
-                with suppress(MissingFileError):
-                    copy.media = await self._download(media_id, owner, copy.path)
+            if copy.media is not None and self._touch(copy.path):
+                return
+            copy.media = None
+            with suppress(MissingFileError):
+                copy.media = await self._download(media_id, owner, copy.path)
+
+    def _touch(self, path: Path) -> bool:
+        """Keeps a copy from being taken for a leftover, by any process. Returns whether it still exists."""
+        try:
+            os.utime(path, (self.now(), self.now()))
+        except OSError:
+            return False
+        return True
 
     async def share(self, media_id: str, owner: str, lifetime: float | None = None) -> None:
         path, media = super().find(media_id, owner)

@@ -24,7 +24,8 @@ from pomelo.media.reader import FileReader, Reader
 from pomelo.media.writer import PARTIAL_PREFIX, PREFIX, MediaWriter
 
 _PARTIAL_LIFETIME = 900
-"""Seconds without a write after which a partial file has no writer: longer than any call may last."""
+"""Seconds after which a partial file has no writer, and a copy no reader: longer than any call may last. Each
+call that uses a copy touches it."""
 
 _ID = re.compile(r"media_([0-9a-z]{26})([0-9a-z]{16})\.([0-9a-z]{1,8})")
 

@@ -172,6 +172,24 @@ async def test_calls_that_need_a_file_at_the_same_time_share_one_copy(
         call.end()
 
 
+async def test_a_copy_stays_while_calls_use_it_however_long_the_first_one_has_ended(
+    machine: Callable[..., BucketStore], clock: Clock
+) -> None:
+    media_id = await upload(machine("a"))
+    store, last = machine("b"), grpc_call()
+    await store.fetch(media_id, "ann/test", last)
+    for _ in range(5):
+        clock.ahead += 500
+        call = grpc_call()
+        await store.fetch(media_id, "ann/test", call)
+        last.end()
+        last = call
+        await store.refresh()
+        assert store.find(media_id, "ann/test")[0].read_bytes() == PNG
+    last.end()
+    assert on_disk(store) == []
+
+
 async def test_a_copy_leaves_the_disk_reserve_free(machine: Callable[..., BucketStore]) -> None:
     media_id = await upload(machine("a"))
     store, call = machine("b", reserve=2**62), grpc_call()
