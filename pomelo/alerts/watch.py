@@ -237,7 +237,7 @@ class Watch(Observer):
         unsure = self._unsure.pop(subject, None)
         try:
             changed = await self._note_state(subject, state, seconds)
-        except PomeloError:
+        except BaseException:  # also if it is cancelled: the state may be noted
             self._unsure[subject] = state
             raise
         return changed or unsure == state

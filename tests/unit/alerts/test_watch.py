@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -113,6 +114,28 @@ async def test_an_alert_that_the_store_could_not_note_is_reported_once(
         await watch.search()
     for task_id in ("b", "c"):
         watch.charged(await run(store, task_id, input_tokens=0, output_tokens=0))
+        await watch.search()
+    assert [alert.type for alert in sent] == ["balance.low"]
+
+
+async def test_an_alert_whose_search_is_cancelled_after_its_state_was_noted_is_reported(
+    store: Store, sent: list[Alert]
+) -> None:
+    noted: dict[str, str] = {}
+
+    async def note_state(subject: str, state: str, seconds: float) -> bool:
+        changed = noted.get(subject) != state
+        noted[subject] = state
+        if changed:
+            raise asyncio.CancelledError
+        return changed
+
+    await add_account(store, micros=900)
+    watch = Watch(store, sent.append, low_share=0.2, blocked_routes=set, note_state=note_state)
+    watch.charged(await run(store, "a", output_tokens=50))
+    with pytest.raises(asyncio.CancelledError):
+        await watch.search()
+    for _ in range(2):
         await watch.search()
     assert [alert.type for alert in sent] == ["balance.low"]
 
