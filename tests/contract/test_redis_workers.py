@@ -95,6 +95,29 @@ async def test_a_worker_that_was_silent_for_long_sends_a_heartbeat_before_it_res
         assert (found["a"], found["new"]) == (False, True)
 
 
+async def test_a_worker_that_was_removed_while_it_was_silent_gets_a_new_id(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    clock = [5_000.0]
+    opening = open_redis(
+        *(server.url, f"sqlite:{tmp_path / 'usage.db'}"),
+        timing=Timing(timeout=20.0, dead_after=100.0, **IDLE),
+        monotonic=lambda: clock[0],
+    )
+    async with opening as store:
+        worker = store._worker  # type: ignore[attr-defined]
+        first = worker.id
+        server.do("HDEL", WORKERS, first)  # as a server does that has lost what it had
+        clock[0] += 59.0
+        await worker._send_heartbeat()
+        assert worker.id == first
+        server.do("HDEL", WORKERS, first)  # as a process does that has recovered its tasks
+        clock[0] += 61.0
+        await store.reserve(request("new", 0, account="default"))
+        assert worker.id != first
+        assert [one.own for one in await store.reservations()] == [True]
+
+
 async def test_heartbeats_that_find_their_worker_marked_dead_agree_on_a_new_id(
     server: RedisServer, opened: Opener
 ) -> None:

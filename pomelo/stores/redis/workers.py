@@ -45,6 +45,8 @@ class Worker:
         """What the other processes see of this one."""
         self._rounds = 0
         self._last_heartbeat = 0.0
+        self._has_sent = False
+        """Whether a heartbeat was sent."""
         self._failing = False
         """Whether the last heartbeat failed."""
         self._counts: dict[str, tuple[bytes, float]] = {}
@@ -140,9 +142,12 @@ class Worker:
         await self._check_workers()
 
     async def _send_heartbeat(self) -> None:
-        at, known_id = self._monotonic(), self.id
+        at, known_id, had_sent, was_live = self._monotonic(), self.id, self._has_sent, self.is_live
         try:
-            if not await self._connection.run(HEARTBEAT, [WORKERS], [known_id]):
+            count = await self._connection.run(HEARTBEAT, [WORKERS], [known_id])
+            # A process that recovers tasks removes their worker at the end; others may still recover them. A
+            # server that has lost its data counts from 1, too, but mostly while the worker is live.
+            if not count or (count == 1 and had_sent and not was_live):
                 if self.id == known_id:  # another heartbeat may have found it, too
                     log.warning(
                         "This process was marked dead, and its tasks were recovered by another process"
@@ -152,7 +157,7 @@ class Worker:
         except PomeloError:
             self._failing = True
             raise
-        self._last_heartbeat, self._failing = at, False
+        self._last_heartbeat, self._has_sent, self._failing = at, True, False
 
     async def _register_unknown_workers(self) -> None:
         """Adds the workers that only their reservations name: their counts will not change."""
