@@ -35,12 +35,12 @@ os.execv(sys.executable, [sys.executable, "-m", "pomelo.cli", "serve"])
 """
 
 
-def service(unit: Path) -> configparser.SectionProxy:
-    """Returns the section Service of a unit; of a setting given twice, the last."""
+def service(unit: Path, section: str = "Service") -> configparser.SectionProxy:
+    """Returns a section of a unit; of a setting given twice, the last."""
     parser = configparser.RawConfigParser(strict=False)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read(unit)
-    return parser["Service"]
+    return parser[section]
 
 
 def test_the_documented_command_has_the_settings_and_the_secrets_of_the_unit() -> None:
@@ -54,6 +54,12 @@ def test_the_documented_command_has_the_settings_and_the_secrets_of_the_unit() -
     assert f"--property=EnvironmentFile={unit['EnvironmentFile']}" in options
     assert f"--uid={unit['User']}" in options
     assert unit["ExecStart"].split()[0] in options
+
+
+@EACH_UNIT
+def test_a_unit_is_started_again_however_long_its_store_is_away(unit: Path) -> None:
+    assert service(unit)["Restart"] == "on-failure"
+    assert service(unit, "Unit")["StartLimitIntervalSec"] == "0"
 
 
 @EACH_UNIT
