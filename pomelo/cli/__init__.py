@@ -46,20 +46,47 @@ def main() -> None:
     """Runs the command of `sys.argv` and ends the process: status 0, 1 for an error, 2 for wrong usage."""
     # grpc's own log repeats errors that are printed in one line below. Setting the variable brings it back.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed by the caller
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    status: int | str | None = 0
+    failure: Exception | None = None
     try:
         program()(prog_name="pomelo")
-    except BrokenPipeError:
-        # The reader of the output is gone, and the interpreter would report it again when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
+    except SystemExit as ended:
+        status = ended.code
     except Exception as error:
-        line = explain(error)
-        settings = sys.modules.get("pomelo.settings")
-        # Only settings have errors of several lines; other text stays on one line.
-        is_settings_error = settings is not None and isinstance(error, settings.SettingsError)
-        for part in line.split("\n") if is_settings_error else [line]:
-            print_line(f"pomelo: {part}", err=True)
-        sys.exit(1)
+        failure, status = error, 1
+    # The interpreter does this, too, but would end with a status of its own if it fails.
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _discard_output()
+        failure, status = failure or error, 1
+    if failure is not None and not isinstance(failure, BrokenPipeError):
+        _print_failure(failure)
+    sys.exit(status)
+
+
+def _print_failure(error: Exception) -> None:
+    """Prints why a command has failed.
+
+    Raises:
+        Exception: the error itself, if it is an internal one.
+    """
+    line = explain(error)
+    settings = sys.modules.get("pomelo.settings")
+    # Only settings have errors of several lines; other text stays on one line.
+    is_settings_error = settings is not None and isinstance(error, settings.SettingsError)
+    for part in line.split("\n") if is_settings_error else [line]:
+        print_line(f"pomelo: {part}", err=True)
+
+
+def _discard_output() -> None:
+    """Drops what could not be printed: the interpreter would try again when it ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def _print_version(requested: bool) -> None:

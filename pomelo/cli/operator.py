@@ -128,8 +128,11 @@ def list_pages(
     with _renamed_fields(names), asyncio.Runner() as runner:
         if is_served(settings.admin_socket):
             served_pages = read_pages()
-            while (page := runner.run(read_next())) is not None:
-                yield page
+            try:
+                while (page := runner.run(read_next())) is not None:
+                    yield page
+            finally:  # the caller may stop early, such as when its output can't be written
+                runner.run(served_pages.aclose())
             return
         yield from runner.run(read_batch())
         while query.page_token:

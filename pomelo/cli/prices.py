@@ -70,7 +70,7 @@ def check(
     try:
         when = datetime.fromisoformat(at).replace(tzinfo=UTC) if at else datetime.now(UTC)
     except ValueError as error:
-        raise FailureError("--at must be a day such as 2026-11-26") from error
+        raise typer.BadParameter("must be a day such as 2026-11-26", param_hint="--at") from error
     catalog = find_providers(load(config)).catalog
     different = list(differences(catalog, when))
     if as_json:

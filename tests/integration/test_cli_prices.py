@@ -42,4 +42,5 @@ async def test_a_wrong_price_in_the_operators_catalogue_has_status_1(tmp_path: P
     assert result.status == 1
     assert "million_input_tokens from 272,001 tokens" in result.out
     result = await pomelo(tmp_path, "prices", "check", "--at", "soon")
-    assert (result.status, result.error) == (1, "pomelo: --at must be a day such as 2026-11-26\n")
+    assert result.status == 2
+    assert "Invalid value for --at: must be a day such as 2026-11-26" in result.error

@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import re
+import shlex
 import shutil
 import struct
 import sys
@@ -126,3 +127,55 @@ async def test_wide_characters_stay_in_their_columns(served: Served, http: aioht
     lines = (await pomelo(folder, "usage", "--account", "wide", "--by", "user")).out.splitlines()
     starts = [re.match(r"\S+ +", line) for line in lines]
     assert [cell_len(start[0]) for start in starts if start] == [10] * 3
+
+
+async def write_to(file: int, folder: Path, *arguments: str) -> tuple[int | None, str]:
+    """Runs a command whose output goes to a file; returns its exit status and its errors."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pomelo.cli", *arguments),
+        cwd=folder,
+        env=environment(folder, PYTHONUNBUFFERED=""),
+        stdout=file,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        _, error = await process.communicate()
+    return process.returncode, error.decode()
+
+
+LISTS = (
+    ("accounts", "list"),
+    ("accounts", "list", "--json"),
+    ("usage", "--by", "account", "--format", "csv"),
+)
+
+
+@pytest.mark.parametrize("arguments", [*LISTS, ("--version",)], ids=" ".join)
+async def test_output_that_cannot_be_written_ends_a_command_with_status_1(
+    served: Served, http: aiohttp.ClientSession, arguments: tuple[str, ...]
+) -> None:
+    folder = served.data.parent
+    key = await create_key(folder)
+    assert (await RestDriver(http, served.url)(TaskRequest(text_body(), key))).status == 200
+    full = os.open("/dev/full", os.O_WRONLY)
+    assert await write_to(full, folder, *arguments) == (1, "pomelo: No space left on device\n")
+    os.close(full)
+    read, write = os.pipe()
+    os.close(read)
+    assert await write_to(write, folder, *arguments) == (1, "")  # as with `| head`
+    os.close(write)
+
+
+@pytest.mark.parametrize("arguments", LISTS, ids=" ".join)
+async def test_a_command_without_an_output_does_its_work(served: Served, arguments: tuple[str, ...]) -> None:
+    command = shlex.join([sys.executable, "-m", "pomelo.cli", *arguments])
+    folder = served.data.parent
+    process = await asyncio.create_subprocess_exec(
+        *("sh", "-c", f"{command} >&-"),
+        cwd=folder,
+        env=environment(folder),
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(60):
+        _, error = await process.communicate()
+    assert (process.returncode, error) == (0, b"")
