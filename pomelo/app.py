@@ -311,11 +311,11 @@ async def open_gateway(
 ) -> AsyncIterator[tuple[str, int]]:
     """Serves only REST, for the gRPC server at `target`; yields the bound address. Leaving drains.
 
-    `tls` None: uses TLS unless the server is on this machine or the settings allow plaintext. `ca` is the
-    trusted authority (None: the well-known ones); a server that asks for a certificate gets that of the
-    settings. `reloader` has the certificate for callers (None: that of the settings). With the server's root
-    secret, the server recognises this gateway. `observers` get reports of calls, `metrics` what is counted.
-    `readiness` follows the server, and is what health checks report.
+    `tls` None: uses TLS unless the server is on this machine. `ca` is the trusted authority (None: the
+    well-known ones); a server that asks for a certificate gets that of the settings. `reloader` has the
+    certificate for callers (None: that of the settings). With the server's root secret, the server recognises
+    this gateway. `observers` get reports of calls, `metrics` what is counted. `readiness` follows the server,
+    and is what health checks report.
 
     Raises:
         OSError: the address is in use, or a TLS file can't be read.
@@ -323,7 +323,7 @@ async def open_gateway(
     """
     if tls is None:
         is_local = target.startswith("unix:") or is_loopback(target.rpartition(":")[0].strip("[]"))
-        tls = not is_local and not settings.insecure
+        tls = not is_local
     client_tls = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
     secret = settings.shared_secret()
     catalog = find_catalog(settings)

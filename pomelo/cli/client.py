@@ -98,7 +98,8 @@ def _find_server(settings: Settings, target: str | None) -> tuple[str, str, int]
 def _choose_tls(
     settings: Settings, host: str, ca: Path | None, *, own: bool
 ) -> tuple[ssl.SSLContext | None, Tls | None]:
-    """Returns TLS to a server, for Python and for grpc; None without it. `own`: that of the settings."""
+    """Returns TLS to a server, for Python and for grpc; None without it. `own`: that of the settings, which
+    has TLS if they have a certificate."""
     from pomelo.cli import trust
     from pomelo.network.addresses import is_loopback
     from pomelo.network.tls import load_certificate
@@ -108,7 +109,7 @@ def _choose_tls(
     authority: Path | bytes | None
     if own and cert is not None:
         context, authority = trust.trust_own_certificate(cert), trust.read_own_certificate(cert).encode()
-    elif ca is not None or cert is not None or not (is_loopback(host) or settings.insecure):
+    elif not own and (ca is not None or cert is not None or not is_loopback(host)):
         context, authority = trust.trust_authority(ca), ca
     else:
         return None, None

@@ -50,7 +50,7 @@ def gateway(
         bool | None,
         typer.Option(
             "--tls/--no-tls",
-            help="Use TLS to the server. Default: unless it is on this machine or POMELO_INSECURE is 1.",
+            help="Use TLS to the server. Default: unless it is on this machine.",
         ),
     ] = None,
     ca: Ca = None,

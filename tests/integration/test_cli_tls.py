@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -20,6 +21,29 @@ from tests.integration.commands import (
 )
 from tests.ports import free_port
 from tests.rest_driver import RestDriver
+
+NOT_KNOWN_AS_LOOPBACK = "LOCALHOST"
+"""Leads to 127.0.0.1, but could be the name of another machine."""
+
+HANDSHAKE, PLAIN = b"\x16", b"P"
+"""The first byte of a connection with and without TLS."""
+
+
+@asynccontextmanager
+async def first_byte() -> AsyncIterator[tuple[int, asyncio.Future[bytes]]]:
+    """Yields a port that takes connections and closes them, and the first byte of the first one."""
+    seen: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            byte = await reader.read(1)
+            if byte and not seen.done():
+                seen.set_result(byte)
+        writer.close()
+
+    server = await asyncio.start_server(listen, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], seen
 
 
 @pytest.fixture(scope="module")
@@ -131,26 +155,36 @@ async def test_a_gateway_uses_tls_according_to_its_options(
     assert "--ca and --no-tls exclude each other" in both.error
 
 
-@pytest.mark.parametrize(("option", "first"), [("--tls", b"\x16"), ("--no-tls", b"P")])
-async def test_a_gateway_starts_a_tls_handshake_only_if_tls_is_on(
-    tmp_path: Path, http: aiohttp.ClientSession, option: str, first: bytes
+@pytest.mark.parametrize(
+    ("host", "options", "first"),
+    [
+        ("127.0.0.1", (), PLAIN),
+        ("127.0.0.1", ("--tls",), HANDSHAKE),
+        (NOT_KNOWN_AS_LOOPBACK, (), HANDSHAKE),
+        (NOT_KNOWN_AS_LOOPBACK, ("--no-tls",), PLAIN),
+    ],
+)
+async def test_a_gateway_uses_tls_unless_its_server_is_here_or_it_is_off(
+    tmp_path: Path, http: aiohttp.ClientSession, host: str, options: tuple[str, ...], first: bytes
 ) -> None:
-    seen: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(ConnectionError):
-            byte = await reader.read(1)
-            if not seen.done():
-                seen.set_result(byte)
-        writer.close()
-
-    server = await asyncio.start_server(listen, "127.0.0.1", 0)
-    target = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    """Also if POMELO_INSECURE allows its own callers to come without TLS."""
     rest = f"127.0.0.1:{free_port()}"
-    options = ("--target", target, option)
-    async with server, start_command(tmp_path, "gateway", *options, POMELO_REST=rest) as gateway:
-        await gateway.read_until("gRPC")
-        request = asyncio.create_task(RestDriver(http, f"http://{rest}").get("/api/v1/models", "x"))
-        async with asyncio.timeout(30):
+    async with first_byte() as (port, seen):
+        arguments = ("gateway", "--target", f"{host}:{port}", *options)
+        variables = {"POMELO_REST": rest, "POMELO_INSECURE": "1"}
+        async with start_command(tmp_path, *arguments, **variables) as gateway, asyncio.timeout(30):
+            await gateway.read_until("gRPC")
+            request = asyncio.create_task(RestDriver(http, f"http://{rest}").get("/api/v1/models", "x"))
             assert await seen == first
             await request
+
+
+@pytest.mark.parametrize(("host", "first"), [("127.0.0.1", PLAIN), (NOT_KNOWN_AS_LOOPBACK, HANDSHAKE)])
+@pytest.mark.parametrize("command", [("models",), ("run", "Hello")], ids=lambda each: each[0])
+async def test_a_key_is_not_sent_to_another_machine_without_tls(
+    tmp_path: Path, command: tuple[str, ...], host: str, first: bytes
+) -> None:
+    async with first_byte() as (port, seen):
+        arguments = (*command, "--target", f"{host}:{port}", "--key", "pml_test_x")
+        assert (await pomelo(tmp_path, *arguments, POMELO_INSECURE="1")).status == 1
+        assert await seen == first
