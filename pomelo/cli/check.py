@@ -1,4 +1,5 @@
-"""`pomelo serve --check`: whether the server could start. It serves nothing and changes nothing."""
+"""`pomelo serve --check`: whether the server could start. It serves nothing, and changes nothing but the file
+with which a bucket is checked."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pomelo.cli.doctor import check_data
 from pomelo.cli.findings import Finding, report
+from pomelo.cli.fleet import check_bucket
 from pomelo.cli.terminal import counted
 
 if TYPE_CHECKING:
@@ -68,11 +70,16 @@ def _check(config: Path | None, workers: int | None) -> Iterator[Finding]:
             yield Finding("plug-in", "warning", f"{reason}. Its models are not available")
         yield _certificate(settings, configuration.certificate)
     yield _store(settings, served)
+    if settings.media:
+        yield asyncio.run(check_bucket(settings))
+    yield from _tracing()
     yield from _addresses(settings, served)
 
 
 def _data(settings: Settings) -> Finding:
+    from pomelo.network.addresses import check_socket_path
     from pomelo.settings import SettingsError
+    from pomelo.telemetry.exposition import worker_socket
 
     found = check_data(settings)
     if found.state == "off":
@@ -82,7 +89,12 @@ def _data(settings: Settings) -> Finding:
                 "data", "broken", f"{settings.data} can't be created: {parent} can't be written to"
             )
     try:
+        for number in range(1, settings.workers if settings.admin else 1):
+            check_socket_path(worker_socket(settings.data, number))
+        check_socket_path(settings.admin_socket)
         settings.check_secret()
+    except OSError as error:
+        return Finding("data", "broken", error.strerror or str(error))
     except SettingsError as error:
         return Finding("data", "broken", str(error))
     return found
@@ -153,13 +165,31 @@ def _store(settings: Settings, served: bool) -> Finding:
     return Finding("store", "ok", "SQLite" if settings.uses_sqlite else settings.store.partition(":")[0])
 
 
-def _addresses(settings: Settings, served: bool) -> Iterator[Finding]:
-    from pomelo.cli.process import find_used_address
+def _tracing() -> Iterator[Finding]:
+    from pomelo.cli.process import open_traces
+    from pomelo.settings import SettingsError
+    from pomelo.telemetry.tracing import is_configured
 
-    for name, variable, address in (
-        ("gRPC", "POMELO_GRPC", settings.grpc),
-        ("REST", "POMELO_REST", settings.rest),
-    ):
+    async def open_and_close() -> None:
+        async with open_traces(None):
+            pass
+
+    if not is_configured(os.environ):
+        return
+    try:
+        asyncio.run(open_and_close())
+    except SettingsError as error:
+        yield Finding("traces", "broken", str(error))
+    else:
+        yield Finding("traces", "ok", "sent to the collector of OpenTelemetry's variables")
+
+
+def _addresses(settings: Settings, served: bool) -> Iterator[Finding]:
+    from pomelo.cli.process import addresses, find_used_address
+
+    names = {"POMELO_REST": "REST", "POMELO_GRPC": "gRPC", "POMELO_ADMIN": "admin"}
+    for variable, address in addresses(settings).items():
+        name = names[variable]
         if not address:
             yield Finding(name, "off", f"{variable} is empty")
             continue

@@ -60,7 +60,7 @@ def check_fleet(config: Any) -> Iterator[Finding]:
         yield _shared(fact, everyone)
     yield _clocks(everyone)
     if settings.media:
-        yield asyncio.run(_bucket(settings))
+        yield asyncio.run(check_bucket(settings))
 
 
 def _here(settings: Settings, clock: float) -> Process | None:
@@ -77,7 +77,8 @@ def _here(settings: Settings, clock: float) -> Process | None:
     return replace(own, host=_HERE)
 
 
-async def _bucket(settings: Settings) -> Finding:
+async def check_bucket(settings: Settings) -> Finding:
+    """Checks the bucket of media."""
     from pomelo.configuration import open_bucket
     from pomelo.settings import SettingsError
 

@@ -32,6 +32,7 @@ from pomelo.telemetry.tracing import open_tracing
 
 if TYPE_CHECKING:
     from pomelo.app import App
+    from pomelo.telemetry.events import Observer
     from pomelo.telemetry.metrics import Metrics
 
 SWITCH_INTERVAL = 0.0001
@@ -160,7 +161,7 @@ async def open_observed_app(
     metrics, page = process_metrics(task_log), OperatorPage()
     async with (
         open_admin(settings, metrics, readiness, page, worker) as admin,
-        open_tracing(worker) as traces,
+        open_traces(worker) as traces,
         open_app(
             settings, worker=worker, observers=(task_log, *traces), metrics=metrics, readiness=readiness
         ) as app,
@@ -168,6 +169,21 @@ async def open_observed_app(
         page.operator = app.operator
         process.defer_garbage_collection()
         yield app, admin
+
+
+@asynccontextmanager
+async def open_traces(worker: int | None) -> AsyncIterator[tuple[Observer, ...]]:
+    """Yields the observers that send traces, as `open_tracing`.
+
+    Raises:
+        SettingsError: the variables of OpenTelemetry can't be used.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            traces = await stack.enter_async_context(open_tracing(worker))
+        except ValueError as error:
+            raise SettingsError(str(error)) from error
+        yield traces
 
 
 async def serve_gateway(

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
+import os
 import re
+from pathlib import Path
 
 from yarl import URL
+
+_MAX_SOCKET_PATH = 107
+"""Bytes of the path of a Unix socket."""
 
 _LOGIN = re.compile(r"//[^/?#]*@")
 
@@ -35,6 +41,19 @@ def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address of `host`."""
     address = _ip_address(host)
     return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def check_socket_path(path: Path) -> None:
+    """Refuses the path of a Unix socket that is too long.
+
+    Raises:
+        OSError: it is.
+    """
+    path = path.absolute()
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        raise OSError(
+            errno.ENAMETOOLONG, f"Too long for a socket: {path}. Use a data folder with a shorter path"
+        )
 
 
 def host_of(header: str) -> str:

@@ -26,6 +26,7 @@ from pomelo.gen.v1 import (
     model_service_pb2,
     task_service_pb2,
 )
+from pomelo.network.addresses import check_socket_path
 from pomelo.network.origin import GatewayProof
 from pomelo.network.tls import Certificate
 from pomelo.runtime import process
@@ -303,10 +304,7 @@ def _free_address(path: Path) -> str:
     grpc itself would also remove one that a process listens on.
     """
     path = path.absolute()
-    if len(os.fsencode(path)) > 107:
-        raise OSError(
-            errno.ENAMETOOLONG, f"Too long for a socket: {path}. Use a data folder with a shorter path"
-        )
+    check_socket_path(path)
     try:
         mode = path.lstat().st_mode
     except FileNotFoundError:

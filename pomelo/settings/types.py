@@ -90,6 +90,15 @@ def _bucket(url: str) -> str:
     return url
 
 
+def _utf8(text: str) -> str:
+    """Refuses bytes that are not UTF-8: an error when they are encoded later would show a secret."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must be UTF-8 text") from None
+    return text
+
+
 def _secret(text: str) -> str:
     if text and len(text) < secrets.MIN_LENGTH:
         raise ValueError(f"must have at least {secrets.MIN_LENGTH} characters. Run: openssl rand -hex 32")
@@ -144,10 +153,10 @@ def _plan(name: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_address)]
-Store = Annotated[str, AfterValidator(_store)]
-Archive = Annotated[str, AfterValidator(_archive)]
+Store = Annotated[str, AfterValidator(_utf8), AfterValidator(_store)]
+Archive = Annotated[str, AfterValidator(_utf8), AfterValidator(_archive)]
 Bucket = Annotated[str, AfterValidator(_bucket)]
-Secret = Annotated[str, AfterValidator(_secret)]
+Secret = Annotated[str, AfterValidator(_utf8), AfterValidator(_secret)]
 PlanName = Annotated[str, AfterValidator(_plan)]
 Size = Annotated[ByteSize, BeforeValidator(_size)]
 MessageSize = Annotated[Size, Field(gt=0, le=2**29)]

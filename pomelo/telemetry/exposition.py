@@ -8,7 +8,6 @@ the texts of all.
 from __future__ import annotations
 
 import asyncio
-import errno
 import os
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -19,6 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from pomelo.network.addresses import check_socket_path
 from pomelo.telemetry.instruments import Counter, Gauge, Histogram, Instrument
 from pomelo.telemetry.metrics import Metrics
 
@@ -28,9 +28,6 @@ WORKER_TIMEOUT = 1.0
 """Seconds after which a worker that does not answer is left out."""
 
 WORKER_UP = Gauge("pomelo_worker_up", "1 if the worker has reported its metrics, otherwise 0.")
-
-_MAX_PATH = 107
-"""Bytes of the path of a socket."""
 
 _FAMILY = "# HELP "
 """What each family of metrics begins with."""
@@ -161,10 +158,7 @@ async def open_worker_socket(exposition: Exposition, path: Path) -> AsyncIterato
 
 def _make_free(path: Path) -> None:
     """Removes the socket of a process that has ended."""
-    if len(os.fsencode(path.absolute())) > _MAX_PATH:
-        raise OSError(
-            errno.ENAMETOOLONG, f"Too long for a socket: {path}. Use a data folder with a shorter path"
-        )
+    check_socket_path(path)
     path.unlink(missing_ok=True)
 
 

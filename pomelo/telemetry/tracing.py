@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from pomelo import install_command
 from pomelo.telemetry.events import Observer
@@ -24,7 +24,7 @@ async def open_tracing(worker: int | None = None) -> AsyncIterator[tuple[Observe
     process among several.
 
     Raises:
-        ValueError: they are configured, but a package is missing.
+        ValueError: they are configured, but a package is missing or a variable has a wrong value.
     """
     if not is_configured(os.environ):
         yield ()
@@ -34,5 +34,9 @@ async def open_tracing(worker: int | None = None) -> AsyncIterator[tuple[Observe
     except ImportError:
         name = next(name for name in _ENDPOINTS if os.environ.get(name))
         raise ValueError(f"{name}: traces need another package: {install_command('otel')}") from None
-    async with open_spans(worker=worker) as spans:
+    async with AsyncExitStack() as stack:
+        try:
+            spans = await stack.enter_async_context(open_spans(worker=worker))
+        except ValueError as error:
+            raise ValueError(f"The variables OTEL_… can't be used: {error}") from error
         yield (spans,)

@@ -11,7 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from pomelo.settings import Settings, load
+from pomelo.settings import Settings, SettingsError, load
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 FILES = sorted(path for path in FOLDER.glob("*.yaml") if path.name != "kustomization.yaml")
@@ -33,7 +33,7 @@ def configured(folder: Path) -> Settings:
     file = folder / "pomelo.toml"
     file.write_text(named("ConfigMap")["data"]["pomelo.toml"])
     variables = {each["name"]: each["value"] for each in CONTAINER["env"] if each["name"] != "POMELO_CONFIG"}
-    return load(file, variables | named("Secret")["stringData"])
+    return load(file, variables | named("Secret")["stringData"] | {"POMELO_SECRET": "s" * 32})
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -45,6 +45,11 @@ def test_a_manifest_is_valid_and_has_no_unknown_field(manifest: Any, version: st
 def test_the_kustomization_has_every_manifest_but_the_example_of_a_secret() -> None:
     listed = yaml.safe_load((FOLDER / "kustomization.yaml").read_text())["resources"]
     assert sorted(listed) == [path.name for path in FILES if path.name != "secret.example.yaml"]
+
+
+def test_the_example_of_a_secret_is_refused() -> None:
+    with pytest.raises(SettingsError, match="POMELO_SECRET: must have at least 32 characters"):
+        load(None, {"POMELO_SECRET": named("Secret")["stringData"]["POMELO_SECRET"]})
 
 
 def test_everything_selects_the_pods() -> None:

@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import sqlite3
 import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from tests import s3_server
 from tests.certificates import make_certificate
-from tests.integration.commands import create_data, free_addresses, names, pomelo, start_server
+from tests.integration.commands import (
+    create_data,
+    environment,
+    free_addresses,
+    names,
+    pomelo,
+    start_server,
+)
+from tests.ports import free_port
 from tests.redis_server import RedisServer, any_server
+
+OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT"
 
 
 def make_expired(folder: Path, name: str) -> None:
@@ -43,23 +55,26 @@ async def test_an_empty_folder_can_be_started_in(tmp_path: Path) -> None:
         "configuration": "ok",
         "TLS": "off",
         "store": "off",
-        "gRPC": "ok",
         "REST": "ok",
+        "gRPC": "ok",
+        "admin": "off",
     }
     assert names(tmp_path) == []
 
 
 async def test_a_running_server_passes_and_its_addresses_are_taken_for_others(tmp_path: Path) -> None:
-    addresses = free_addresses()
+    addresses = free_addresses() | {"POMELO_ADMIN": f"127.0.0.1:{free_port()}"}
     async with start_server(tmp_path, **addresses):
         status, found = await check(tmp_path, **addresses)
         assert status == 0
         assert found["store"] == ("ok", "SQLite, used by the running server")
-        assert "is in use; a server of this data folder runs" in found["REST"][1]
-        status, found = await check(tmp_path, **addresses, POMELO_DATA=str(tmp_path / "other"))
-        assert status == 1
-        assert [found[name][0] for name in ("gRPC", "REST")] == ["broken", "broken"]
-        assert "Address already in use" in found["gRPC"][1]
+        for name in ("REST", "gRPC", "admin"):
+            assert "is in use; a server of this data folder runs" in found[name][1]
+        for variable, name in (("POMELO_REST", "REST"), ("POMELO_GRPC", "gRPC"), ("POMELO_ADMIN", "admin")):
+            used = free_addresses() | {variable: addresses[variable]}
+            status, found = await check(tmp_path, **used, POMELO_DATA=str(tmp_path / "other"))
+            assert (status, found[name][0]) == (1, "broken")
+            assert "Address already in use" in found[name][1]
     status, found = await check(tmp_path, **addresses)
     assert (status, found["store"]) == (0, ("ok", "SQLite"))
 
@@ -73,6 +88,13 @@ async def test_a_running_server_passes_and_its_addresses_are_taken_for_others(tm
         ({"POMELO_CATALOG": "catalog.toml"}, "configuration", "catalog.toml"),
         ({"POMELO_STORE": "redis://127.0.0.1:1"}, "store", "can't be reached"),
         ({"POMELO_DATA": "plans.toml/data"}, "data", "can't be created"),
+        ({"POMELO_DATA": "d" * 110}, "data", "Too long for a socket"),
+        (
+            {"POMELO_MEDIA": "gs://bucket", "GOOGLE_APPLICATION_CREDENTIALS": "/no"},
+            "bucket",
+            "/no: No such file",
+        ),
+        ({OTLP: "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "-5"}, "traces", "must be positive"),
     ],
 )
 async def test_what_would_stop_the_start_is_broken(
@@ -83,6 +105,33 @@ async def test_what_would_stop_the_start_is_broken(
     status, found = await check(tmp_path, **(free_addresses() | variables))
     assert (status, found[name][0]) == (1, "broken")
     assert message in found[name][1]
+    assert (await pomelo(tmp_path, "serve", **(free_addresses() | variables))).status == 1
+
+
+async def test_a_bucket_and_a_collector_that_can_be_used_are_ok(tmp_path: Path) -> None:
+    server, bucket = s3_server.any_server(), "s3://checked/prefix"
+    server.create_bucket(bucket)
+    variables = {"POMELO_MEDIA": bucket, OTLP: "http://127.0.0.1:9", **server.variables}
+    status, found = await check(tmp_path, **free_addresses(), **variables)
+    assert (status, found["bucket"][0], found["traces"][0]) == (0, "ok", "ok")
+
+
+def test_traces_without_their_extra_are_refused_and_name_the_command_that_installs_it(tmp_path: Path) -> None:
+    program = "import sys; sys.modules['opentelemetry'] = None; from pomelo.cli import main; main()"
+    message = f"{OTLP}: traces need another package: pip install 'pomelo-tasks[otel]'"
+    for options, out, error in (
+        ((), "", f"pomelo: {message}\n"),
+        (("--check",), message, ""),
+    ):
+        ran = subprocess.run(
+            [sys.executable, "-c", program, "serve", *options],
+            env=environment(tmp_path, **free_addresses(), **{OTLP: "http://127.0.0.1:9"}),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+        )
+        assert (ran.returncode, ran.stderr) == (1, error)
+        assert out in ran.stdout
 
 
 async def test_another_secret_and_a_newer_database_are_broken(tmp_path: Path) -> None:

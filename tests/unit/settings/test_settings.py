@@ -251,6 +251,8 @@ def test_an_empty_variable_turns_a_server_off_and_counts_as_absent_otherwise() -
             ("MEDIA", "gs://bucket?x=1"),
             ("MEDIA", "https://bucket.example"),
         ],
+        *[("SECRET", "\udcff" * 32), ("SECRET_PREVIOUS", "\udcff" * 32)],
+        *[("STORE", "redis://:\udcff@127.0.0.1"), ("ARCHIVE", "postgresql://:\udcff@127.0.0.1/x")],
         *[("TLS_CERT", "/nowhere/cert.pem"), ("CATALOG", "/nowhere/catalog.toml")],
     ],
 )
