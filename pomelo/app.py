@@ -157,6 +157,7 @@ async def open_app(
 
         if isinstance(opened, Fleet):
             await join(opened, await describe(opened), warn=not worker)
+            opened.drain_usage()
         metrics, readiness = metrics or Metrics(), readiness or Readiness()
         metrics.know_models(catalog.models)
         observers = (metrics, *observers)

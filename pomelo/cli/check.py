@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING
 from pomelo.cli.doctor import check_data
 from pomelo.cli.findings import Finding, report
 from pomelo.cli.fleet import check_bucket
-from pomelo.cli.terminal import counted
+from pomelo.cli.terminal import counted, explain
 
 if TYPE_CHECKING:
     from pomelo.configuration import Configuration
@@ -150,6 +151,9 @@ def _certificate_end(path: Path, certificate: Certificate) -> datetime:
 
 
 def _store(settings: Settings, served: bool) -> Finding:
+    from pomelo.configuration.fleet import check_server
+    from pomelo.errors import PomeloError
+    from pomelo.settings import SettingsError
     from pomelo.stores import check_store
     from pomelo.stores.base import StoreError
 
@@ -160,8 +164,10 @@ def _store(settings: Settings, served: bool) -> Finding:
             return Finding("store", "off", "SQLite, created at the first start")
     try:
         asyncio.run(check_store(settings.store_url(), archive=settings.archive_url()))
-    except StoreError as error:
-        return Finding("store", "broken", str(error))
+        # A server of this data folder that runs ends before the one that is checked starts.
+        asyncio.run(check_server(settings, replaced=socket.gethostname() if served else ""))
+    except (StoreError, SettingsError, PomeloError) as error:
+        return Finding("store", "broken", explain(error))
     return Finding("store", "ok", "SQLite" if settings.uses_sqlite else settings.store.partition(":")[0])
 
 

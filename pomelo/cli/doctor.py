@@ -141,15 +141,22 @@ def _server(settings: Settings) -> tuple[GetServerResponse | None, Finding]:
 
 def _store(settings: Settings, served: bool, registry: Registry | SettingsError) -> Iterator[Finding]:
     from pomelo.cli.keys import state
-    from pomelo.cli.operator import list_pages
+    from pomelo.cli.operator import find_missing, list_pages
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.gen.v1.usage_pb2 import Mode
+    from pomelo.stores import check_store
 
     if settings.uses_sqlite and not served and not settings.database.exists():
         yield Finding("store", "off", "empty: no keys yet")
         return
+    name = "SQLite" if settings.uses_sqlite else settings.store.partition(":")[0]
     of_keys, of_accounts = pb.ListKeysRequest(), pb.ListAccountsRequest()
     try:
+        missing = "" if settings.uses_sqlite or served else find_missing(settings)
+        if missing:
+            asyncio.run(check_store(settings.store_url(), archive=settings.archive_url()))
+            yield Finding("store", "off", f"{name} can be reached, and was not read. {missing}")
+            return
         key_pages = list_pages(settings, of_keys, lambda operator: operator.list_keys(of_keys))
         keys = [key for page in key_pages for key in page.keys]
         account_pages = list_pages(
@@ -164,7 +171,6 @@ def _store(settings: Settings, served: bool, registry: Registry | SettingsError)
         return
     usable = [key for key in keys if state(key) == "active"]
     yield from _secret(settings, [key for key in usable if key.previous_secret])
-    name = "SQLite" if settings.uses_sqlite else settings.store.partition(":")[0]
     yield Finding("store", "ok", f"{name}, {counted(len(keys), 'key')}, {len(usable)} usable")
     yield _plans(settings, accounts)
     yield _credits(accounts, {key.account_id for key in usable if key.mode == Mode.MODE_LIVE})

@@ -147,10 +147,31 @@ async def _open_operator(settings: Settings, seconds: float, creates: bool) -> A
         async with _open_remote(settings.admin_socket, seconds) as operator:
             yield operator
         return
-    if settings.uses_sqlite and not creates and not settings.data.exists():
-        raise FailureError(f"There is no data folder {settings.data}. Set POMELO_DATA, or run: pomelo serve")
-    async with _open_local(settings) as operator:
+    if not creates and (missing := find_missing(settings)):
+        raise FailureError(missing)
+    async with _open_local(settings, creates) as operator:
         yield operator
+
+
+def find_missing(settings: Settings) -> str:
+    """Says what a command would have to create to open the store itself; empty: nothing. A root secret that
+    it creates would be another one than that of the servers.
+
+    Raises:
+        SettingsError: the root secret can't be used.
+    """
+    if settings.uses_sqlite:
+        missing, remedy = not settings.data.exists(), "Set POMELO_DATA, or run: pomelo serve"
+    else:
+        missing = settings.shared_secret() is None or not (settings.archive or settings.data.exists())
+        remedy = (
+            "Set POMELO_DATA to the folder of a server, or POMELO_SECRET and POMELO_ARCHIVE to those of the "
+            "servers"
+        )
+    if not missing:
+        return ""
+    what = "root secret in the" if settings.data.exists() else "data"
+    return f"There is no {what} folder {settings.data}. {remedy}"
 
 
 @asynccontextmanager
@@ -168,15 +189,20 @@ async def _open_remote(path: Path, seconds: float) -> AsyncIterator[Operator]:
 
 
 @asynccontextmanager
-async def _open_local(settings: Settings) -> AsyncIterator[Operator]:
+async def _open_local(settings: Settings, creates: bool) -> AsyncIterator[Operator]:
     from pomelo.accounts.keys import Keyring
     from pomelo.accounts.operator import LocalOperator
     from pomelo.accounts.usage import UsageReader
     from pomelo.configuration import find_plans, find_providers, store_of
+    from pomelo.configuration.fleet import check_command
 
     catalog = find_providers(settings).catalog
     plans = find_plans(settings, catalog)
-    secret, previous = settings.root_secret(), settings.previous_secrets()
+    await check_command(settings)
+    # Without a folder, as with an archive in Postgres, the secret is in the settings.
+    secret = settings.root_secret() if creates or settings.data.exists() else settings.shared_secret()
+    assert secret is not None
+    previous = settings.previous_secrets()
     async with store_of(settings) as store:
         yield LocalOperator(
             store,

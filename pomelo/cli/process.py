@@ -20,6 +20,7 @@ from pomelo.accounts.keys import Keyring
 from pomelo.cli.operator_page import OperatorPage
 from pomelo.cli.terminal import FailureError
 from pomelo.configuration import rest_url, store_of
+from pomelo.configuration.fleet import check_server
 from pomelo.network.addresses import split_address
 from pomelo.runtime import process
 from pomelo.runtime.logs import format_trace
@@ -317,6 +318,7 @@ async def create_development_key(settings: Settings) -> str | None:
     Raises:
         SettingsError, StoreError: the data folder or the store can't be used.
     """
+    await check_server(settings)
     secret = settings.root_secret()
     async with store_of(settings) as store:
         if await store.list_keys(limit=1):

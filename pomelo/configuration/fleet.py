@@ -15,6 +15,7 @@ from pomelo import __version__
 from pomelo.configuration import Configuration
 from pomelo.secrets import derive_key
 from pomelo.settings import Settings, SettingsError
+from pomelo.stores import read_fleet
 from pomelo.stores.fleet import Fleet, Process
 
 SECRET = "secret"  # noqa: S105 (the name of a fact)
@@ -64,20 +65,26 @@ def describe_process(
         if (found := entry.located(configuration.credentials)).base_url
         and (found.api_key or not entry.key_needed)
     ]
-    own_disk = f"the disk of {host}"
     facts = {
-        SECRET: secret_fingerprint(secret),
-        PREVIOUS: " ".join(map(secret_fingerprint, settings.previous_secrets())),
+        **_store_facts(settings, secret),
         "catalogue": fingerprint((catalog.models, catalog.hosts)),
         "plans": fingerprint(configuration.plans),
-        MEDIA: settings.media or _folder(settings.data, own_disk),
-        ARCHIVE: _archive(settings.archive_url(), own_disk),
+        MEDIA: settings.media or _folder(settings.data),
         PUBLIC_URL: settings.public_url or "not set",
         "providers": ", ".join(sorted(names)) or "none",
         "alerts": fingerprint(settings.alert_url) if settings.alert_url else "none",
         "version": __version__,
     }
     return Process(host, started, clock, facts)
+
+
+def _store_facts(settings: Settings, secret: bytes) -> dict[str, str]:
+    """The facts on which depends what is written to the store."""
+    return {
+        SECRET: secret_fingerprint(secret),
+        PREVIOUS: " ".join(map(secret_fingerprint, settings.previous_secrets())),
+        ARCHIVE: _archive(settings.archive_url()),
+    }
 
 
 def secret_fingerprint(secret: bytes) -> str:
@@ -106,6 +113,53 @@ def _accepts(one: Process, other: Process) -> bool:
     return other.facts[SECRET] in one.facts.get(PREVIOUS, "").split()
 
 
+async def check_server(settings: Settings, *, replaced: str = "") -> None:
+    """Checks, before anything is created, that a server with these settings may join those that run.
+    `replaced` is a host whose servers end before.
+
+    Raises:
+        SettingsError: they have another root secret, or this machine has none.
+        StoreError, PomeloError: the store can't be read.
+    """
+    for other in await read_fleet(settings.store_url()):
+        if other.host != replaced and SECRET in _store_differences(settings, other):
+            raise _another_secret(other)
+
+
+async def check_command(settings: Settings) -> None:
+    """Checks, before anything is created or opened, that a command with these settings may use the store of
+    the servers that run.
+
+    Raises:
+        SettingsError: they have another root secret or another archive, or this machine has no secret.
+        StoreError, PomeloError: the store can't be read.
+    """
+    for other in await read_fleet(settings.store_url()):
+        found = _store_differences(settings, other)
+        if SECRET in found:
+            raise _another_secret(other)
+        if ARCHIVE in found:
+            raise SettingsError(
+                f"The server on {other.host} keeps usage records in {other.facts[ARCHIVE]}. Set "
+                "POMELO_ARCHIVE to it, or run the command on that host, with the server's data folder"
+            )
+
+
+def _store_differences(settings: Settings, other: Process) -> set[str]:
+    """The names of the facts of the store in which settings and a process differ. A machine without a secret
+    differs from all: it would make another one."""
+    secret = settings.shared_secret()
+    own = Process("", 0.0, 0.0, _store_facts(settings, secret or b""))
+    return {fact.name for fact in differences(own, other)} & own.facts.keys()
+
+
+def _another_secret(other: Process) -> SettingsError:
+    return SettingsError(
+        f"The server on {other.host} has the same store and another root secret. Set the same POMELO_SECRET "
+        "on all machines. If that server was killed, try again in 30 s"
+    )
+
+
 async def join(fleet: Fleet, process: Process, *, warn: bool) -> None:
     """Lists a process that starts among the others, and logs what they don't share if `warn` is set.
 
@@ -117,10 +171,7 @@ async def join(fleet: Fleet, process: Process, *, warn: bool) -> None:
     for other in await fleet.register(process):
         found = [fact.name for fact in differences(process, other)]
         if SECRET in found:
-            raise SettingsError(
-                f"The server on {other.host} has the same store and another root secret. Set the same "
-                "POMELO_SECRET on all machines. If that server was killed, try again in 30 s"
-            )
+            raise _another_secret(other)
         if found and warn and (line := (other.host, *found)) not in logged:
             logged.add(line)
             log.warning(
@@ -132,21 +183,38 @@ async def join(fleet: Fleet, process: Process, *, warn: bool) -> None:
             )
 
 
-def _folder(data: Path, own_disk: str) -> str:
+def _folder(data: Path) -> str:
     """The media in a data folder. Machines that share the folder see the same inode."""
     try:
         status = (data / "secret-check").stat()
     except OSError:
-        return f"{own_disk} ({fingerprint(data.resolve())})"
+        return f"{_own_disk()} ({fingerprint(data.resolve())})"
     return f"a folder on a disk ({fingerprint((status.st_ino, status.st_mtime_ns))})"
 
 
-def _archive(url: str, own_disk: str) -> str:
-    """The archive without credentials."""
+def _archive(url: str) -> str:
+    """The archive without credentials. Containers of one machine may share its file."""
     if url.startswith("sqlite:"):
-        return f"{own_disk} ({fingerprint(url)})"
+        path = Path(url.removeprefix("sqlite:")).absolute()
+        try:
+            status = path.stat()
+        except OSError:
+            return f"{_own_disk()} ({fingerprint(path)})"
+        return f"a file on a disk ({fingerprint((_machine(), status.st_dev, status.st_ino))})"
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _own_disk() -> str:
+    return f"the disk of {socket.gethostname()}"
+
+
+def _machine() -> str:
+    """Identifies this machine, in all of its containers."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:  # not Linux
+        return socket.gethostname()
 
 
 def _canonical(value: Any) -> str:

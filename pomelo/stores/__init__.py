@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pomelo.stores.base import Store
+    from pomelo.stores.fleet import Process
 
 STORES: Mapping[str, str] = {
     "sqlite:": "pomelo.stores.sqlite:open_url",
@@ -20,7 +21,7 @@ STORES: Mapping[str, str] = {
     "rediss+sentinel://": "pomelo.stores.redis:open_redis",
 }
 """Beginning of a URL -> "module:function", which opens the store of a URL and an archive. The module's
-`check_url` checks them."""
+`check_url` checks them, and `read_fleet` lists the processes that serve with one that several share."""
 
 
 def open_store(url: str, *, archive: str = "") -> AbstractAsyncContextManager[Store]:
@@ -47,6 +48,17 @@ async def check_store(url: str, *, archive: str = "") -> None:
     """
     module, _ = _find(url)
     await module.check_url(url, archive)
+
+
+async def read_fleet(url: str) -> list[Process]:
+    """Returns the processes that serve with a store, oldest first; none if it serves one process alone.
+
+    Raises:
+        StoreError: it can't be reached.
+        PomeloError: store_unavailable.
+    """
+    module, _ = _find(url)
+    return (await module.read_fleet(url))[0] if hasattr(module, "read_fleet") else []
 
 
 def _find(url: str) -> tuple[Any, str]:

@@ -52,6 +52,11 @@ class Fleet(Protocol):
         """
         ...
 
+    def drain_usage(self) -> None:
+        """Starts to move usage records to the archive, also those of other processes. Only a process that
+        serves does it: the archive of a command could be another one."""
+        ...
+
     async def clock_ahead(self) -> float:
         """The seconds by which this host's clock is ahead of the store's.
 

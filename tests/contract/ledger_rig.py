@@ -161,7 +161,9 @@ class RedisRig:
             now=lambda: self.clock.wall,
             server_time=lambda: self.clock.wall,
         )
-        self.store = await self._stack.enter_async_context(opened)
+        store: Any = await self._stack.enter_async_context(opened)
+        store.drain_usage()
+        self.store = store
 
     async def close(self) -> None:
         await self._stack.aclose()

@@ -45,6 +45,7 @@ def open_on(url: str, folder: Path, **timing: float) -> Any:
 
 async def open_with_credits(stack: AsyncExitStack, server: RedisServer, folder: Path, **timing: float) -> Any:
     store = await stack.enter_async_context(open_on(server.url, folder, **timing))
+    store.drain_usage()
     await store.add_account(WALLET.account, "pro", 1.0)
     await store.grant(Grant("g", WALLET, 1_000, 1.0))
     return store

@@ -20,7 +20,9 @@ from pomelo.stores.archive import check_archive, open_archive
 from pomelo.stores.archive.base import Archive
 from pomelo.stores.archive.sqlite import _SqliteArchive
 from pomelo.stores.base import StoreError
+from pomelo.stores.fleet import Fleet
 from pomelo.stores.redis import Timing, open_redis
+from pomelo.stores.redis.key_names import names
 from pomelo.stores.usage import Dimension, MetadataKey, UsageQuery, UsageTotal, encode_metadata
 from tests.contract.ledger_rig import WALLET, record, request, run_task, settlement, wallets
 from tests.ports import free_port
@@ -190,6 +192,8 @@ async def test_settled_records_are_moved_from_redis_to_the_archive_once(url: str
     with Redis.from_url(any_server()) as server:
         server.flushdb()
         async with open_redis(f"{any_server()}?persistence=none", url, timing=Timing(drain=0.01)) as store:
+            assert isinstance(store, Fleet)
+            store.drain_usage()
             await store.add_account(WALLET.account, "pro", 1.0)
             await store.grant(Grant("g", WALLET, 1_000, 1.0))
             for n in range(20):
@@ -201,16 +205,33 @@ async def test_settled_records_are_moved_from_redis_to_the_archive_once(url: str
         assert [key for key in server.scan_iter() if b":usage" in key and server.xlen(key)] == []
 
 
-async def test_a_process_that_starts_moves_the_records_of_others_to_the_archive(url: str) -> None:
+async def test_a_process_that_serves_moves_the_records_of_others_to_the_archive(url: str) -> None:
     with Redis.from_url(any_server()) as server:
         server.flushdb()
-    store_url, timing = f"{any_server()}?persistence=none", Timing(drain=3600.0)
-    async with open_archive(url) as archive, open_redis(store_url, url, timing=timing) as store:
-        await store.add_account(WALLET.account, "pro", 1.0)
-        await store.grant(Grant("g", WALLET, 1_000, 1.0))
-        await run_task(store, "a")
-        async with open_redis(store_url, url, timing=timing):
-            assert await first(lambda: archive.get("a"), bool)
+        store_url, timing = f"{any_server()}?persistence=none", Timing(drain=0.01)
+        async with open_archive(url) as archive, open_redis(store_url, url, timing=timing) as store:
+            await store.add_account(WALLET.account, "pro", 1.0)
+            await store.grant(Grant("g", WALLET, 1_000, 1.0))
+            async with open_redis(store_url, url, timing=timing) as other:
+                assert isinstance(other, Fleet)
+                other.drain_usage()
+                await run_task(store, "a")
+                assert await first(lambda: archive.get("a"), bool)
+
+
+async def test_a_process_that_does_not_serve_moves_no_records(tmp_path: Path) -> None:
+    with Redis.from_url(any_server()) as server:
+        server.flushdb()
+        store_url, timing = f"{any_server()}?persistence=none", Timing(heartbeat=0.01, drain=0.01)
+        async with open_redis(store_url, f"sqlite:{tmp_path / 'usage.db'}", timing=timing) as store:
+            await store.add_account(WALLET.account, "pro", 1.0)
+            await store.grant(Grant("g", WALLET, 1_000, 1.0))
+            await run_task(store, "a")
+            async with open_redis(store_url, f"sqlite:{tmp_path / 'another.db'}", timing=timing) as command:
+                for _ in range(50):
+                    assert len(await command.list_accounts(limit=9)) == 2
+            assert server.xlen(names(WALLET).usage) == 1
+            assert [one.task_id for one in (await store.list_usage(ALL, limit=9))[0]] == ["a"]
 
 
 async def test_settlements_continue_while_the_database_is_down(postgres: Any, url: str) -> None:
@@ -219,6 +240,8 @@ async def test_settlements_continue_while_the_database_is_down(postgres: Any, ur
     with Redis.from_url(any_server()) as server:
         server.flushdb()
     async with open_redis(f"{any_server()}?persistence=none", url, timing=Timing(drain=0.01)) as store:
+        assert isinstance(store, Fleet)
+        store.drain_usage()
         await store.add_account(WALLET.account, "pro", 1.0)
         await store.grant(Grant("g", WALLET, 1_000, 1.0))
         postgres.stop()

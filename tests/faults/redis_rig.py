@@ -10,6 +10,7 @@ from typing import Any
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
+from pomelo.stores.fleet import Fleet
 from pomelo.stores.ledger import Reserved, ReserveRequest, Settlement
 from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.usage import UsageQuery, UsageRecord
@@ -46,6 +47,8 @@ async def run(store: Store, task_id: str, cost: int = 7) -> None:
 @asynccontextmanager
 async def open_on(url: str, folder: Path, **timing: float) -> AsyncIterator[Store]:
     async with open_redis(url, f"sqlite:{folder / 'usage.db'}", timing=Timing(**timing)) as opened:
+        assert isinstance(opened, Fleet)
+        opened.drain_usage()
         await opened.grant(Grant("g", WALLET, CREDITS, 1.0))
         yield opened
 

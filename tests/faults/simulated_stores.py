@@ -85,7 +85,7 @@ class SimulatedRedis(SimulatedStore):
         network = Network(port, self.random)
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr("pomelo.stores.redis.url.open_link", network.open_link)
-            store: Store = await self._stack.enter_async_context(
+            store: Any = await self._stack.enter_async_context(
                 open_redis(
                     f"redis://127.0.0.1:{port}?persistence=none",
                     f"sqlite:{self._folder / 'usage.db'}",
@@ -94,6 +94,7 @@ class SimulatedRedis(SimulatedStore):
                     server_time=lambda: EPOCH + self._loop.time(),
                 )
             )
+        store.drain_usage()
         self._add(store)
         self._networks.append(network)
 

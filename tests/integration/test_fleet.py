@@ -20,7 +20,8 @@ from pomelo.configuration.fleet import describe_process
 from pomelo.settings import Settings
 from pomelo.stores.fleet import Process
 from pomelo.stores.redis import open_redis
-from tests.integration.commands import pomelo
+from tests.integration.commands import assert_refused, free_addresses, names, pomelo
+from tests.integration.commands import doctor as cli_doctor
 from tests.redis_server import RedisServer
 from tests.s3_server import any_server
 from tests.serving import serve
@@ -60,10 +61,10 @@ async def another_machine(redis: RedisServer, folder: Path, **changes: str) -> A
         store=redis.url,
         **{name.removeprefix("POMELO_").lower(): value for name, value in variables.items()},  # type: ignore[arg-type]
     )
-    process = describe_process(
-        settings, read_configuration(settings), settings.secret.encode(), time.time(), 0.0
-    )
     async with open_redis(redis.url, f"sqlite:{folder / 'usage.db'}") as store:
+        process = describe_process(
+            settings, read_configuration(settings), settings.secret.encode(), time.time(), 0.0
+        )
         await store.register(process := replace(process, host="web-2"))  # type: ignore[attr-defined]
         yield process
 
@@ -179,3 +180,86 @@ async def test_a_server_that_differs_from_another_says_in_what(redis: RedisServe
     assert found["processes"][1].startswith("2 on 2 hosts")
     assert (status, found["plans"][0]) == (1, "warning")
     shutil.rmtree(own)
+
+
+COMMANDS = (
+    ("accounts", "list"),
+    ("keys", "create", "--live"),
+    ("usage",),
+    ("audit",),
+    ("log",),
+    ("accounts", "grant", "default", "1"),
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda each: each[0])
+async def test_a_command_makes_no_root_secret(
+    redis: RedisServer, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """Its keys would be wrong for the servers."""
+    for url in ("redis://127.0.0.1:1", redis.url):
+        result = await pomelo(tmp_path, *command, POMELO_STORE=url)
+        assert_refused(
+            result, f"There is no data folder {tmp_path / 'data'}. Set POMELO_DATA to the folder of a "
+        )
+        assert names(tmp_path) == []
+    (tmp_path / "data").mkdir(mode=0o700)
+    result = await pomelo(tmp_path, *command, POMELO_STORE=redis.url)
+    assert_refused(
+        result, f"There is no root secret in the folder {tmp_path / 'data'}. Set POMELO_DATA to the "
+    )
+    assert names(tmp_path) == ["data"]
+    status, found = await cli_doctor(tmp_path, POMELO_STORE=redis.url)
+    assert found["store"][0] == "off"
+    assert found["store"][1].startswith("redis can be reached, and was not read. There is no root secret in ")
+    assert (status, names(tmp_path)) == (0, ["data"])
+
+
+async def test_a_command_is_refused_with_another_secret_or_archive_than_a_server(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    archive = {"POMELO_ARCHIVE": f"sqlite:{tmp_path / 'usage.db'}"}
+    right = {"POMELO_STORE": redis.url, "POMELO_SECRET": SECRET, **archive}
+    wrong = {
+        "the same store and another root secret. Set": {
+            "POMELO_SECRET": "another root secret of one machine"
+        },
+        "keeps usage records in a file on a disk (": {"POMELO_ARCHIVE": f"sqlite:{tmp_path / 'own.db'}"},
+    }
+    async with another_machine(redis, tmp_path, **archive):
+        before = names(tmp_path)
+        for message, change in wrong.items():
+            for command in (*COMMANDS, ("accounts", "create", "acme")):
+                result = await pomelo(tmp_path, *command, **{**right, **change})
+                assert_refused(result, message)
+                assert names(tmp_path) == before
+        result = await pomelo(tmp_path, "accounts", "create", "acme", POMELO_STORE=redis.url, **archive)
+        assert_refused(result, "another root secret. Set the same POMELO_SECRET on all machines")
+        assert names(tmp_path) == before
+        for command in COMMANDS:
+            result = await pomelo(tmp_path, *command, **right)
+            assert (result.status, result.error.startswith("pomelo: ")) == (0, False)
+        # The secret is that of the settings: nothing else of a data folder is needed.
+        assert names(tmp_path) == before
+
+
+async def test_the_first_account_of_a_store_may_be_created_before_the_first_start(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    assert (await pomelo(tmp_path, "accounts", "create", "first", POMELO_STORE=redis.url)).status == 0
+    assert "data/secret" in names(tmp_path)
+    assert (await pomelo(tmp_path, "keys", "create", "first", POMELO_STORE=redis.url)).status == 0
+
+
+async def test_a_server_that_is_refused_has_made_no_secret_and_moved_no_record(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    async with another_machine(redis, tmp_path):
+        before = names(tmp_path)
+        for options in ((), ("--check",)):
+            result = await pomelo(tmp_path, "serve", *options, POMELO_STORE=redis.url, **free_addresses())
+            assert result.status == 1
+            assert (
+                "The server on web-2 has the same store and another root secret" in result.error + result.out
+            )
+            assert names(tmp_path) == before

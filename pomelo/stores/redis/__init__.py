@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from pomelo.stores.redis.connection import Timing
+from pomelo.stores.redis.processes import read_fleet
 from pomelo.stores.redis.store import RedisStore, check_url, open_redis
 
-__all__ = ["RedisStore", "Timing", "check_url", "open_redis"]
+__all__ = ["RedisStore", "Timing", "check_url", "open_redis", "read_fleet"]

@@ -66,8 +66,9 @@ async def read_fleet(url: str) -> tuple[list[Process], float]:
         PomeloError: store_unavailable.
     """
     timing = Timing()
-    connection = Connection(await connect(parse_url(url), timing), timing)
+    connection = Connection(await connect(parse_url(url), timing, timing.open), timing)
     try:
-        return list((await read_processes(connection)).values()), await clock_ahead(connection)
+        with connection.one_deadline(timing.open):
+            return list((await read_processes(connection)).values()), await clock_ahead(connection)
     finally:
         await connection.close()

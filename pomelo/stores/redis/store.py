@@ -75,7 +75,6 @@ async def open_redis(
                 raise StoreError(
                     "The Redis server does not do what Pomelo needs; the log says what it answered"
                 ) from error
-            usage.open()
             try:
                 yield store
             finally:
@@ -97,6 +96,7 @@ class RedisStore(Keys, Accounts, Acts, Ledger, Processes):
         self, connection: Connection, wallet_index: WalletIndex, worker: Worker, usage: Usage
     ) -> None:
         Ledger.__init__(self, connection, worker, wallet_index, usage)
+        self.drain_usage = usage.open
         self.list_usage = usage.list_usage
         self.sum_usage = usage.sum_usage
         self.drafts = usage.drafts

@@ -84,6 +84,18 @@ def test_machines_that_share_the_data_folder_share_its_media(tmp_path: Path) -> 
     assert differences(first, second) == []
 
 
+def test_an_archive_in_a_file_is_the_same_by_each_of_its_paths(tmp_path: Path) -> None:
+    for name in ("usage.db", "another.db"):
+        (tmp_path / name).touch()
+    (tmp_path / "link.db").symlink_to("usage.db")
+    own, same, other = [
+        described(tmp_path, store="redis://127.0.0.1:1", archive=f"sqlite:{tmp_path / name}")
+        for name in ("usage.db", "link.db", "another.db")
+    ]
+    assert differences(own, same) == []
+    assert [fact.name for fact in differences(own, other)] == ["archive"]
+
+
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_fingerprints_are_the_same_in_every_process(tmp_path: Path, seed: str) -> None:
     program = (
