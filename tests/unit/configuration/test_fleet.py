@@ -133,6 +133,8 @@ class Others:
         self.registered.append(process)
         return self.others
 
+    def drain_usage(self) -> None: ...
+
     async def clock_ahead(self) -> float:
         return 0.0
 
