@@ -187,7 +187,7 @@ def _tracing() -> Iterator[Finding]:
     except SettingsError as error:
         yield Finding("traces", "broken", str(error))
     else:
-        yield Finding("traces", "ok", "sent to the collector of OpenTelemetry's variables")
+        yield Finding("traces", "ok", "sent to the collector that OpenTelemetry's variables name")
 
 
 def _addresses(settings: Settings, served: bool) -> Iterator[Finding]:

@@ -155,7 +155,7 @@ async def _open_operator(settings: Settings, seconds: float, creates: bool) -> A
 
 def find_missing(settings: Settings) -> str:
     """Says what a command would have to create to open the store itself; empty: nothing. A root secret that
-    it creates would be another one than that of the servers.
+    it creates would differ from that of the servers.
 
     Raises:
         SettingsError: the root secret can't be used.

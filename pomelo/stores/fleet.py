@@ -54,7 +54,7 @@ class Fleet(Protocol):
 
     def drain_usage(self) -> None:
         """Starts to move usage records to the archive, also those of other processes. Only a process that
-        serves does it: the archive of a command could be another one."""
+        serves does it: a command could have a different archive."""
         ...
 
     async def clock_ahead(self) -> float:

@@ -263,3 +263,18 @@ async def test_a_server_that_is_refused_has_made_no_secret_and_moved_no_record(
                 "The server on web-2 has the same store and another root secret" in result.error + result.out
             )
             assert names(tmp_path) == before
+
+
+async def test_a_rotated_secret_can_be_checked_beside_the_server_that_has_the_former_one(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    rotated = {"POMELO_SECRET": "another root secret of one machine", "POMELO_SECRET_PREVIOUS": SECRET}
+    (tmp_path / "data").mkdir(mode=0o700)
+    (tmp_path / "data" / "test-key").touch(0o600)
+    async with serve(tmp_path, POMELO_STORE=redis.url, POMELO_SECRET=SECRET):
+        for data, status in (("data", 0), ("other", 1)):
+            folder = {"POMELO_DATA": str(tmp_path / data)}
+            result = await pomelo(
+                tmp_path, "serve", "--check", POMELO_STORE=redis.url, **free_addresses(), **rotated, **folder
+            )
+            assert (result.status, "another root secret" in result.out) == (status, bool(status)), result.out
