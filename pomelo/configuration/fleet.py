@@ -147,7 +147,7 @@ async def check_command(settings: Settings) -> None:
 
 def _store_differences(settings: Settings, other: Process) -> set[str]:
     """The names of the facts of the store in which settings and a process differ. A machine without a secret
-    differs from all: it would make another one."""
+    differs from all: it would make one of its own."""
     secret = settings.shared_secret()
     own = Process("", 0.0, 0.0, _store_facts(settings, secret or b""))
     return {fact.name for fact in differences(own, other)} & own.facts.keys()
