@@ -157,8 +157,9 @@ async def open_app(
 
         if isinstance(opened, Fleet):
             await join(opened, await describe(opened), warn=not worker)
-            opened.drain_usage()
         metrics, readiness = metrics or Metrics(), readiness or Readiness()
+        if isinstance(opened, Fleet):
+            opened.drain_usage(metrics.archive_failed)
         metrics.know_models(catalog.models)
         observers = (metrics, *observers)
         router = make_router(providers)

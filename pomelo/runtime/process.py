@@ -163,7 +163,7 @@ async def periodically(
 ) -> None:
     """Runs `work`, then waits `seconds`, until the current asyncio task is cancelled.
 
-    An exception of `work` does not end it: a PomeloError was logged when it was raised, any other exception
+    An exception of `work` does not end it: a PomeloError is logged where it is raised, any other exception
     is logged here with `description`, and the next round tries again. `immediately` starts the first round
     without a wait.
     """

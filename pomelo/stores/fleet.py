@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
@@ -52,9 +52,10 @@ class Fleet(Protocol):
         """
         ...
 
-    def drain_usage(self) -> None:
+    def drain_usage(self, on_failure: Callable[[], None] = ...) -> None:
         """Starts to move usage records to the archive, also those of other processes. Only a process that
-        serves does it: a command could have a different archive."""
+        serves does it: a command could have a different archive. `on_failure` is called each time that it
+        fails."""
         ...
 
     async def clock_ahead(self) -> float:

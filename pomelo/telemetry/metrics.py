@@ -96,7 +96,9 @@ class Metrics(Observer):
             bounds=STORE_SECONDS,
         )
         self.store_errors = Counter(
-            "pomelo_store_errors_total", "Operations on the store that failed.", "operation"
+            "pomelo_store_errors_total",
+            "Operations on the store that failed; `archive` is moving usage records there.",
+            "operation",
         )
         self.ready = Gauge(
             "pomelo_ready", "1 if health checks say that the process accepts calls, otherwise 0."
@@ -136,6 +138,10 @@ class Metrics(Observer):
         """Adds the connections of a protocol, which `count` returns, and their limit."""
         self.connections.read_one(count, protocol)
         self.connections_limit.read_one(lambda: limit, protocol)
+
+    def archive_failed(self) -> None:
+        """Counts that usage records could not be moved to the archive."""
+        self.store_errors.values["archive",] += 1
 
     def before_reading(self, refresh: Callable[[], Awaitable[None]]) -> None:
         """Adds what must run before values are read. It must be bounded in time, and not raise."""

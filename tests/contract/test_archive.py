@@ -28,7 +28,7 @@ from tests.contract.ledger_rig import WALLET, record, request, run_task, settlem
 from tests.ports import free_port
 from tests.redis_server import any_server
 from tests.unit.refusals import refused
-from tests.waiting import first
+from tests.waiting import first, until
 
 ALL = UsageQuery()
 
@@ -234,14 +234,17 @@ async def test_a_process_that_does_not_serve_moves_no_records(tmp_path: Path) ->
             assert [one.task_id for one in (await store.list_usage(ALL, limit=9))[0]] == ["a"]
 
 
-async def test_settlements_continue_while_the_database_is_down(postgres: Any, url: str) -> None:
+async def test_settlements_continue_while_the_database_is_down(
+    postgres: Any, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     if url != postgres.url:
         pytest.skip("only for Postgres")
     with Redis.from_url(any_server()) as server:
         server.flushdb()
     async with open_redis(f"{any_server()}?persistence=none", url, timing=Timing(drain=0.01)) as store:
+        failures: list[int] = []
         assert isinstance(store, Fleet)
-        store.drain_usage()
+        store.drain_usage(lambda: failures.append(1))
         await store.add_account(WALLET.account, "pro", 1.0)
         await store.grant(Grant("g", WALLET, 1_000, 1.0))
         postgres.stop()
@@ -250,9 +253,31 @@ async def test_settlements_continue_while_the_database_is_down(postgres: Any, ur
             await store.settle(settlement(f"t{n}", 10))
         with refused("store_unavailable"):
             await store.list_usage(ALL, limit=1)
+        await until(lambda: len(failures) > 2)
+        (failed,) = [record.getMessage() for record in caplog.records if "archive" in record.getMessage()]
+        assert failed.startswith("The archive of usage records fails: ")
         postgres.start()
         stored, _ = await store.list_usage(ALL, limit=99)
         assert sorted(found.task_id for found in stored) == sorted(f"t{n}" for n in range(20))
+        lines = [record.getMessage() for record in caplog.records if "archive" in record.getMessage()]
+        assert lines[-1].startswith("The archive of usage records works again after ")
+
+
+async def test_a_file_that_can_not_be_written_is_logged_once_a_minute(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.stores.archive.sqlite._BUSY_TIMEOUT", 0.01)
+    path = tmp_path / "usage.db"
+    async with open_archive(f"sqlite:{path}") as archive:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            for task_id in ("a", "b"):
+                with refused("store_unavailable"):
+                    await archive.add([record(task_id)])
+        await archive.add([record("c")])
+    failed, worked = [line.getMessage() for line in caplog.records]
+    assert failed == "The archive of usage records fails: database is locked"
+    assert worked.startswith("The archive of usage records works again after ")
 
 
 @pytest.mark.parametrize("version", [1, 2])

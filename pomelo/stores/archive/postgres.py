@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import asyncpg
 
 from pomelo.errors import PomeloError
-from pomelo.stores.archive.base import Archive
+from pomelo.stores.archive.base import Archive, FailureLog
 from pomelo.stores.base import StoreError
 from pomelo.stores.records import (
     COLUMNS,
@@ -114,6 +114,7 @@ def _store_errors() -> Iterator[None]:
 class _PostgresArchive:
     def __init__(self, pool: Any) -> None:
         self._pool = pool
+        self._failures = FailureLog()
 
     async def add(self, records: Sequence[UsageRecord]) -> None:
         if not records:
@@ -185,9 +186,13 @@ class _PostgresArchive:
     async def _run(self, work: Callable[[Any], Awaitable[T]]) -> T:
         try:
             async with self._pool.acquire(timeout=_TIMEOUT) as connection:
-                return await work(connection)
+                result = await work(connection)
         except _FAILURES as error:
+            # Not its message, which may contain values and the address.
+            self._failures.failed(type(error).__name__)
             raise PomeloError("store_unavailable") from error
+        self._failures.worked()
+        return result
 
 
 def _storable(record: UsageRecord) -> list[Any]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from pomelo.errors import PomeloError
 from pomelo.runtime.process import shielded
-from pomelo.stores.archive.base import Archive
+from pomelo.stores.archive.base import Archive, FailureLog
 from pomelo.stores.base import StoreError
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS
 from pomelo.stores.sqlite import damage, usage
@@ -52,6 +52,7 @@ class _SqliteArchive:
         self._thread = thread
         self._path = path
         self._monitor = damage.DamageMonitor(path)
+        self._failures = FailureLog()
 
     async def add(self, records: Sequence[UsageRecord]) -> None:
         def write(connection: sqlite3.Connection) -> None:
@@ -93,10 +94,14 @@ class _SqliteArchive:
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._thread, work, self._connection)
+            result = await loop.run_in_executor(self._thread, work, self._connection)
         except (sqlite3.Error, RuntimeError) as error:  # RuntimeError: the archive was closed
             self._monitor.receive(error)
+            if isinstance(error, sqlite3.Error) and not damage.reports_damage(error):  # which is logged
+                self._failures.failed(str(error))
             raise PomeloError("store_unavailable") from error
+        self._failures.worked()
+        return result
 
 
 def _open(path: Path) -> sqlite3.Connection:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -65,9 +65,11 @@ class Usage:
         self._expected: set[Wallet] = set()
         self._drains = 0
         self._task: asyncio.Task[None] | None = None
+        self._on_failure: Callable[[], None] = lambda: None
 
-    def open(self) -> None:
-        """Starts to move records to the archive."""
+    def open(self, on_failure: Callable[[], None] = lambda: None) -> None:
+        """Starts to move records to the archive. `on_failure` is called each time that it fails."""
+        self._on_failure = on_failure
         self._task = asyncio.create_task(
             periodically(
                 self._drain_periodically,
@@ -196,8 +198,10 @@ class Usage:
         wallets, self._expected = self._expected, set()
         try:
             await self.drain(wallets if drains % _FULL_DRAIN else await self._wallet_index.with_data("usage"))
-        except BaseException:
+        except BaseException as error:
             self._expected |= wallets
+            if isinstance(error, Exception):
+                self._on_failure()
             raise
 
 
