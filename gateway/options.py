@@ -31,8 +31,7 @@ class GatewayOptions:
     `head_timeout` limits the time for a request's head, `read_timeout` the time between two pieces of its
     body. `read_rate` is the minimum rate of the body, in bytes a second, after `read_grace`.
     `write_timeout` is the period over which a client must read part of a response, `idle_timeout` the time
-    between two requests, `proxy_write_timeout` and `proxy_idle_timeout` the same on connections from
-    `trusted_proxies`, which may read on only when their client has read megabytes. An idle
+    between two requests, `proxy_idle_timeout` the same on connections from `trusted_proxies`. An idle
     connection is closed `idle_slack` after that time, so that a client with the same timeout closes it
     first. `linger_timeout` is how long the rest of a refused body is discarded, so that its sender can read
     the error response. `drain_timeout` is how long running requests may continue when the gateway closes.
@@ -57,7 +56,6 @@ class GatewayOptions:
     read_rate: int = 1024
     read_grace: float = 10.0
     write_timeout: float = 30.0
-    proxy_write_timeout: float = 600.0
     idle_timeout: float = IDLE_TIMEOUT
     proxy_idle_timeout: float = PROXY_IDLE_TIMEOUT
     idle_slack: float = 5.0

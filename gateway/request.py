@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion10, HttpVersion11, hdrs
@@ -22,18 +23,22 @@ NO_REQUEST = RawRequestMessage(
 )
 """What is responded to if a request can't be parsed."""
 
+ZERO_WEIGHT = re.compile(r";\s*q=0(?:\.0*)?\s*(?:;|$)", re.IGNORECASE)
+"""Found in an item of `Accept` or `Accept-Encoding` that the client does not accept."""
+
 
 class Request:
     """A request that arrived on `connection`. `target` is its path and query as sent; `headers` are found by
     name in any case; `content` are the bytes of its body.
 
     `path_value` is the decoded part of the path that its route leaves open. `keep_alive` is whether the
-    connection may carry another request, `answered` whether part of a response was sent.
+    connection may carry another request, `answered` whether part of a response was sent. If
+    `expects_continue`, the client may wait for an interim response before it sends the body.
     """
 
     __slots__ = (
-        "_url", "answered", "connection", "content", "headers", "keep_alive", "method", "path_value",
-        "target", "version",
+        "_chunked", "_url", "answered", "connection", "content", "expects_continue", "headers", "keep_alive",
+        "method", "path_value", "target", "version",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, message: RawRequestMessage, content: StreamReader) -> None:
@@ -47,6 +52,8 @@ class Request:
         if message.chunked and message.version == HttpVersion10:
             # A proxy may take the chunks for the next request (RFC 9112, section 6.1).
             self.keep_alive = False
+        self.expects_continue = "Expect" in message.headers and message.version >= HttpVersion11
+        self._chunked = message.chunked
         self.path_value = ""
         self.answered = False
         self._url = message.url
@@ -82,6 +89,13 @@ class Request:
         if connection.readiness.draining:
             # A retry on the same connection would not reach another server.
             self.keep_alive = False
+        elif self._chunked and not connection.ends_with_last_chunk():
+            # aiohttp's parser would take its last trailer for the first header of the next request, which
+            # behind a proxy may be that of another caller.
+            self.keep_alive = False
+        elif self.expects_continue and not self.content.is_eof():
+            # The client may never send the body, and the next request would be taken for it.
+            self.keep_alive = False
         if self.keep_alive:
             if self.version == HttpVersion10:
                 headers["Connection"] = "keep-alive"
@@ -90,7 +104,10 @@ class Request:
         if connection.has_tls:
             headers.update(HSTS)
         if connection.cors is not None:
+            vary = headers.get("Vary")
             headers.update(connection.cors.headers(self.headers.get(hdrs.ORIGIN)))
+            if vary is not None and vary != headers["Vary"]:
+                headers["Vary"] = f"{vary}, {headers['Vary']}"
         return encode_head(self.version, status, headers)
 
 

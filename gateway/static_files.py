@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.request import Request
+from gateway.request import ZERO_WEIGHT, Request
 from gateway.responses import Response, response_headers
 from pomelo.call import Call
 from pomelo.errors import PomeloError
@@ -77,10 +77,17 @@ async def respond_with_file(files: StaticFiles, request: Request, call: Call) ->
     if file.tag in request.headers.get("If-None-Match", ""):
         return Response(headers, status=304)
     headers["Content-Type"] = file.content_type
-    if "gzip" in request.headers.get("Accept-Encoding", ""):
+    if _accepts_gzip(request.headers.get("Accept-Encoding", "")):
         headers["Content-Encoding"] = "gzip"
         return Response(headers, file.compressed)
     return Response(headers, file.data)
+
+
+def _accepts_gzip(accept_encoding: str) -> bool:
+    for item in accept_encoding.split(","):
+        if item.split(";", 1)[0].strip().lower() in ("gzip", "x-gzip"):
+            return not ZERO_WEIGHT.search(item)
+    return False
 
 
 def _read_file(path: Path) -> File:

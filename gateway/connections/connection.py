@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import BadHttpMessage, HttpProcessingError
 from aiohttp.streams import StreamReader
 
 from gateway.connections.http import HttpConnection, ParsedRequest, head_size, unread_bytes
-from gateway.connections.limits import MIN_READ_RATE, Connections, Slot, StartQueues
+from gateway.connections.limits import MIN_READ_RATE, PROXY_WRITE_TIMEOUT, Connections, Slot, StartQueues
 from gateway.connections.unreadable import UNREADABLE, unreadable_error
 from gateway.cors import Cors, is_preflight
 from gateway.errors import error_body, raw_error_response, unrouted_headers
@@ -196,7 +196,7 @@ class Connection(HttpConnection):
             if is_within(self.address, self._options.trusted_proxies):
                 self.proxies = self._options.trusted_proxies
                 self.idle_timeout = self._options.proxy_idle_timeout + self._options.idle_slack
-                self._write_timeout = self._options.proxy_write_timeout
+                self._write_timeout = PROXY_WRITE_TIMEOUT
         self.has_tls = raw.get_extra_info("sslcontext") is not None
         super().connection_made(transport)
         # Any byte that the client has not read pauses the writer, so that every stall is noticed, even
@@ -368,7 +368,7 @@ class Connection(HttpConnection):
         surplus = self.slot.surplus and not authenticated
         # The parser would take the rest of a body apart; that is expensive with chunks.
         self._discard_body = not request.content.is_eof() and (
-            not authenticated or "Content-Length" not in request.headers
+            not authenticated or request.expects_continue or "Content-Length" not in request.headers
         )
         if surplus or self._discard_body or self._unauthenticated_count >= MAX_UNAUTHENTICATED:
             request.keep_alive = False

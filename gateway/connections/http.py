@@ -30,6 +30,12 @@ _MAX_HEADERS = 128
 _MAX_PIPELINED = 2
 """Pipelined requests that are parsed while the current one is being handled."""
 
+_LAST_CHUNK = b"\r\n0\r\n\r\n"
+"""The end of a chunked body without trailers, and the line break before it. Trailers can't end with it: the
+parser refuses a line without a colon."""
+
+_KEPT = -len(_LAST_CHUNK)
+
 _UPGRADE = re.compile(rb"\r\n[Uu]pgrade(?=:)")
 
 ParsedRequest = RawRequestMessage | HttpProcessingError
@@ -44,8 +50,8 @@ class HttpConnection(BaseProtocol):
     """
 
     __slots__ = (
-        "_closing", "_content", "_idle_deadline", "_idle_timer", "_linger_timeout", "_live", "_pipelined",
-        "_request_count", "_task", "_unparsed", "_written", "idle_timeout",
+        "_closing", "_content", "_idle_deadline", "_idle_timer", "_last_bytes", "_linger_timeout", "_live",
+        "_pipelined", "_request_count", "_task", "_unparsed", "_written", "idle_timeout",
     )  # fmt: skip
 
     def __init__(self, live: set[HttpConnection], idle_timeout: float, linger_timeout: float) -> None:
@@ -70,6 +76,7 @@ class HttpConnection(BaseProtocol):
         self._task: asyncio.Task[None] | None = None
         self._content: StreamReader | None = None
         self._unparsed = b""
+        self._last_bytes = b""
         self._written = 0
         self._closing = False
         self._idle_deadline = 0.0
@@ -139,6 +146,7 @@ class HttpConnection(BaseProtocol):
         parser = self._parser
         if self._closing or parser is None:
             return
+        self._last_bytes = (self._last_bytes + data[_KEPT:])[_KEPT:]
         if self._task is None:
             end = data.find(b"\r\n\r\n")  # bodies are not searched, which takes time
             if data.find(b"pgrade:", 0, len(data) if end < 0 else end) >= 0:
@@ -163,6 +171,18 @@ class HttpConnection(BaseProtocol):
                     self._pause_reading_for_buffer()
             if upgraded:
                 parser.set_upgraded(False)  # no other protocol is spoken: what follows is HTTP
+
+    def ends_with_last_chunk(self) -> bool:
+        """Returns whether the current request, whose body is chunked, has arrived without trailers, and that
+        nothing has come after it.
+
+        The parser does not report trailers, but the bytes show them. What follows the body is a pipelined
+        request or the beginning of its head, which can't end with `_LAST_CHUNK` either.
+        """
+        content = self._content
+        if content is None or not content.is_eof() or self._pipelined:
+            return False
+        return self._last_bytes == _LAST_CHUNK
 
     def _fail_body(self) -> None:
         """Fails the body that is arriving: the parser can't read on, and does not say so to its reader."""

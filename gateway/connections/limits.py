@@ -26,6 +26,10 @@ MIN_READ_RATE = 1024
 """The minimum rate, in bytes a second, at which a client must read a response; measured over
 `GatewayOptions.write_timeout`."""
 
+PROXY_WRITE_TIMEOUT = 600.0
+"""The period, in seconds, that takes the place of `GatewayOptions.write_timeout` on connections from trusted
+proxies: they may read on only when their client has read megabytes."""
+
 _NEW_SHARE = 16
 """Untrusted connections, up to this fraction of all, replace idle trusted ones. Many callers connect at the
 same time, and would otherwise be refused by each other while one account keeps all connections idle."""

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.options import GatewayOptions
@@ -67,8 +67,8 @@ class RequestBody:
     """
 
     __slots__ = (
-        "_call", "_chunks", "_content", "_expects_continue", "_is_sized", "_limit", "_options", "_request",
-        "_seconds_left", "reserve_memory",
+        "_call", "_chunks", "_content", "_is_sized", "_limit", "_options", "_request", "_seconds_left",
+        "reserve_memory",
     )  # fmt: skip
 
     def __init__(
@@ -92,7 +92,6 @@ class RequestBody:
         self._options = options
         self._is_sized = length is not None
         self._seconds_left = min(options.read_grace, options.read_timeout)
-        self._expects_continue = "Expect" in request.headers and request.version >= HttpVersion11
         self.reserve_memory = visit.reserve
 
     async def read_available(self) -> bytes:
@@ -129,8 +128,8 @@ class RequestBody:
                 )
 
     async def _wait(self) -> bytes:
-        if self._expects_continue:
-            await self._send_continue()
+        if self._request.expects_continue:
+            self._send_continue()
         loop = asyncio.get_running_loop()
         begin = loop.time()
         left = self._call.deadline - begin
@@ -153,9 +152,9 @@ class RequestBody:
         self._seconds_left -= loop.time() - begin
         return data
 
-    async def _send_continue(self) -> None:
+    def _send_continue(self) -> None:
         # Sent only when the body is read, so that a refusal comes before the upload and not after it.
-        self._expects_continue = False
+        self._request.expects_continue = False
         if self._request.headers["Expect"].lower() == "100-continue":
             self._request.connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 

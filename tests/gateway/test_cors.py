@@ -116,6 +116,12 @@ async def test_a_preflight_of_another_origin_allows_nothing(shared: GatewayApp, 
         assert response.headers["Vary"] == "Origin"
 
 
+@pytest.mark.parametrize("origin", [APP, FOREIGN])
+async def test_a_page_varies_by_its_encoding_too(shared: GatewayApp, origin: str) -> None:
+    async with shared.http.get(f"{shared.url}/docs", headers={"Origin": origin}) as response:
+        assert response.headers.getall("Vary") == ["Accept-Encoding, Origin"]
+
+
 async def test_options_without_a_preflight_header_is_a_405(shared: GatewayApp) -> None:
     async with shared.http.options(f"{shared.url}/api/v1/task", headers={"Origin": APP}) as response:
         assert (response.status, response.headers["Allow"]) == (405, "POST")

@@ -10,7 +10,19 @@ from functools import partial
 import pytest
 
 from tests.gateway.gateway_app import GatewayApp, OpenApp
-from tests.gateway.requests import ACCOUNT, CHUNKED, HEALTH, HI, raw_get, raw_task, read_status
+from tests.gateway.requests import (
+    ACCOUNT,
+    CHUNKED,
+    EXPECT,
+    HEALTH,
+    HI,
+    KEY,
+    raw_get,
+    raw_task,
+    read_response,
+    read_status,
+    read_until_closed,
+)
 from tests.gateway.scripts import play, text_events
 
 BODY = json.dumps(HI).encode()
@@ -129,3 +141,56 @@ async def test_only_the_known_expectation_is_answered(gateway: GatewayApp) -> No
         assert await gateway.is_healthy()
         writer.write(BODY)
         assert await read_status(reader) == 200
+
+
+LARGE = "Content-Length: 100000000"
+SMALL = "Content-Length: 5"
+
+
+@pytest.mark.parametrize(
+    ("refused", "status"),
+    [
+        (raw_task(b"", EXPECT, framing=LARGE, close=False), 413),
+        (raw_task(b"", EXPECT, framing=SMALL, content_type="text/plain", close=False), 415),
+        (raw_task(b"", EXPECT, "X-Request-Timeout: soon", framing=SMALL, close=False), 400),
+        (raw_get("/api/v1/nope", f"Authorization: Bearer {KEY}", EXPECT, SMALL), 404),
+        (raw_get("/api/v1/task", f"Authorization: Bearer {KEY}", EXPECT, SMALL), 405),
+        (ACCOUNT[:-2] + f"{EXPECT}\r\n{SMALL}\r\n\r\n".encode(), 200),
+    ],
+    ids=["too large", "content type", "header", "path", "method", "a body that is not read"],
+)
+@pytest.mark.parametrize("sent", [b"", b"{"], ids=["nothing of it", "a part of it"])
+async def test_a_response_in_place_of_100_continue_is_the_last_one(
+    open_gateway: OpenApp, refused: bytes, status: int, sent: bytes
+) -> None:
+    async with (
+        open_gateway(linger_timeout=60.0) as gateway,
+        gateway.connect(refused + sent) as (reader, writer),
+    ):
+        received, headers, _ = await read_response(reader)
+        assert (received, headers.get("connection")) == (status, "close")
+        writer.write_eof()  # a client closes the connection then
+        assert await read_until_closed(reader) == b""
+
+
+async def test_a_response_in_place_of_100_continue_is_the_last_one_if_it_is_a_file(
+    gateway: GatewayApp,
+) -> None:
+    path = (await gateway.link()).partition(str(gateway.port))[2]
+    async with gateway.connect(raw_get(path, EXPECT, SMALL)) as (reader, _):
+        status, headers, _ = await read_response(reader)
+        assert (status, headers.get("connection")) == (200, "close")
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["without waiting", "after 100 Continue"])
+async def test_a_request_whose_body_comes_keeps_its_connection(gateway: GatewayApp, waits: bool) -> None:
+    head = raw_task(BODY, EXPECT, close=False)[: -len(BODY)]
+    for body, expected in ((BODY, 200), (b"x" * len(BODY), 400)):
+        async with gateway.connect(head if waits else head + body) as (reader, writer):
+            if waits:
+                assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+                writer.write(body)
+            status, headers, _ = await read_response(reader)
+            assert (status, headers.get("connection")) == (expected, None)
+            writer.write(ACCOUNT)
+            assert await read_status(reader) == 200

@@ -34,6 +34,16 @@ async def test_every_file_needs_no_key_and_is_compressed_if_the_client_takes_tha
         assert response.headers["Vary"] == "Accept-Encoding"
         assert response.headers["ETag"] == tag
         assert gzip.decompress(await response.read()) == body
+    for accepted, encoding in (
+        ("gzip;q=0", None),
+        ("br, GZIP ; q=0.000, *", None),
+        ("deflate, gzip;q=0.1", "gzip"),
+        ("x-gzip", "gzip"),
+        ("notgzip", None),
+    ):
+        async with gateway.http.get(gateway.url + path, headers={"Accept-Encoding": accepted}) as response:
+            assert response.headers.get("Content-Encoding") == encoding
+            assert (response.headers["Vary"], await response.read()) == ("Accept-Encoding", body)
     async with gateway.http.get(gateway.url + path, headers={"If-None-Match": tag}) as response:
         assert (response.status, await response.read()) == (304, b"")
         assert response.headers["ETag"] == tag
