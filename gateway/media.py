@@ -14,6 +14,7 @@ from gateway.types.base import Link
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
+from pomelo.service import MediaBytes
 
 _SEND_BUFFER = 256 * 1024
 """Bytes of a download by a signed link that the kernel may buffer."""
@@ -32,7 +33,7 @@ def public_links(public_url: str) -> Link:
         return str
 
     def link(url: str) -> str:
-        at = url.find("/media/")
+        at = url.rfind("/media/")  # the base may contain it too, an id or a signature can't
         return url if at < 0 else base + url[at:]
 
     return link
@@ -127,14 +128,36 @@ async def _send(gateway: Gateway, request: Request, call: Call, media_id: str, q
         if request.method != "HEAD":
             if start:
                 chunks.skip(start)
-            at = start
-            async for chunk in chunks:
-                if response.push(chunk[: end - at]):
-                    await response.drain()
-                at += len(chunk)
-                if at >= end:
-                    break
-            if at < end:
-                raise PomeloError("provider_unavailable")
+            await _push(response, chunks, end - start)
         await response.finish()
         return None
+
+
+async def send_file(
+    gateway: Gateway, request: Request, call: Call, media_id: str, headers: dict[str, str]
+) -> None:
+    """Sends a file of the caller as the complete response, with `headers`.
+
+    Raises:
+        PomeloError: not_found, overloaded, store_unavailable; after the first byte, what interrupted the
+            download.
+    """
+    async with gateway.services.media.download_media(media_id, "", call) as (media, chunks):
+        response = ResponseStream(request, {**headers, "Content-Length": str(media.size_bytes)})
+        await _push(response, chunks, media.size_bytes)
+        await response.finish()
+
+
+async def _push(response: ResponseStream, chunks: MediaBytes, size: int) -> None:
+    """Sends the next `size` bytes.
+
+    Raises:
+        PomeloError: provider_unavailable: there are fewer.
+    """
+    async for chunk in chunks:
+        if response.push(chunk[:size]):
+            await response.drain()
+        size -= len(chunk)
+        if size <= 0:
+            return
+    raise PomeloError("provider_unavailable")

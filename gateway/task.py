@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import re
-
 from gateway import sse
+from gateway.media import send_file
 from gateway.parsing.task import TaskRequest, read_task
 from gateway.queries import check_no_parameters
-from gateway.request import Request
+from gateway.request import ZERO_WEIGHT, Request
 from gateway.responses import Response, ResponseStream, json_response, response_headers
 from gateway.state import Gateway
 from gateway.types import render_result
 from gateway.types.base import TaskFormat
-from pomelo.call import Call
+from pomelo.call import Call, report_adjustments
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.service import Visit
 
 _JSON_RANGES = frozenset({"*/*", "application/*", "application/json"})
-_ZERO_WEIGHT = re.compile(r";\s*q=0(?:\.0*)?\s*(?:;|$)", re.IGNORECASE)
 
 
 async def run_task(gateway: Gateway, request: Request, call: Call, visit: Visit) -> Response | None:
@@ -44,18 +42,18 @@ async def run_task(gateway: Gateway, request: Request, call: Call, visit: Visit)
         raise await visit.refuse_task(error) from None
 
 
-def raw_media_range(accept: str | None, task_format: TaskFormat) -> str | None:
+def raw_media_range(accept: str, task_format: TaskFormat) -> str | None:
     """Returns the media range, such as image/webp, if `Accept` asks for raw media; None: it asks for JSON.
 
     The first range that the task can be sent in decides; of weights, only q=0 matters. Another type of image
     or audio asks for raw media only if nothing else that is listed can be sent.
     """
-    if accept is None or accept == "*/*" or accept == "application/json" or not task_format.media_range:
+    if accept == "*/*" or accept == "application/json" or not task_format.media_range:
         return None
     unavailable = None
     for item in accept.split(","):
         name = item.split(";", 1)[0].strip().lower()
-        if _ZERO_WEIGHT.search(item):
+        if ZERO_WEIGHT.search(item):
             continue
         if name in _JSON_RANGES:
             return None
@@ -69,7 +67,8 @@ def raw_media_range(accept: str | None, task_format: TaskFormat) -> str | None:
 async def send_raw(
     gateway: Gateway, request: Request, call: Call, parsed: TaskRequest, media_range: str = ""
 ) -> Response | None:
-    """Runs the task and sends its media, audio as it arrives; nothing is stored.
+    """Runs the task and sends its media, audio as it arrives; stores nothing but an image that is too large
+    to be in a result.
 
     `media_range` decides the output format if the task leaves it open. After the first byte, an error
     resets the connection, so that the response can't look complete.
@@ -95,6 +94,8 @@ async def send_raw(
                     response = ResponseStream(request, headers)
                 if response.push(chunk.data):
                     await response.drain()
+            elif event_type == "started":
+                report_adjustments(call, event.started.adjustments)
             elif event_type == "completed":
                 done = True
                 if task_format.raw_media is not None:
@@ -102,8 +103,12 @@ async def send_raw(
     if not done:
         raise ValueError("the stream ended without its last event")
     if media is not None:
-        return Response(response_headers(call, Content_Type=media.content_type), media.data)
-    if response is None:
+        headers = response_headers(call, Content_Type=media.content_type)
+        if media.data:
+            return Response(headers, media.data)
+        await send_file(gateway, request, call, media.media.id, headers)
+    elif response is not None:
+        await response.finish()
+    else:
         raise PomeloError("provider_failed")
-    await response.finish()
     return None

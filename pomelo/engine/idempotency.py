@@ -104,10 +104,11 @@ def store_answer(
     """
     answer = TaskResult()
     answer.CopyFrom(result)
+    streamed = stream and result.HasField("speech")
     for part, shown in zip(media_outputs(answer), media_outputs(result), strict=True):
         media.keep(part.media.id, REPLAY_SECONDS + MEDIA_GRACE_SECONDS)
         part.ClearField("data")
-        if delivery == MediaDelivery.MEDIA_DELIVERY_INLINE and (shown.data or stream):
+        if delivery == MediaDelivery.MEDIA_DELIVERY_INLINE and (shown.data or streamed):
             shown.ClearField("media")
     return answer.SerializeToString()
 
@@ -123,20 +124,19 @@ def restore_answer(
     """
     result = TaskResult.FromString(answer)
     path = None
+    streamed = stream and result.HasField("speech")  # in chunks; an image is in the result
     for part in media_outputs(result):
         try:
             path, stored = media.find(part.media.id, owner)
             part.media.CopyFrom(stored)
-            # Streamed audio is returned in chunks.
-            most = max_inline(delivery, stream=stream)
-            inline = stored.size_bytes <= most and not (stream and result.HasField("speech"))
+            inline = stored.size_bytes <= max_inline(delivery, stream=stream) and not streamed
             if inline:
                 part.data = path.read_bytes()
         except (OSError, PomeloError) as error:
             raise PomeloError(
                 "store_unavailable", "The file of the stored answer is gone. Use a new Idempotency-Key"
             ) from error
-        if delivery == MediaDelivery.MEDIA_DELIVERY_INLINE and (inline or stream):
+        if delivery == MediaDelivery.MEDIA_DELIVERY_INLINE and (inline or streamed):
             part.ClearField("media")
     return result, path
 

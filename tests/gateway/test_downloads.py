@@ -28,6 +28,13 @@ def test_other_links_and_links_without_a_public_url_stay_unchanged() -> None:
     assert public_links("")("http://a/media/m") == "http://a/media/m"
 
 
+@pytest.mark.parametrize("base", ["https://cdn.example/media", "https://media", "https://media/media/media"])
+def test_a_public_url_may_contain_media(base: str) -> None:
+    for before in ("http://10.0.0.1:8080", base, "http://media"):
+        url = f"{before}/media/media_1.png?exp=1&sig=Ab-_"
+        assert public_links(f"{base}/")(url) == f"{base}/media/media_1.png?exp=1&sig=Ab-_"
+
+
 @pytest.mark.parametrize(
     ("header", "expected"),
     [
