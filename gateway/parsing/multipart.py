@@ -334,7 +334,7 @@ def _decode(name: str, data: bytes, content_type: str, is_file: bool) -> str:
 async def _store_file(gateway: Gateway, call: Call, parts: FormParts, part: Part, form: Form) -> Media:
     # Not from the cache, so that no file is accepted for a model that the key may not use.
     model = form.texts.get("model")
-    task_type = await gateway.fetch_task_type(model, call) if model is not None else 0
+    task_type = await gateway.fetch_task_type(model, call) if model else 0
     if task_type and form.task_type:
         check_task_type(task_type, form.task_type)
     task_format = TASK_FORMATS.get(task_type)
@@ -347,7 +347,7 @@ async def _store_file(gateway: Gateway, call: Call, parts: FormParts, part: Part
             pass
         return Media()
     if not first:
-        return Media()  # an empty file, which types without audio ignore
+        return Media()  # an empty file counts as no audio: refused, or ignored by text-to-speech
     # Bytes that are not UTF-8 can't be sent to a remote server.
     content_type = part.content_type.encode("ascii", "replace").decode()
     return await gateway.services.media.upload_media(content_type, pieces, call)

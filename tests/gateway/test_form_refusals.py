@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.gateway.gateway_app import AUDIO, GatewayApp
+from tests.gateway.requests import FORM
 from tests.gateway.test_multipart import FILE, Part, form, model, send
 
 
@@ -47,6 +48,21 @@ async def test_the_refusal_of_a_part_says_what_to_send_in_its_place(
 ) -> None:
     status, value = await send(gateway, form(model("eleven-labs-stt"), part))
     assert (status, value["error"]["message"]) == (400, message)
+
+
+@pytest.mark.parametrize("path", ["/api/v1/task", "/v1/audio/transcriptions"])
+@pytest.mark.parametrize("is_first", [True, False], ids=["before the file", "after it"])
+async def test_an_empty_model_is_missing_wherever_it_is(
+    gateway: GatewayApp, path: str, is_first: bool
+) -> None:
+    file: Part = (f'name="{"file" if path.startswith("/v1") else "audio"}"; filename="a.mp3"', AUDIO)
+    parts = [model(""), file] if is_first else [file, model("")]
+    headers = {**gateway.headers, "Content-Type": FORM}
+    sending = gateway.http.post(gateway.url + path, data=form(*parts), headers=headers)
+    async with sending as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (400, "missing_parameter")
+    assert error["message"] == "Missing required field: model"
 
 
 async def test_the_refusal_of_a_form_without_a_boundary_says_who_sets_it(gateway: GatewayApp) -> None:
