@@ -1,4 +1,4 @@
-"""Query parameters: paths refuse those that they do not take, rather than ignore them."""
+"""Query parameters: paths under /api/v1 refuse those that they do not take, rather than ignore them."""
 
 from __future__ import annotations
 

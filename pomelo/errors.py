@@ -95,7 +95,7 @@ TABLE: dict[str, ErrorRow] = {row.code: row for row in _ROWS}
 RETRY_AFTER = frozenset(row.http for row in _ROWS if row.retry_after is not None)
 """HTTP statuses whose errors all propose a wait, in the header Retry-After."""
 
-GRPC_ERRORS = frozenset({"model_not_found"})
+NOT_UNDER_API = frozenset({"model_not_found"})
 """Codes that no path under /api sends."""
 
 BODY_ERRORS = frozenset({"invalid_body", "payload_too_large", "unsupported_media_type"})

@@ -20,7 +20,7 @@ from gateway.openapi.schema import (
 from gateway.types import TASK_FORMATS
 from gateway.types.base import TaskFormat
 from gateway.types.fields import describe
-from pomelo.errors import GRPC_ERRORS, TABLE
+from pomelo.errors import NOT_UNDER_API, TABLE
 
 BINARY: Mapping[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 """The content of a response that is a file."""
@@ -30,7 +30,7 @@ _AUDIO = {
     "description": "Audio as base64, or as a data: URI; in a form, also as a file.",
 }
 _JSON_EVENT = {"type": "string", "contentMediaType": JSON, "contentSchema": ref("TaskEvent")}
-CODES = tuple(code for code in TABLE if code not in GRPC_ERRORS)
+CODES = tuple(code for code in TABLE if code not in NOT_UNDER_API)
 TASK_ERRORS = tuple(code for code in CODES if code not in ("not_found", "method_not_allowed"))
 _MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "audio/mpeg", "audio/wav", "audio/ogg")
 

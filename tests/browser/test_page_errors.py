@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from pomelo.errors import GRPC_ERRORS, TABLE
+from pomelo.errors import NOT_UNDER_API, TABLE
 from tests.app import RunningApp, app_fixture
 from tests.browser.chromium import Browser
 from tests.browser.page import ANSWER, Page, open_page
@@ -18,7 +18,7 @@ app = app_fixture()
 CODES = [
     code
     for code in TABLE
-    if code not in GRPC_ERRORS | {"not_found", "method_not_allowed", "unsupported_media_type"}
+    if code not in NOT_UNDER_API | {"not_found", "method_not_allowed", "unsupported_media_type"}
 ]
 """The errors that the sandbox returns on request."""
 
@@ -97,7 +97,7 @@ async def test_a_broken_connection_keeps_what_was_delivered_and_an_unreachable_s
 
 
 async def test_every_error_says_what_to_do(page: Page) -> None:
-    codes = [*(code for code in TABLE if code not in GRPC_ERRORS), "no_answer", "incomplete", "http_502"]
+    codes = [*(code for code in TABLE if code not in NOT_UNDER_API), "no_answer", "incomplete", "http_502"]
     silent = await page.tab.run(
         f"""import('./page/errors.js').then(({{errorPanel}}) => {codes}.filter((code) =>
           errorPanel({{code, message: 'It failed.'}}).querySelectorAll('p').length < 3))"""
@@ -106,7 +106,7 @@ async def test_every_error_says_what_to_do(page: Page) -> None:
 
 
 async def test_only_what_may_succeed_later_can_be_tried_again(page: Page) -> None:
-    codes = [code for code in TABLE if code not in GRPC_ERRORS]
+    codes = [code for code in TABLE if code not in NOT_UNDER_API]
     offered = await page.tab.run(
         f"""import('./page/errors.js').then(({{errorPanel}}) => {codes}.filter((code) =>
           errorPanel({{code, message: 'It failed.'}}, () => {{}})

@@ -21,7 +21,7 @@ from gateway.types import COMMON_FIELDS, TASK_FORMATS
 from gateway.types.base import StreamObjects, TaskFormat
 from gateway.types.text.results import render_tool_call
 from pomelo.call import DEFAULT_TIMEOUT, Call
-from pomelo.errors import GRPC_ERRORS, TABLE, PomeloError
+from pomelo.errors import NOT_UNDER_API, TABLE, PomeloError
 from pomelo.fields import FieldRule
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
@@ -30,7 +30,7 @@ from pomelo.gen.v1.text_pb2 import ToolCallDelta
 from pomelo.gen.v1.usage_pb2 import Mode
 from pomelo.status import HEADERS, header_name
 
-REST_CODES = [code for code in TABLE if code not in GRPC_ERRORS]
+REST_CODES = [code for code in TABLE if code not in NOT_UNDER_API]
 
 
 def test_every_route_every_field_and_every_error_of_a_task_is_described() -> None:
@@ -45,7 +45,7 @@ def test_every_route_every_field_and_every_error_of_a_task_is_described() -> Non
     answers = described["paths"]["/api/v1/task"]["post"]["responses"]
     described_codes = {code for response in answers.values() for code in response["description"].split(", ")}
     assert described_codes >= set(REST_CODES) - {"not_found", "method_not_allowed"}
-    assert not described_codes & GRPC_ERRORS
+    assert not described_codes & NOT_UNDER_API
     error = described["components"]["schemas"]["Error"]["properties"]["error"]
     assert error["properties"]["code"]["enum"] == REST_CODES
     form = described["components"]["schemas"]["Form"]["properties"]

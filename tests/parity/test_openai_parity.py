@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pomelo.errors import GRPC_ERRORS, TABLE
+from pomelo.errors import NOT_UNDER_API, TABLE
 from tests.app import RunningApp, app_fixture
 from tests.driver import REST_PROTOCOL, STREAM
 from tests.tasks import text_body
@@ -103,7 +103,7 @@ async def test_a_task_is_the_same_under_every_path(
 
 
 @REST_PROTOCOL
-@pytest.mark.parametrize("code", sorted(set(TABLE) - GRPC_ERRORS - NOT_PROVOKED))
+@pytest.mark.parametrize("code", sorted(set(TABLE) - NOT_UNDER_API - NOT_PROVOKED))
 async def test_an_error_is_the_same_under_every_path(app: RunningApp, protocol: str, code: str) -> None:
     account = await app.account()
     body = text_body(f"[[error:{code}]]")

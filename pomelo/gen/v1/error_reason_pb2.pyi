@@ -74,7 +74,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: `Content-Type: text/plain`.
     """
     ERROR_REASON_NOT_FOUND: _ErrorReason.ValueType  # 11
-    """The path, the file or the object does not exist. UNIMPLEMENTED or NOT_FOUND, HTTP 404.
+    """The path, the file or the object does not exist. NOT_FOUND, HTTP 404. An unknown method is METHOD_NOT_ALLOWED.
     Metadata: account, field, keyId.
     Example: `GET /api/v2/task`.
     """
@@ -103,7 +103,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: an image that costs 0.05 credits, with 0.01 available.
     """
     ERROR_REASON_IDEMPOTENCY_CONFLICT: _ErrorReason.ValueType  # 17
-    """The first call with this idempotency key still runs. ABORTED, HTTP 409.
+    """The first call with this idempotency key still runs. ABORTED, HTTP 409, with RetryInfo.
     Example: a retry before the first response.
     """
     ERROR_REASON_IDEMPOTENCY_MISMATCH: _ErrorReason.ValueType  # 18
@@ -111,7 +111,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: the same key with another prompt.
     """
     ERROR_REASON_PROVIDER_NOT_CONFIGURED: _ErrorReason.ValueType  # 19
-    """No provider that serves the model has credentials here. UNAVAILABLE, HTTP 503.
+    """No provider that serves the model has credentials here. UNAVAILABLE, HTTP 503, with RetryInfo.
     Metadata: field.
     Example: a live key asks for gpt-4 and no OpenAI key is set.
     """
@@ -149,8 +149,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: the server is being restarted.
     """
     ERROR_REASON_MODEL_NOT_FOUND: _ErrorReason.ValueType  # 28
-    """GetModel named a model that does not exist. NOT_FOUND; never sent over REST. A task of such a model gets
-    UNSUPPORTED_MODEL.
+    """GetModel, or `GET /v1/models/{id}` over REST, named a model that does not exist. NOT_FOUND, HTTP 404. Elsewhere
+    such a model is UNSUPPORTED_MODEL.
     Metadata: model.
     Example: GetModel of "invalid-model".
     """
@@ -249,7 +249,7 @@ ERROR_REASON_UNSUPPORTED_MEDIA_TYPE: ErrorReason.ValueType  # 10
 Example: `Content-Type: text/plain`.
 """
 ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 11
-"""The path, the file or the object does not exist. UNIMPLEMENTED or NOT_FOUND, HTTP 404.
+"""The path, the file or the object does not exist. NOT_FOUND, HTTP 404. An unknown method is METHOD_NOT_ALLOWED.
 Metadata: account, field, keyId.
 Example: `GET /api/v2/task`.
 """
@@ -278,7 +278,7 @@ Metadata: availableMicros, budgetMicros, period, requiredMicros, resetTime.
 Example: an image that costs 0.05 credits, with 0.01 available.
 """
 ERROR_REASON_IDEMPOTENCY_CONFLICT: ErrorReason.ValueType  # 17
-"""The first call with this idempotency key still runs. ABORTED, HTTP 409.
+"""The first call with this idempotency key still runs. ABORTED, HTTP 409, with RetryInfo.
 Example: a retry before the first response.
 """
 ERROR_REASON_IDEMPOTENCY_MISMATCH: ErrorReason.ValueType  # 18
@@ -286,7 +286,7 @@ ERROR_REASON_IDEMPOTENCY_MISMATCH: ErrorReason.ValueType  # 18
 Example: the same key with another prompt.
 """
 ERROR_REASON_PROVIDER_NOT_CONFIGURED: ErrorReason.ValueType  # 19
-"""No provider that serves the model has credentials here. UNAVAILABLE, HTTP 503.
+"""No provider that serves the model has credentials here. UNAVAILABLE, HTTP 503, with RetryInfo.
 Metadata: field.
 Example: a live key asks for gpt-4 and no OpenAI key is set.
 """
@@ -324,8 +324,8 @@ ERROR_REASON_SERVER_UNAVAILABLE: ErrorReason.ValueType  # 27
 Example: the server is being restarted.
 """
 ERROR_REASON_MODEL_NOT_FOUND: ErrorReason.ValueType  # 28
-"""GetModel named a model that does not exist. NOT_FOUND; never sent over REST. A task of such a model gets
-UNSUPPORTED_MODEL.
+"""GetModel, or `GET /v1/models/{id}` over REST, named a model that does not exist. NOT_FOUND, HTTP 404. Elsewhere
+such a model is UNSUPPORTED_MODEL.
 Metadata: model.
 Example: GetModel of "invalid-model".
 """
