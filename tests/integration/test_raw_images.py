@@ -33,7 +33,7 @@ def png(size: int) -> bytes:
     return small[:-12] + filler + small[-12:]
 
 
-LARGE = png(17 * MIB)
+LARGE = png(24 * MIB)
 """Too large to be in a result."""
 
 
