@@ -297,3 +297,18 @@ async def test_settlements_continue_while_the_archive_is_locked(store: Store, tm
             await store.list_usage(ALL, limit=1)
         other.execute("ROLLBACK")
     await audit(store, {f"t{number}" for number in range(20)})
+
+
+async def test_the_check_of_a_store_fails_if_its_server_has_lost_its_data(
+    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_on(server.url, tmp_path) as opened:
+        await opened.check()
+        server.do("FLUSHALL")
+        for _ in range(3):
+            with refused("store_unavailable"):
+                await opened.check()
+        (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
+        assert line.getMessage().startswith("Redis has lost its data")
+        async with open_on(server.url, tmp_path):  # it begins anew
+            await opened.check()

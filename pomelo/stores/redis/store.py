@@ -7,6 +7,7 @@ one script; usage records are moved to an archive.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -27,6 +28,8 @@ from pomelo.stores.redis.url import connect, parse_url
 from pomelo.stores.redis.usage import Usage
 from pomelo.stores.redis.wallet_index import WalletIndex
 from pomelo.stores.redis.workers import Worker
+
+log = logging.getLogger("pomelo.stores")
 
 _FORMAT = b"1"
 _FIRST_PLAN = "pro"
@@ -102,6 +105,7 @@ class RedisStore(Keys, Accounts, Acts, Ledger, Processes):
         self.drafts = usage.drafts
         self.wallet_states = usage.wallet_states
         self.damage = usage.damage
+        self._is_lost = False
 
     async def initialise(self, at: float) -> None:
         """Creates the account and credits that every new store has.
@@ -126,7 +130,15 @@ class RedisStore(Keys, Accounts, Acts, Ledger, Processes):
     @one_deadline
     async def check(self) -> None:
         await self._worker.check()
-        await self.get_account(DEFAULT_ACCOUNT)
+        lost = await self.get_account(DEFAULT_ACCOUNT) is None  # which every store has
+        if lost and not self._is_lost:
+            log.error(
+                "Redis has lost its data, with accounts, keys and credits. Restore a backup "
+                "(docs/maintenance.md, Backups), or start Pomelo again to begin anew"
+            )
+        self._is_lost = lost
+        if lost:
+            raise PomeloError("store_unavailable")
 
     async def close(self) -> None:
         """Waits for running operations, recovers the tasks that are left, and drains the usage records."""
