@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 from gateway import sse
 from gateway.media import send_file
 from gateway.parsing.task import TaskRequest, read_task
@@ -11,7 +14,7 @@ from gateway.responses import Response, ResponseStream, json_response, response_
 from gateway.state import Gateway
 from gateway.types import render_result
 from gateway.types.base import TaskFormat
-from pomelo.call import Call, report_adjustments
+from pomelo.call import DEFAULT_TIMEOUT, Call, report_adjustments
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.service import Visit
@@ -82,8 +85,7 @@ async def send_raw(
     if output_format and not task_input.output_format:
         task_input.output_format = output_format
     response: ResponseStream | None = None
-    media = None
-    done = False
+    result = None
     async with gateway.services.tasks.stream_task(parsed.spec, parsed.options, call) as events:
         async for event in events:
             event_type = event.WhichOneof("event")
@@ -97,16 +99,22 @@ async def send_raw(
             elif event_type == "started":
                 report_adjustments(call, event.started.adjustments)
             elif event_type == "completed":
-                done = True
-                if task_format.raw_media is not None:
-                    media = task_format.raw_media(event.completed)
-    if not done:
+                result = event.completed
+    if result is None:
         raise ValueError("the stream ended without its last event")
-    if media is not None:
+    if task_format.raw_media is not None:
+        media = task_format.raw_media(result)
         headers = response_headers(call, Content_Type=media.content_type)
         if media.data:
             return Response(headers, media.data)
-        await send_file(gateway, request, call, media.media.id, headers)
+        # What is charged is delivered, although the call's deadline may pass.
+        reading = replace(call, deadline=time.monotonic() + DEFAULT_TIMEOUT)
+        try:
+            await send_file(gateway, request, reading, media.media.id, headers)
+        except PomeloError:
+            if request.answered:
+                raise
+            return json_response(call, render_result(result, gateway.link))
     elif response is not None:
         await response.finish()
     else:

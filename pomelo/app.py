@@ -155,10 +155,9 @@ async def open_app(
             clock = await fleet.clock_ahead()
             return describe_process(reloader.settings, reloader.configuration, secret, started, clock)
 
-        if isinstance(opened, Fleet):
-            await join(opened, await describe(opened), warn=not worker)
         metrics, readiness = metrics or Metrics(), readiness or Readiness()
         if isinstance(opened, Fleet):
+            await join(opened, await describe(opened), warn=not worker)
             opened.drain_usage(metrics.archive_failed)
         metrics.know_models(catalog.models)
         observers = (metrics, *observers)

@@ -116,7 +116,7 @@ class AccountOperator:
         now = self._now()
         act = new_act("create_account", account_id, now, new=plan)
         added = await self._store.add_account(account_id, plan, now, act)
-        if not added and not await self._is_incomplete(account_id, plan):
+        if not added and not await self._is_incomplete(account_id, plan, live_micros):
             raise invalid("id", f"new. The account {account_id!r} exists already")
         # Ids from callers have no colon, and those of accounts are unique, so these grant ids are free.
         # The test credits come last: without them the account is incomplete.
@@ -126,10 +126,11 @@ class AccountOperator:
                 await self._give(grant_id, Wallet(account_id, live), micros, "to begin with")
         return admin_pb.CreateAccountResponse(account=await self._account(account_id))
 
-    async def _is_incomplete(self, account_id: str, plan: str) -> bool:
-        """Whether the creation of an account with this plan was interrupted before it had its credits."""
+    async def _is_incomplete(self, account_id: str, plan: str, live_micros: int) -> bool:
+        """Whether the same creation of an account was interrupted before it had all its credits."""
         record = await self._found(account_id)
-        return record.plan == plan and not (await self._store.balance(Wallet(account_id, False))).granted
+        live, test = [await self._store.list_grants(Wallet(account_id, live)) for live in (True, False)]
+        return record.plan == plan and not test and all(one.amount == live_micros for one in live)
 
     async def list_accounts(self, request: admin_pb.ListAccountsRequest) -> admin_pb.ListAccountsResponse:
         size = pages.page_size(request.page_size)

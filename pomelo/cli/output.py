@@ -59,6 +59,7 @@ class Output:
         self._has_link = options.delivery in (MEDIA_DELIVERY_LINK, MEDIA_DELIVERY_BOTH)
         self._is_link = is_media and path is None and options.delivery == MEDIA_DELIVERY_LINK
         self._is_unnamed = is_media and out is None and not self._is_link
+        self._is_named = out is not None
         self._is_stdout = path is None and not self._is_unnamed
         if self._is_unnamed:
             path = Path(f"pomelo-{secrets.token_hex(8)}")  # until the task has an id
@@ -143,7 +144,9 @@ class Output:
             print_line(media.url, err=self._is_stdout and not self._is_link)
         name = _default_name(task_id, output.content_type)
         if self._is_link:
-            if output.data:  # without space for a file with a link, the server returns it
+            if output.data and self._is_named:  # without space for a file with a link, the server returns it
+                sink.write(output.data)
+            elif output.data:
                 with Sink(Path(name)) as late:
                     late.write(output.data)
             return

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Set
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from pomelo import __version__
 from pomelo.configuration import Configuration
@@ -50,6 +50,10 @@ FACTS = (
     Fact("version", False, "Normal during an upgrade; finish it"),
 )
 """In the order in which they are reported."""
+
+
+_PLACE = ("host", "port", "dbname", "database")
+"""What the query of a URL of Postgres may have of the place of its database."""
 
 
 def describe_process(
@@ -202,7 +206,9 @@ def _archive(url: str) -> str:
             return f"{_own_disk()} ({fingerprint(path)})"
         return f"a file on a disk ({fingerprint((_machine(), status.st_dev, status.st_ino))})"
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    place = [f"{name}={value}" for name, value in parse_qsl(parts.query) if name in _PLACE]
+    shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    return f"{shown}?{'&'.join(place)}" if place else shown
 
 
 def _own_disk() -> str:

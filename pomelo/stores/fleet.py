@@ -54,8 +54,8 @@ class Fleet(Protocol):
 
     def drain_usage(self, on_failure: Callable[[], None] = ...) -> None:
         """Starts to move usage records to the archive, also those of other processes. Only a process that
-        serves does it: a command could have a different archive. `on_failure` is called each time that it
-        fails."""
+        serves does it: a command could have a different archive. `on_failure` is called each time that the
+        archive fails."""
         ...
 
     async def clock_ahead(self) -> float:

@@ -97,7 +97,7 @@ class Metrics(Observer):
         )
         self.store_errors = Counter(
             "pomelo_store_errors_total",
-            "Operations on the store that failed; `archive` is moving usage records there.",
+            "Operations on the store that failed; `archive`: moving usage records to the archive.",
             "operation",
         )
         self.ready = Gauge(

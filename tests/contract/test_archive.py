@@ -274,6 +274,11 @@ async def test_a_file_that_can_not_be_written_is_logged_once_a_minute(
             for task_id in ("a", "b"):
                 with refused("store_unavailable"):
                     await archive.add([record(task_id)])
+            other.execute("COMMIT")
+            other.execute("BEGIN IMMEDIATE")
+            assert await archive.get("a") is None  # it can be read
+            with refused("store_unavailable"):
+                await archive.add([record("b")])
         await archive.add([record("c")])
     failed, worked = [line.getMessage() for line in caplog.records]
     assert failed == "The archive of usage records fails: database is locked"

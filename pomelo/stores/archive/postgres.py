@@ -127,6 +127,7 @@ class _PostgresArchive:
         rows = [_storable(record) for record in records]
         # executemany is one transaction, which is committed when it returns.
         await self._run(lambda connection: connection.executemany(statement, rows))
+        self._failures.worked()
 
     async def get(self, task_id: str) -> UsageRecord | None:
         statement = f"SELECT {COLUMNS} FROM pomelo_usage WHERE task_id = $1"  # noqa: S608
@@ -186,13 +187,11 @@ class _PostgresArchive:
     async def _run(self, work: Callable[[Any], Awaitable[T]]) -> T:
         try:
             async with self._pool.acquire(timeout=_TIMEOUT) as connection:
-                result = await work(connection)
+                return await work(connection)
         except _FAILURES as error:
             # Not its message, which may contain values and the address.
             self._failures.failed(type(error).__name__)
             raise PomeloError("store_unavailable") from error
-        self._failures.worked()
-        return result
 
 
 def _storable(record: UsageRecord) -> list[Any]:

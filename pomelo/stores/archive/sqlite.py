@@ -62,6 +62,7 @@ class _SqliteArchive:
                 usage.insert_new_records(connection, records)
 
         await self._run(write)
+        self._failures.worked()
 
     async def get(self, task_id: str) -> UsageRecord | None:
         return await self._run(lambda connection: usage.find_record(connection, task_id))
@@ -94,14 +95,12 @@ class _SqliteArchive:
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         loop = asyncio.get_running_loop()
         try:
-            result = await loop.run_in_executor(self._thread, work, self._connection)
+            return await loop.run_in_executor(self._thread, work, self._connection)
         except (sqlite3.Error, RuntimeError) as error:  # RuntimeError: the archive was closed
             self._monitor.receive(error)
             if isinstance(error, sqlite3.Error) and not damage.reports_damage(error):  # which is logged
                 self._failures.failed(str(error))
             raise PomeloError("store_unavailable") from error
-        self._failures.worked()
-        return result
 
 
 def _open(path: Path) -> sqlite3.Connection:

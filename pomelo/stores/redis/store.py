@@ -105,6 +105,8 @@ class RedisStore(Keys, Accounts, Acts, Ledger, Processes):
         self.drafts = usage.drafts
         self.wallet_states = usage.wallet_states
         self.damage = usage.damage
+        self._created = 0.0
+        """When the account was created that every store has."""
         self._is_lost = False
 
     async def initialise(self, at: float) -> None:
@@ -122,6 +124,7 @@ class RedisStore(Keys, Accounts, Acts, Ledger, Processes):
         await self.add_account(DEFAULT_ACCOUNT, _FIRST_PLAN, at)
         account = await self.get_account(DEFAULT_ACCOUNT)
         if account is not None:
+            self._created = account.created
             wallet = Wallet(DEFAULT_ACCOUNT, live=False)
             await self.grant(
                 Grant("test credits of default", wallet, _FIRST_CREDITS, account.created, "to begin with")
@@ -130,7 +133,9 @@ class RedisStore(Keys, Accounts, Acts, Ledger, Processes):
     @one_deadline
     async def check(self) -> None:
         await self._worker.check()
-        lost = await self.get_account(DEFAULT_ACCOUNT) is None  # which every store has
+        # Every store has this account. Another process may have begun the store anew.
+        account = await self.get_account(DEFAULT_ACCOUNT)
+        lost = account is None or account.created != self._created
         if lost and not self._is_lost:
             log.error(
                 "Redis has lost its data, with accounts, keys and credits. Restore a backup "

@@ -68,7 +68,8 @@ class Usage:
         self._on_failure: Callable[[], None] = lambda: None
 
     def open(self, on_failure: Callable[[], None] = lambda: None) -> None:
-        """Starts to move records to the archive. `on_failure` is called each time that it fails."""
+        """Starts to move records to the archive. `on_failure` is called each time that the archive
+        fails."""
         self._on_failure = on_failure
         self._task = asyncio.create_task(
             periodically(
@@ -170,7 +171,11 @@ class Usage:
             if entries:
                 # The archive orders records with equal times by their arrival.
                 entries.sort(key=lambda entry: _number(entry.entry_id))
-                await self._archive.add([entry.record for entry in entries])
+                try:
+                    await self._archive.add([entry.record for entry in entries])
+                except PomeloError:
+                    self._on_failure()
+                    raise
                 await self._delete(entries)
 
     async def _read(self, limit: int, start: tuple[Wallet, str]) -> list[Any]:
@@ -198,10 +203,8 @@ class Usage:
         wallets, self._expected = self._expected, set()
         try:
             await self.drain(wallets if drains % _FULL_DRAIN else await self._wallet_index.with_data("usage"))
-        except BaseException as error:
+        except BaseException:
             self._expected |= wallets
-            if isinstance(error, Exception):
-                self._on_failure()
             raise
 
 

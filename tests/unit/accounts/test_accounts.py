@@ -93,8 +93,14 @@ async def test_a_creation_that_was_interrupted_is_completed_when_it_is_repeated(
             await store.grant(Grant(f"live:{name}", Wallet(name, True), given, 1.0, "to begin with"))
         with refused("invalid_parameter", field="id"):
             await admin.create(name, "pro", 5 * CREDIT)
+        if given:
+            with refused("invalid_parameter", field="id"):
+                await admin.create(name, "free", 6 * CREDIT)
         account = await admin.create(name, "free", 5 * CREDIT)
         assert (account.live.granted_micros, account.test.granted_micros) == (5 * CREDIT, TEST_CREDITS)
+        with refused("invalid_parameter", field="id"):
+            await admin.create(name, "free", 5 * CREDIT)
+        await store.grant(Grant(f"less of {name}", Wallet(name, False), -TEST_CREDITS, 2.0, "taken back"))
         with refused("invalid_parameter", field="id"):
             await admin.create(name, "free", 5 * CREDIT)
 

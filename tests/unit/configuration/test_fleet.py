@@ -84,6 +84,17 @@ def test_machines_that_share_the_data_folder_share_its_media(tmp_path: Path) -> 
     assert differences(first, second) == []
 
 
+def test_archives_in_postgres_differ_by_their_place_and_not_by_who_connects(tmp_path: Path) -> None:
+    def archive(url: str) -> str:
+        return described(tmp_path, store="redis://127.0.0.1:1", archive=url).facts["archive"]
+
+    first = archive("postgresql:///pomelo?host=/run/a&user=ann&password=hunter2")
+    assert "hunter2" not in first
+    assert first == archive("postgresql:///pomelo?host=/run/a&user=bob&sslmode=require")
+    assert first != archive("postgresql:///pomelo?host=/run/b&user=ann&password=hunter2")
+    assert first != archive("postgresql:///other?host=/run/a")
+
+
 def test_an_archive_in_a_file_is_the_same_by_each_of_its_paths(tmp_path: Path) -> None:
     for name in ("usage.db", "another.db"):
         (tmp_path / name).touch()
