@@ -60,6 +60,7 @@ class TranscriptionParameters(Parameters):
             *NO_EFFECT,
         },
         lists=GRANULARITIES,
+        split=NO_EFFECT,
         file="file",
         renamed=_NAMES,
     )
@@ -72,6 +73,9 @@ class TranscriptionParameters(Parameters):
     def to_fields(self, body: dict[str, Any]) -> dict[str, Any]:
         if body.pop("file", None) is not None:
             raise invalid("file", "a file, with a file name")
+        # SDKs split an object into parts; all of them together are one parameter.
+        for part in [name for name in body if "[" in name and name not in GRANULARITIES]:
+            body[part.partition("[")[0]] = {part: body.pop(part)}
         self.leave_out(body, NO_EFFECT)
         name = body.pop("response_format", "json")
         response_format = FORMATS.get(name)

@@ -228,13 +228,15 @@ def _malformed() -> PomeloError:
 class FormFields:
     """The fields that a form may have, by their names in it.
 
-    `json` are those with JSON text, `lists` those that may be given several times, `file` is the audio file.
-    `renamed` are the fields of a task that have another name here.
+    `json` are those with JSON text, `lists` those that may be given several times, `split` those whose
+    members may be parts, such as `NAME[member]`; `file` is the audio file. `renamed` are the fields of a task
+    that have another name here.
     """
 
     names: Collection[str]
     json: Collection[str] = ()
     lists: Collection[str] = ()
+    split: Collection[str] = ()
     file: str = "audio"
     renamed: Mapping[str, str] = field(default_factory=dict)
 
@@ -273,7 +275,7 @@ async def read_form(gateway: Gateway, request: Request, call: Call, visit: Visit
     text_size = 0
     while (part := await parts.next()) is not None:
         name = part.name
-        if name not in fields.names:
+        if name not in fields.names and name.partition("[")[0] not in fields.split:
             raise _unknown_part(part, fields)
         is_list = name in fields.lists
         if (name in form.texts and not is_list) or (name == fields.file and form.audio is not None):

@@ -118,6 +118,7 @@ async def test_speech_is_spoken_and_transcribed_in_every_format(
         check(plain, Transcription)
         assert plain.text == TEXT
         assert await transcribe(response_format="text") == TEXT + "\n"
+        assert (await transcribe(chunking_strategy={"type": "server_vad"})).text == TEXT
         verbose = await transcribe(
             response_format="verbose_json", timestamp_granularities=["word", "segment"]
         )

@@ -162,9 +162,12 @@ def _transcription_form(model: Schema) -> Schema:
         "stream": {"type": "string", "enum": ["true", "false"]},
         "diarize": {"type": "string", "enum": ["true", "false"], "description": "Distinguish speakers."},
         "num_speakers": TEXT,
-        **{
-            name: {"type": "string", **each} for name, each in without_effect(TRANSCRIPTION_NO_EFFECT).items()
-        },
+        **{name: {**TEXT, **each} for name, each in without_effect(TRANSCRIPTION_NO_EFFECT).items()},
+    }
+    properties["chunking_strategy"] |= {
+        "type": ["string", "object"],
+        "description": "No effect. Listed in X-Pomelo-Adjusted. The members of an object may be parts, such "
+        "as chunking_strategy[type].",
     }
     return closed(properties, ("model", "file"))
 

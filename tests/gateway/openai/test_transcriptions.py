@@ -210,6 +210,20 @@ async def test_parameters_without_effect_are_reported(gateway: GatewayApp) -> No
     assert refusal == (400, "invalid_parameter", "temperature")
 
 
+@pytest.mark.parametrize("first", [True, False])
+async def test_an_object_without_effect_may_be_split_into_parts(gateway: GatewayApp, first: bool) -> None:
+    """As OpenAI's SDKs write objects in forms."""
+    members = ("chunking_strategy[type]", "server_vad"), ("chunking_strategy[threshold]", "")
+    fields = members if first else (("chunking_strategy", "auto"), *members)
+    async with transcribe(gateway, *fields) as response:
+        assert response.status == 200
+        assert response.headers["X-Pomelo-Adjusted"] == "chunking_strategy"
+    refusal = await error_of(transcribe(gateway, *fields, headers=STRICT))
+    assert refusal == (400, "invalid_parameter", "chunking_strategy")
+    name = "chunking_strategy[type]"
+    assert await error_of(transcribe(gateway, *fields, members[0])) == (400, "invalid_parameter", name)
+
+
 @pytest.mark.parametrize(
     "response_format", [(), (("response_format", "json"),), (("response_format", "text"),)]
 )
