@@ -105,7 +105,8 @@ class ModelService(Protocol):
         """Returns a page of the models that the caller's key may use, sorted by id.
 
         Raises:
-            PomeloError: invalid_api_key, invalid_parameter, store_unavailable.
+            PomeloError: invalid_api_key, invalid_parameter, model_not_allowed (the account's plan no longer
+                exists), store_unavailable.
         """
 
     async def get_model(self, model_id: str, call: Call) -> Model:
@@ -135,7 +136,8 @@ async def list_all_models(models: ModelService, call: Call) -> list[Model]:
     """Returns all models that the caller's key may use, sorted by id, from as many pages as they have.
 
     Raises:
-        PomeloError: invalid_api_key, store_unavailable.
+        PomeloError: invalid_api_key, model_not_allowed (the account's plan no longer exists),
+            store_unavailable.
     """
     found: list[Model] = []
     request = ListModelsRequest(page_size=1_000)

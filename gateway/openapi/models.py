@@ -73,7 +73,9 @@ def _paths() -> Schema:
     several = {JSON: {"schema": ref("ModelList"), "examples": {"models": {"value": listed}}}}
     return {
         "/api/v1/models": operation(
-            "listModels", "List the models that the key may use.", responses(several, *COMMON_ERRORS)
+            "listModels",
+            "List the models that the key may use.",
+            responses(several, *COMMON_ERRORS, "model_not_allowed"),
         ),
         "/api/v1/models/{name}": operation(
             "getModel",

@@ -28,6 +28,8 @@ COUNT: Schema = {"type": "integer", "minimum": 0}
 COMMON_ERRORS = (
     "invalid_api_key",
     "invalid_parameter",
+    "rate_limit_exceeded",
+    "concurrency_limit_exceeded",
     "overloaded",
     "store_unavailable",
     "shutting_down",

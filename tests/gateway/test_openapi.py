@@ -222,6 +222,7 @@ def test_every_operation_describes_the_errors_that_any_request_may_get(path: str
     (operation,) = DOCUMENT["paths"][path].values()
     described = {code for each in operation["responses"].values() for code in each["description"].split(", ")}
     assert described >= {"invalid_api_key", "invalid_parameter", "overloaded", "store_unavailable"}
+    assert described >= {"rate_limit_exceeded", "concurrency_limit_exceeded"}
     assert described >= {"shutting_down", "server_unavailable", "internal_error"}
     of_files = {"206", "304", "416"} & set(operation["responses"])
     assert of_files == ({"206", "304", "416"} if path.startswith("/media/") else set())
@@ -231,6 +232,9 @@ def test_every_operation_describes_the_errors_that_any_request_may_get(path: str
     ("path", "codes"),
     [
         ("/api/v1/account", {"model_not_allowed"}),  # the account's plan was removed
+        ("/api/v1/models", {"model_not_allowed"}),
+        ("/v1/models", {"model_not_allowed"}),
+        ("/api/v1/usage", {"deadline_exceeded"}),
         ("/api/v1/models/{name}", {"unsupported_model", "model_not_allowed", "not_found"}),
         ("/media/{media_id}", {"not_found", "deadline_exceeded", "provider_unavailable"}),
     ],

@@ -45,17 +45,18 @@ def section(models: Mapping[str, int]) -> Section:
 
 
 def _model_paths() -> Schema:
-    codes = (*COMMON_ERRORS, "model_not_allowed", "model_not_found", "not_found")
+    of_list = (*COMMON_ERRORS, "model_not_allowed")
+    of_one = (*of_list, "model_not_found", "not_found")
     return {
         "/v1/models": operation(
             "listOpenAIModels",
             "List the models that the key may use, as OpenAI's SDKs read them.",
-            responses({JSON: {"schema": ref("OpenAIModelList")}}, *COMMON_ERRORS, openai=True),
+            responses({JSON: {"schema": ref("OpenAIModelList")}}, *of_list, openai=True),
         ),
         "/v1/models/{id}": operation(
             "getOpenAIModel",
             "Get one model, as OpenAI's SDKs read it.",
-            responses({JSON: {"schema": ref("OpenAIModel")}}, *codes, openai=True),
+            responses({JSON: {"schema": ref("OpenAIModel")}}, *of_one, openai=True),
             parameter("id", "path", TEXT, required=True, examples={"model": {"value": "gpt-4"}}),
         ),
     }
