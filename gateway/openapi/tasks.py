@@ -20,6 +20,7 @@ from gateway.openapi.schema import (
 from gateway.types import TASK_FORMATS
 from gateway.types.base import TaskFormat
 from gateway.types.fields import describe
+from pomelo.audio_formats import AUDIO_FORMATS
 from pomelo.errors import NOT_UNDER_API, TABLE
 
 BINARY: Mapping[str, Any] = {"schema": {"type": "string", "format": "binary"}}
@@ -32,7 +33,12 @@ _AUDIO = {
 _JSON_EVENT = {"type": "string", "contentMediaType": JSON, "contentSchema": ref("TaskEvent")}
 CODES = tuple(code for code in TABLE if code not in NOT_UNDER_API)
 TASK_ERRORS = tuple(code for code in CODES if code not in ("not_found", "method_not_allowed"))
-_MEDIA_TYPES = ("image/png", "image/jpeg", "image/webp", "audio/mpeg", "audio/wav", "audio/ogg")
+AUDIO_TYPES = (
+    *dict.fromkeys(each.content_type.partition(";")[0] for each in AUDIO_FORMATS.values()),
+    "audio/*",
+)
+"""The media types of speech, without parameters. Vendors may send another type than they were asked for."""
+
 
 TASK_PARAMETERS = [
     parameter(
@@ -86,7 +92,7 @@ def section(models: Mapping[str, int]) -> Section:
     ok = {
         JSON: {"schema": ref("TaskResult"), "examples": _result_examples()},
         "text/event-stream": {"schema": ref("StreamEvent")},
-        **dict.fromkeys((*_MEDIA_TYPES, "application/octet-stream"), BINARY),
+        **dict.fromkeys(("image/png", "image/jpeg", "image/webp", *AUDIO_TYPES), BINARY),
     }
     run = operation(
         "runTask",

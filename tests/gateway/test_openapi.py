@@ -20,6 +20,7 @@ from gateway.routes import OPEN_ROUTES, OPENAI_ROUTES, ROUTES
 from gateway.types import COMMON_FIELDS, TASK_FORMATS
 from gateway.types.base import StreamObjects, TaskFormat
 from gateway.types.text.results import render_tool_call
+from pomelo.audio_formats import AUDIO_FORMATS
 from pomelo.call import DEFAULT_TIMEOUT, Call
 from pomelo.errors import NOT_UNDER_API, TABLE, PomeloError
 from pomelo.fields import FieldRule
@@ -130,7 +131,11 @@ def test_every_schema_says_which_values_are_valid() -> None:
         if name not in theirs
         and not each.keys() & {"type", "enum", "const", "anyOf", "oneOf", "$ref", "pattern"}
     ]
-    assert unclear == ["AssistantMessage.annotations.items"]  # the list is always empty
+    assert unclear == [
+        "AssistantMessage.parsed",  # whatever an SDK has read
+        "AssistantMessage.annotations.items",  # the list is always empty
+        "ToolCall.function.parsed_arguments",
+    ]
     arrays = [
         (path, each)
         for name, schema in SCHEMAS.items()
@@ -199,6 +204,16 @@ def test_a_description_is_made_once_for_the_same_models_and_the_oldest_is_droppe
 
 
 # --- operations
+
+
+@pytest.mark.parametrize("path", ["/api/v1/task", "/v1/audio/speech"])
+def test_the_types_of_audio_are_those_of_the_output_formats(path: str) -> None:
+    content = DOCUMENT["paths"][path]["post"]["responses"]["200"]["content"]
+    described = {name for name in content if name.startswith("audio/")}
+    sent = {each.content_type.partition(";")[0] for each in AUDIO_FORMATS.values()}
+    assert described == sent | {"audio/*"}  # a vendor may send another type than it was asked for
+    # By this type openapi-python-client knows that a response without JSON is a file.
+    assert ("application/octet-stream" in content) is ("application/json" not in content)
 
 
 def test_the_server_is_the_public_url_or_the_root() -> None:

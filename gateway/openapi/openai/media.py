@@ -10,7 +10,9 @@ from gateway.openai.speech import NO_EFFECT as SPEECH_NO_EFFECT
 from gateway.openai.transcriptions import FORMATS, GRANULARITIES, GRANULARITY_NAMES
 from gateway.openai.transcriptions import NO_EFFECT as TRANSCRIPTION_NO_EFFECT
 from gateway.openapi.openai.operations import (
+    SAFETY_IDENTIFIER,
     SSE,
+    USER,
     events,
     example,
     only,
@@ -18,8 +20,8 @@ from gateway.openapi.openai.operations import (
     task_properties,
     without_effect,
 )
-from gateway.openapi.schema import COUNT, JSON, LABEL, TEXT, Schema, closed, object_of, ref, union
-from gateway.openapi.tasks import BINARY, model_name, task_schema
+from gateway.openapi.schema import COUNT, JSON, TEXT, Schema, closed, object_of, ref, union
+from gateway.openapi.tasks import AUDIO_TYPES, BINARY, model_name, task_schema
 from gateway.types import TASK_FORMATS
 from gateway.types.base import MEDIA_SCHEMA
 from gateway.types.speech import OUTPUT_FORMATS
@@ -27,7 +29,6 @@ from pomelo.gen.v1.task_pb2 import TaskType
 
 _TEXT_CONTENT: Schema = {"schema": TEXT}
 _NUMBER: Schema = {"type": "number"}
-_USER: Schema = {**LABEL, "description": "Your own name for the end user."}
 
 
 def _typed(event_type: str, **members: Schema) -> Schema:
@@ -59,8 +60,8 @@ def _image_request(task: Schema) -> Schema:
             "description": "auto, or the width and height in pixels.",
         },
         **only(DEFAULTS),
-        "user": _USER,
-        "safety_identifier": {**LABEL, "description": "Replaces user."},
+        "user": USER,
+        "safety_identifier": SAFETY_IDENTIFIER,
         **without_effect(IMAGE_NO_EFFECT),
     }
     return closed(properties, ("model", "prompt"))
@@ -199,7 +200,8 @@ def schemas(models: Mapping[str, int]) -> dict[str, Schema]:
 
 _IMAGE_EXAMPLES = example("An image", model="flux-1-schnell", prompt="A kite over the sea", size="1024x768")
 _SPEECH_EXAMPLES = example("Speech", model="eleven-labs-tts", voice="alloy", input="Good morning.")
-_AUDIO_TYPES = ("audio/mpeg", "audio/wav", "audio/ogg", "application/octet-stream")
+# Never sent, but the only media type by which openapi-python-client knows a file.
+_FILE = "application/octet-stream"
 
 
 def paths() -> Schema:
@@ -215,7 +217,7 @@ def paths() -> Schema:
             "createSpeech",
             "Run a text-to-speech task in the form of OpenAI's API.",
             {JSON: {"schema": ref("SpeechRequest"), "examples": _SPEECH_EXAMPLES}},
-            {**dict.fromkeys(_AUDIO_TYPES, BINARY), SSE: events("SpeechEvent")},
+            {**dict.fromkeys((*AUDIO_TYPES, _FILE), BINARY), SSE: events("SpeechEvent")},
             "The audio is sent as it arrives; with `stream_format` sse, as events.",
         ),
         "/v1/audio/transcriptions": task_operation(

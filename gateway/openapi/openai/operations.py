@@ -8,9 +8,16 @@ from typing import Any
 from gateway.openai.parameters import Values
 from gateway.openapi.schema import JSON, Schema, closed, object_of, operation, ref, responses
 from gateway.openapi.tasks import TASK_ERRORS, TASK_PARAMETERS
+from gateway.types import TASK_FORMATS
+from gateway.types.fields import describe
 from pomelo.errors import TABLE
+from pomelo.gen.v1.task_pb2 import TaskType
 
 SSE = "text/event-stream"
+
+_TEXT = TASK_FORMATS[TaskType.TASK_TYPE_TEXT]
+USER = describe(_TEXT.rules["user"], _TEXT.fields["user"].schema)
+SAFETY_IDENTIFIER = USER | {"description": "Replaces user."}
 
 _ERROR = {
     "message": {"type": "string", "description": "What is wrong, with which parameter, and what to do."},

@@ -10,6 +10,7 @@ from gateway.openai import responses as openai_responses
 from gateway.openai import text as openai_text
 from gateway.openai.response_events import INCOMPLETE
 from gateway.openapi.openai.operations import (
+    SAFETY_IDENTIFIER,
     SSE,
     events,
     example,
@@ -23,6 +24,7 @@ from gateway.openapi.schema import COUNT, JSON, LABEL, TEXT, Schema, closed, obj
 from gateway.openapi.tasks import model_name, task_schema
 from gateway.types import TASK_FORMATS
 from gateway.types.base import result_schema
+from gateway.types.text.messages import PARSED
 from gateway.types.text.results import CHOICE, CHUNK_CHOICE, RESPONSE_MESSAGE, TOOL_CALLS, exactly_one
 from pomelo.gen.v1.task_pb2 import TaskType
 
@@ -41,7 +43,7 @@ _STREAM_OPTIONS = closed(
 _SHARED = {
     **only(openai_text.DEFAULTS),
     **without_effect(openai_text.NO_EFFECT),
-    "safety_identifier": {**LABEL, "description": "Replaces user."},
+    "safety_identifier": SAFETY_IDENTIFIER,
     "stream_options": nullable(ref("StreamOptions")),
 }
 
@@ -79,6 +81,7 @@ _OUTPUT_ITEM = {
     "call_id": TEXT,
     "output": {"anyOf": [TEXT, {"type": "array", "items": ref("InputText")}]},
 }
+_INPUT_TEXT = {"type": {"enum": ["input_text", "output_text"]}, "text": TEXT}
 _INPUT_IMAGE = {
     "type": {"const": "input_image"},
     "image_url": {"type": "string", "description": "A data: URI with a base64 image."},
@@ -191,13 +194,15 @@ def _response_schemas(task: Schema) -> dict[str, Schema]:
         "MessageItem": closed(
             {"type": {"const": "message"}, **_MESSAGE_ITEM, **labels, "phase": LABEL}, _MESSAGE_ITEM
         ),
-        "FunctionCallItem": closed({**_CALL_ITEM, **labels}, _CALL_ITEM),
+        "FunctionCallItem": closed({**_CALL_ITEM, **labels, "parsed_arguments": PARSED}, _CALL_ITEM),
         "FunctionOutputItem": closed({**_OUTPUT_ITEM, **labels}, _OUTPUT_ITEM),
         "ReasoningItem": object_of(
             {"type": {"const": "reasoning"}}, ["type"], description="No effect: no model takes it."
         ),
         "InputPart": {"anyOf": [ref("InputText"), ref("InputImage"), ref("RefusalPart")]},
-        "InputText": object_of({"type": {"enum": ["input_text", "output_text"]}, "text": TEXT}),
+        "InputText": closed(
+            {**_INPUT_TEXT, "parsed": PARSED, **dict.fromkeys(("annotations", "logprobs"), _ANY)}, _INPUT_TEXT
+        ),
         "InputImage": closed(
             {**_INPUT_IMAGE, "detail": {"enum": ["auto", "low", "high", None]}},
             _INPUT_IMAGE,

@@ -161,16 +161,19 @@ _TEXT_OR_NULL = {
     "anyOf": [{"type": ["string", "null"]}, {**_TEXT_PARTS, "items": ref("AssistantPart")}],
     "description": "Absent or null only with tool_calls or refusal.",
 }
-_URL = {"url": {"type": "string", "description": "A data: URI with a base64 image."}}
+_URL = {"type": "string", "description": "A data: URI with a base64 image."}
 _DETAIL = {"enum": [*_DETAILS, None], "description": "How closely the model looks at it."}
+_FORMAT = {"type": ["string", "null"], "description": "A media type. No effect: the bytes decide."}
+PARSED: Schema = {"description": "What SDKs have read from it. No effect."}
 _FUNCTION_CALL = {
     "name": {"type": "string", "minLength": 1, "maxLength": MAX_CALL_CHARACTERS},
     "arguments": {"type": "string", "description": "JSON, as the model wrote it."},
 }
+_INDEX = {"type": ["integer", "null"], "description": "Of a call from a stream. No effect."}
 _CALL = {
     "id": {"type": "string", "minLength": 1, "maxLength": MAX_CALL_CHARACTERS},
     "type": {"const": "function"},
-    "function": closed(_FUNCTION_CALL),
+    "function": closed({**_FUNCTION_CALL, "parsed_arguments": PARSED}, _FUNCTION_CALL),
 }
 
 
@@ -198,6 +201,7 @@ SCHEMAS: Mapping[str, Schema] = {
         (),
         content=_TEXT_OR_NULL,
         refusal={"type": ["string", "null"], "description": "What the assistant refused with."},
+        parsed=PARSED,
         tool_calls={
             "type": ["array", "null"],
             "items": ref("ToolCall"),
@@ -217,7 +221,7 @@ SCHEMAS: Mapping[str, Schema] = {
     ),
     "RefusalPart": closed({"type": {"const": "refusal"}, "refusal": TEXT}),
     "TextPart": closed({"type": {"const": "text"}, "text": TEXT}),
-    "ImagePart": closed({"type": {"const": "image_url"}, "image_url": ref("ImageUrl")}),
-    "ImageUrl": closed({**_URL, "detail": _DETAIL}, _URL),
-    "ToolCall": closed(_CALL),
+    "ImagePart": closed({"type": {"const": "image_url"}, "image_url": {"anyOf": [ref("ImageUrl"), _URL]}}),
+    "ImageUrl": closed({"url": _URL, "detail": _DETAIL, "format": _FORMAT}, ("url",)),
+    "ToolCall": closed({**_CALL, "index": _INDEX}, _CALL),
 }

@@ -85,6 +85,28 @@ async def test_a_number_is_taken_if_its_description_says_so(
         assert (response.status == 200) is is_described is (value in valid), value
 
 
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("chat/completions", "user"),
+        ("chat/completions", "safety_identifier"),
+        ("responses", "user"),
+        ("responses", "safety_identifier"),
+        ("images/generations", "user"),
+        ("images/generations", "safety_identifier"),
+    ],
+)
+async def test_an_end_user_is_taken_if_its_length_is_as_described(
+    gateway: GatewayApp, path: str, name: str
+) -> None:
+    body, schema = REQUESTS[path]
+    for length, status in ((256, 200), (257, 400)):
+        named = body | {name: "é" * length}
+        async with post(gateway, path, named) as response:
+            assert response.status == status
+        assert (not faults(schema, named)) is (status == 200)
+
+
 async def test_exactly_the_parts_that_a_form_takes_are_described(gateway: GatewayApp) -> None:
     described = SCHEMAS["TranscriptionForm"]["properties"]
     for name in {*NAMES, *described} - {"model", "file"}:
