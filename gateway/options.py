@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 
+from gateway.openapi.schema import Models
 from pomelo.telemetry.events import Observer
 
 MIB = 1024 * 1024
@@ -40,8 +41,8 @@ class GatewayOptions:
     process may open). Each address keeps `max_untrusted` connections without a valid key; of its older
     ones, slow ones end after `untrusted_grace`. Every connection without a valid key ends after
     `untrusted_timeout`. `max_downloads` limits the concurrent downloads by signed links; one address may
-    have half of them. `observers` get reports of calls. `models` returns the names of the models that the
-    OpenAPI description lists for callers without a key, with their task types; empty if they are unknown.
+    have half of them. `observers` get reports of calls. `models` returns the models that the OpenAPI
+    description lists for callers without a key; empty if they are unknown.
     """
 
     public_url: str = ""
@@ -68,4 +69,4 @@ class GatewayOptions:
     linger_timeout: float = 10.0
     drain_timeout: float = 2.0
     observers: Sequence[Observer] = ()
-    models: Callable[[], Mapping[str, int]] = dict
+    models: Callable[[], Models] = dict

@@ -19,6 +19,7 @@ from gateway.openai.parameters import run_task as run_openai_task
 from gateway.openai.responses import ResponseParameters
 from gateway.openai.speech import SpeechParameters
 from gateway.openai.transcriptions import TranscriptionParameters
+from gateway.openapi.schema import KnownModel, Models
 from gateway.page import get_page
 from gateway.queries import check_no_parameters
 from gateway.reference import get_reference
@@ -61,12 +62,12 @@ async def get_openapi(gateway: Gateway, request: Request, call: Call) -> Respons
     Raises:
         PomeloError: invalid_api_key, concurrency_limit_exceeded, overloaded, store_unavailable.
     """
-    added: Mapping[str, int] = {}
+    added: Models = {}
     if call.api_key is not None:
         visit = await gateway.admit(request, call)
         try:
             models = await list_all_models(gateway.services.models, call)
-            added = {model.id: model.task_type for model in models}
+            added = {model.id: KnownModel(model.task_type, model.limits.max_characters) for model in models}
         finally:
             visit.close()
     return json_response(call, gateway.openapi(added))

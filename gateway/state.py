@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
 from gateway.cors import Cors
+from gateway.openapi.schema import Models
 from gateway.options import GatewayOptions
 from gateway.parsing.body import ParseQueue
 from gateway.request import Request
@@ -32,7 +33,7 @@ class Gateway:
     services: Services
     options: GatewayOptions
     link: Link
-    openapi: Callable[[Mapping[str, int]], bytes]
+    openapi: Callable[[Models], bytes]
     parse_queue: ParseQueue
     downloads: InFlight
     readiness: Readiness

@@ -92,7 +92,9 @@ _SIDE = FieldRule("integer", minimum=MIN_SIDE, maximum=MAX_SIDE, default=DEFAULT
 _SEED = FieldRule("integer", minimum=0, maximum=MAX_SEED)
 _PENALTY = FieldRule("number", minimum=-2, maximum=2)
 _STRING = FieldRule("string")
-_CHARACTERS = FieldRule("string", required=True, max_length=MAX_CHARACTERS)
+CHARACTERS = FieldRule("string", required=True, max_length=MAX_CHARACTERS)
+"""The rule of a text whose length the limits of the model bound."""
+
 _RESPONSE_FORMAT = FieldRule("string", choices=("url", "b64_json"))
 _METADATA = FieldRule("object", max_items=MAX_METADATA_PAIRS)
 
@@ -117,7 +119,7 @@ TEXT_FIELDS: Rules = {
 }
 
 IMAGE_FIELDS: Rules = {
-    "prompt": _CHARACTERS,
+    "prompt": CHARACTERS,
     "width": _SIDE,
     "height": _SIDE,
     "num_inference_steps": FieldRule("integer", minimum=1, maximum=100),
@@ -146,7 +148,7 @@ SPEECH_FIELDS: Rules = {
 }
 """The fields that text-to-speech and speech-to-speech share."""
 
-TEXT_TO_SPEECH_FIELDS: Rules = {"text": _CHARACTERS, **SPEECH_FIELDS, "language_code": _STRING}
+TEXT_TO_SPEECH_FIELDS: Rules = {"text": CHARACTERS, **SPEECH_FIELDS, "language_code": _STRING}
 
 SPEECH_TO_SPEECH_FIELDS: Rules = {"audio": FieldRule("string", required=True), **SPEECH_FIELDS}
 

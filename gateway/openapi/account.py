@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from gateway.account import DIMENSIONS
 from gateway.openapi.schema import (
     COMMON_ERRORS,
     COUNT,
     JSON,
     TEXT,
+    Models,
     Schema,
     Section,
     object_of,
@@ -38,7 +37,7 @@ _USAGE: dict[str, Schema] = {
 _DATE_OR_TIME = {"anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]}
 
 
-def section(models: Mapping[str, int]) -> Section:
+def section(models: Models) -> Section:
     return Section("Account", "Limits, credits and usage of the key's account.", _paths(), _schemas())
 
 

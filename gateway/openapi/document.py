@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from pydantic_core import to_json
 
 from gateway.openapi import account, media, models, openai, tasks
-from gateway.openapi.schema import RESPONSE_HEADERS, Schema, Section, closed
+from gateway.openapi.schema import RESPONSE_HEADERS, KnownModel, Models, Schema, Section, closed
 from pomelo.errors import TABLE, PomeloError
 
-SECTIONS: Sequence[Callable[[Mapping[str, int]], Section]] = (
+SECTIONS: Sequence[Callable[[Models], Section]] = (
     tasks.section,
     models.section,
     account.section,
@@ -18,7 +18,7 @@ SECTIONS: Sequence[Callable[[Mapping[str, int]], Section]] = (
     openai.section,
 )
 """The parts of the description, in the order in which pages show them. Each is called with the models by
-name and their task types, and has its own tag; operations of another API are another part."""
+name, and has its own tag; operations of another API are another part."""
 
 _MAX_MADE = 8
 """Descriptions that are kept: keys may use different models."""
@@ -32,9 +32,9 @@ wait as many seconds as `Retry-After` says.
 """
 
 
-def document(public_url: str, models: Mapping[str, int] | None = None) -> Schema:
+def document(public_url: str, models: Models | None = None) -> Schema:
     """Returns the OpenAPI description. `public_url` is the URL of its server, empty if unknown; `models` are
-    the models by name, with their task types, None if they are unknown."""
+    the models by name, None if they are unknown."""
     paths: Schema = {}
     schemas: Schema = {}
     tags = []
@@ -81,16 +81,15 @@ def _error_example(code: str) -> Schema:
 
 
 class Description:
-    """The OpenAPI description as JSON. `models` returns the models that everyone may know: their task types
-    by name."""
+    """The OpenAPI description as JSON. `models` returns the models that everyone may know."""
 
-    def __init__(self, public_url: str, models: Callable[[], Mapping[str, int]]) -> None:
+    def __init__(self, public_url: str, models: Callable[[], Models]) -> None:
         self._public_url = public_url
         self._models = models
-        self._made: dict[frozenset[tuple[str, int]], bytes] = {}
+        self._made: dict[frozenset[tuple[str, KnownModel]], bytes] = {}
         """The latest ones, by their models."""
 
-    def to_json(self, more: Mapping[str, int]) -> bytes:
+    def to_json(self, more: Models) -> bytes:
         """Returns the description with `more` models, those that a key may use."""
         models = {**self._models(), **more}
         key = frozenset(models.items())

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from gateway.openapi.schema import (
     COMMON_ERRORS,
     JSON,
+    Models,
     Schema,
     Section,
     headers,
@@ -22,7 +21,7 @@ _FILE = {
 }
 
 
-def section(models: Mapping[str, int]) -> Section:
+def section(models: Models) -> Section:
     described = operation(
         "getMedia",
         "Download an image or audio file by its signed link.",

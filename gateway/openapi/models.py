@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from gateway.openapi.schema import (
     COMMON_ERRORS,
     JSON,
+    Models,
     Schema,
     Section,
     object_of,
@@ -25,7 +24,7 @@ _PRICE = object_of(
 )
 
 
-def section(models: Mapping[str, int]) -> Section:
+def section(models: Models) -> Section:
     return Section("Models", "What the key may use, with limits and prices.", _paths(), _schemas())
 
 

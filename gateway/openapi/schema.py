@@ -10,6 +10,18 @@ from pomelo.errors import RETRY_AFTER, TABLE
 Schema = dict[str, Any]
 
 
+class KnownModel(NamedTuple):
+    """A model that the description lists. `max_characters` limits its input; 0: its task type has no such
+    limit, or none is known."""
+
+    task_type: int
+    max_characters: int = 0
+
+
+Models = Mapping[str, KnownModel]
+"""Models by name."""
+
+
 class Section(NamedTuple):
     """The operations of one tag, by path and method, and the schemas that they add."""
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from gateway.openapi.schema import (
     JSON,
+    Models,
     Schema,
     Section,
     closed,
@@ -18,7 +19,6 @@ from gateway.openapi.schema import (
     union,
 )
 from gateway.types import TASK_FORMATS
-from gateway.types.base import TaskFormat
 from gateway.types.fields import describe
 from pomelo.audio_formats import AUDIO_FORMATS
 from pomelo.errors import NOT_UNDER_API, TABLE
@@ -87,8 +87,8 @@ data: [DONE]
 With `Accept: audio/*` or `image/*` the response is the file itself, sent as it arrives."""
 
 
-def section(models: Mapping[str, int]) -> Section:
-    """Describes the operation; `models` are the models by name, with their task types."""
+def section(models: Models) -> Section:
+    """Describes the operation; `models` are the models by name."""
     ok = {
         JSON: {"schema": ref("TaskResult"), "examples": _result_examples()},
         "text/event-stream": {"schema": ref("StreamEvent")},
@@ -108,17 +108,19 @@ def section(models: Mapping[str, int]) -> Section:
     return Section("Tasks", "Text, images and speech.", {"/api/v1/task": run}, _schemas(models))
 
 
-def model_name(models: Mapping[str, int], *task_types: int) -> Schema:
+def model_name(models: Models, *task_types: int) -> Schema:
     """Returns the schema of a model's name: one of `models` with one of `task_types`; any, if none has."""
-    names = sorted(name for name, task_type in models.items() if task_type in task_types)
+    names = sorted(name for name, model in models.items() if model.task_type in task_types)
     return {"type": "string", "enum": names} if names else {"type": "string"}
 
 
-def task_schema(task_format: TaskFormat, model: Schema) -> Schema:
-    """Returns the schema of a task's body."""
+def task_schema(task_type: int, models: Models) -> Schema:
+    """Returns the schema of the body of a task for `models`."""
+    task_format = TASK_FORMATS[task_type]
+    most = max((each.max_characters for each in models.values() if each.task_type == task_type), default=0)
     properties: Schema = {
         "model": {
-            **model,
+            **model_name(models, task_type),
             "examples": [task_format.example_model],
             "description": "Decides the type of task.",
         },
@@ -126,7 +128,7 @@ def task_schema(task_format: TaskFormat, model: Schema) -> Schema:
     }
     for name, rule in task_format.rules.items():
         field = task_format.fields.get(name)
-        properties[name] = describe(rule, _AUDIO if field is None else field.schema)
+        properties[name] = describe(rule, _AUDIO if field is None else field.schema, most)
     for name, field in task_format.fields.items():
         if name not in task_format.rules and field.schema:
             properties[name] = field.schema
@@ -150,15 +152,15 @@ def _form(model: Schema) -> Schema:
     )
 
 
-def _schemas(models: Mapping[str, int]) -> dict[str, Schema]:
+def _schemas(models: Models) -> dict[str, Schema]:
     schemas: dict[str, Schema] = {}
     for task_type, each in TASK_FORMATS.items():
-        schemas[each.schema_name] = task_schema(each, model_name(models, task_type))
+        schemas[each.schema_name] = task_schema(task_type, models)
         schemas |= each.schemas
     by_model = {
-        name: TASK_FORMATS[task_type].schema_name
-        for name, task_type in sorted(models.items())
-        if task_type in TASK_FORMATS
+        name: TASK_FORMATS[model.task_type].schema_name
+        for name, model in sorted(models.items())
+        if model.task_type in TASK_FORMATS
     }
     if not by_model:  # of a task type, an example is known
         by_model = {each.example_model: each.schema_name for each in TASK_FORMATS.values()}
@@ -189,7 +191,7 @@ def _schemas(models: Mapping[str, int]) -> dict[str, Schema]:
     }
 
 
-def _request_examples(models: Mapping[str, int]) -> Schema:
+def _request_examples(models: Models) -> Schema:
     """Returns the examples whose models are among `models`, or all if those are unknown."""
     return {
         title: {"summary": title, "value": dict(body)}

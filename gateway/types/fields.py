@@ -16,7 +16,14 @@ from jiter import from_json
 
 from gateway.openapi.schema import Schema
 from pomelo.errors import PomeloError, invalid, missing
-from pomelo.fields import MAX_METADATA_KEY, MAX_METADATA_VALUE, FieldRule, Rules, invalid_number
+from pomelo.fields import (
+    CHARACTERS,
+    MAX_METADATA_KEY,
+    MAX_METADATA_VALUE,
+    FieldRule,
+    Rules,
+    invalid_number,
+)
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.protobuf.enums import enum_names
 
@@ -86,9 +93,10 @@ def parse_object_text(text: str) -> Any:
     return parse_json_text(text) if text.lstrip().startswith("{") or text.strip() == "null" else text
 
 
-def describe(rule: FieldRule, schema: Schema) -> Schema:
+def describe(rule: FieldRule, schema: Schema, max_characters: int = 0) -> Schema:
     """Returns the OpenAPI schema of a field: what its `rule` says, with the members of `schema` added or
-    replaced. For an object it is `schema` alone, which refers to the schema of the object."""
+    replaced. For an object it is `schema` alone, which refers to the schema of the object. `max_characters`
+    is the largest limit of the models; 0: it is not known."""
     if "anyOf" in schema:
         return schema
     min_size = 1 if rule.required else None
@@ -97,7 +105,7 @@ def describe(rule: FieldRule, schema: Schema) -> Schema:
         "minimum": rule.minimum,
         "maximum": rule.maximum,
         "minLength": min_size if rule.type == "string" else None,
-        "maxLength": rule.max_length,
+        "maxLength": max_characters if rule is CHARACTERS and max_characters else rule.max_length,
         "minItems": min_size if rule.type == "array" else None,
         "maxItems" if rule.type == "array" else "maxProperties": rule.max_items,
         "enum": [*rule.choices, *([] if rule.required else [None])] if rule.choices else None,

@@ -9,6 +9,7 @@ from functools import cache, partial
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from gateway.app import open_rest
+from gateway.openapi.schema import KnownModel
 from gateway.options import IDLE_TIMEOUT, INLINE_LIMIT, PROXY_IDLE_TIMEOUT, GatewayOptions
 from pomelo.catalog.catalog import Catalog
 from pomelo.network.origin import GatewayProof
@@ -81,10 +82,14 @@ def gateway_options(
     )
 
 
-def _known_models(catalog: Catalog) -> dict[str, int]:
-    """Returns the task types of the models that everyone may know, by all of their names. Those that the
-    operator has added are not among them."""
-    return {name: model.task_type for name, model in catalog.by_any_name.items() if name in _builtin_names()}
+def _known_models(catalog: Catalog) -> dict[str, KnownModel]:
+    """Returns the models that everyone may know, by all of their names. Those that the operator has added are
+    not among them."""
+    return {
+        name: KnownModel(model.task_type, model.limits.max_characters)
+        for name, model in catalog.by_any_name.items()
+        if name in _builtin_names()
+    }
 
 
 @cache

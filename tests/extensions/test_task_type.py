@@ -35,7 +35,7 @@ ADDITIONS = (
     (
         "pomelo/fields.py",
         '"""The fields that text-to-speech and speech-to-speech share."""',
-        '\nMODERATION_FIELDS: Rules = {"text": _CHARACTERS}',
+        '\nMODERATION_FIELDS: Rules = {"text": CHARACTERS}',
     ),
     (
         "pomelo/tasks/__init__.py",

@@ -15,7 +15,7 @@ from gateway.errors import error_body
 from gateway.objects import render_account, render_model, render_records, render_sums
 from gateway.openapi import openai
 from gateway.openapi.document import Description, document
-from gateway.openapi.schema import RESPONSE_HEADERS
+from gateway.openapi.schema import RESPONSE_HEADERS, KnownModel
 from gateway.routes import OPEN_ROUTES, OPENAI_ROUTES, ROUTES
 from gateway.types import COMMON_FIELDS, TASK_FORMATS
 from gateway.types.base import StreamObjects, TaskFormat
@@ -98,6 +98,24 @@ def test_every_field_is_described_with_its_rule(task_type: int) -> None:
     assert described_rules(schema) == TASK_FORMATS[task_type].rules
     assert schema["properties"].keys() >= COMMON_FIELDS
     assert set(schema["required"]) >= {"model"}
+
+
+@pytest.mark.parametrize(
+    ("task_type", "fields"),
+    [
+        (TaskType.TASK_TYPE_IMAGE, {"ImageTask": "prompt", "ImageRequest": "prompt"}),
+        (TaskType.TASK_TYPE_TEXT_TO_SPEECH, {"TextToSpeechTask": "text", "SpeechRequest": "input"}),
+    ],
+)
+def test_the_most_characters_are_those_of_the_models(
+    task_type: TaskType.ValueType, fields: dict[str, str]
+) -> None:
+    models = {"a": KnownModel(task_type, 400), "b": KnownModel(task_type, 40_000)}
+    models["c"] = KnownModel(TaskType.TASK_TYPE_TEXT, 90_000)
+    for known, most in ((None, 10_000), (models, 40_000)):
+        schemas = document("", known)["components"]["schemas"]
+        for name, field in fields.items():
+            assert schemas[name]["properties"][field]["maxLength"] == most
 
 
 # --- the document
@@ -188,7 +206,7 @@ def test_the_example_of_every_error_is_the_error(code: str) -> None:
 
 
 def test_a_description_is_made_once_for_the_same_models_and_the_oldest_is_dropped() -> None:
-    text, image = int(TaskType.TASK_TYPE_TEXT), int(TaskType.TASK_TYPE_IMAGE)
+    text, image = KnownModel(TaskType.TASK_TYPE_TEXT), KnownModel(TaskType.TASK_TYPE_IMAGE)
     description = Description("https://pomelo.example", lambda: {"gpt-4": text})
     first = description.to_json({})
     assert description.to_json({}) is first

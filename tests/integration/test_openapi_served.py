@@ -24,6 +24,14 @@ price_version = "2026-11-26"
 [[models.our-model.routes]]
 provider = "openai"
 model = "ours"
+[models.our-voice]
+type = "text_to_speech"
+limits = { max_characters = 40_000 }
+price = { thousand_characters = "1" }
+price_version = "2026-11-26"
+[[models.our-voice.routes]]
+provider = "elevenlabs"
+model = "ours"
 """
 EXAMPLES = [body for each in TASK_FORMATS.values() for body in each.examples.values()]
 SHORT_AUDIO = EXAMPLES[-1]["audio"]
@@ -143,6 +151,9 @@ async def test_the_models_of_the_operator_are_described_only_for_keys_that_may_u
         described = json.loads(await fetch(running, front_end, account.test))["components"]["schemas"]
         mapping = described["Task"]["discriminator"]["mapping"]
         assert mapping["our-model"] == "#/components/schemas/TextTask"
+        assert described["TextToSpeechTask"]["properties"]["text"]["maxLength"] == 40_000
+        assert described["SpeechRequest"]["properties"]["input"]["maxLength"] == 40_000
+        assert described["ImageTask"]["properties"]["prompt"]["maxLength"] == 10_000
         assert "our-model" in described["ChatCompletionRequest"]["properties"]["model"]["enum"]
         without_key = await fetch(running, front_end)
         assert b"our-model" not in without_key

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from gateway.openapi.openai import media, text
 from gateway.openapi.openai.operations import ERROR
 from gateway.openapi.schema import (
     COMMON_ERRORS,
     JSON,
     TEXT,
+    Models,
     Schema,
     Section,
     object_of,
@@ -28,8 +27,8 @@ _MODEL: Schema = {
 _MODELS: Schema = {"object": {"const": "list"}, "data": {"type": "array", "items": ref("OpenAIModel")}}
 
 
-def section(models: Mapping[str, int]) -> Section:
-    """Describes the operations; `models` are the models by name, with their task types."""
+def section(models: Models) -> Section:
+    """Describes the operations; `models` are the models by name."""
     return Section(
         "OpenAI",
         "The same tasks and models for clients of OpenAI's API, which take the URL of the server with /v1.",

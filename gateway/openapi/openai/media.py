@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from gateway.openai.images import DEFAULTS
 from gateway.openai.images import NO_EFFECT as IMAGE_NO_EFFECT
 from gateway.openai.speech import NO_EFFECT as SPEECH_NO_EFFECT
@@ -20,8 +18,8 @@ from gateway.openapi.openai.operations import (
     task_properties,
     without_effect,
 )
-from gateway.openapi.schema import COUNT, JSON, TEXT, Schema, closed, object_of, ref, union
-from gateway.openapi.tasks import AUDIO_TYPES, BINARY, model_name, task_schema
+from gateway.openapi.schema import COUNT, JSON, TEXT, Models, Schema, closed, object_of, ref, union
+from gateway.openapi.tasks import AUDIO_TYPES, BINARY, task_schema
 from gateway.types import TASK_FORMATS
 from gateway.types.base import MEDIA_SCHEMA
 from gateway.types.speech import OUTPUT_FORMATS
@@ -176,10 +174,10 @@ def _transcription_form(model: Schema) -> Schema:
 # --- all
 
 
-def schemas(models: Mapping[str, int]) -> dict[str, Schema]:
-    """Returns the schemas; `models` are the models by name, with their task types."""
+def schemas(models: Models) -> dict[str, Schema]:
+    """Returns the schemas; `models` are the models by name."""
     image, speech, transcript = (
-        task_schema(TASK_FORMATS[task_type], model_name(models, task_type))
+        task_schema(task_type, models)
         for task_type in (
             TaskType.TASK_TYPE_IMAGE,
             TaskType.TASK_TYPE_TEXT_TO_SPEECH,

@@ -20,8 +20,8 @@ from gateway.openapi.openai.operations import (
     task_properties,
     without_effect,
 )
-from gateway.openapi.schema import COUNT, JSON, LABEL, TEXT, Schema, closed, object_of, ref, union
-from gateway.openapi.tasks import model_name, task_schema
+from gateway.openapi.schema import COUNT, JSON, LABEL, TEXT, Models, Schema, closed, object_of, ref, union
+from gateway.openapi.tasks import task_schema
 from gateway.types import TASK_FORMATS
 from gateway.types.base import result_schema
 from gateway.types.text.messages import PARSED
@@ -265,10 +265,10 @@ _EVENTS: dict[str, Schema] = {
 # --- both
 
 
-def schemas(models: Mapping[str, int]) -> dict[str, Schema]:
-    """Returns the schemas; `models` are the models by name, with their task types."""
+def schemas(models: Models) -> dict[str, Schema]:
+    """Returns the schemas; `models` are the models by name."""
     text = TaskType.TASK_TYPE_TEXT
-    task = task_schema(TASK_FORMATS[text], model_name(models, text))
+    task = task_schema(text, models)
     return {
         "ChatCompletionRequest": _chat_request(task),
         "StreamOptions": _STREAM_OPTIONS,
