@@ -9,6 +9,7 @@ export class AudioInput {
   file = null;
   url = '';
   #recorder = null;
+  #isAsking = false;
   #player = h('audio', { controls: true, hidden: true, 'aria-label': 'The chosen audio' });
   #note = h('p', { class: 'hint', role: 'status' });
 
@@ -39,22 +40,32 @@ export class AudioInput {
     this.element.dispatchEvent(new Event('input', { bubbles: true }));
   }
 
+  /** Ends a recording; what was recorded is kept. */
+  stop() {
+    if (this.#recorder?.state === 'recording') this.#recorder.stop();
+  }
+
   async #toggle() {
     if (this.#recorder) {
-      this.#recorder.stop();
+      this.stop();
       return;
     }
+    if (this.#isAsking) return;
+    this.#isAsking = true;
     let stream;
     try {
       stream = await navigator.mediaDevices.getUserMedia({ audio: true });
     } catch {
       this.#note.textContent = 'The microphone can’t be used. Allow it in the browser, or choose a file.';
       return;
+    } finally {
+      this.#isAsking = false;
     }
     const parts = [];
     const recorder = this.#recorder = new MediaRecorder(stream);
     recorder.ondataavailable = ({ data }) => {
       parts.push(data);
+      if (!this.element.isConnected) this.stop();  // another view was opened: nobody sees that it records
       this.#note.textContent = `Recording: ${bytes(parts.reduce((sum, part) => sum + part.size, 0))}`;
     };
     recorder.onstop = () => {

@@ -55,7 +55,17 @@ export class CodePanel {
   }
 
   #write() {
-    if (this.#request) this.#code.textContent = FORMS[this.#current](this.#request);
+    if (this.#request) this.#code.textContent = this.#written();
+  }
+
+  #written() {
+    try {
+      return FORMS[this.#current](this.#request);
+    } catch (error) {
+      if (!(error instanceof TypeError)) throw error;
+      // A field has another form than the API documents. The request can be sent: the API says what is wrong.
+      return `This request has no ${this.#current} form: a field does not have the form that the API documents.`;
+    }
   }
 }
 

@@ -101,8 +101,8 @@ function range({ minimum, maximum }) {
 }
 
 function text(label, schema, hint) {
-  const isLong = schema.maxLength > 1000;
-  const input = h(isLong ? 'textarea' : 'input', { maxlength: schema.maxLength, rows: isLong ? 4 : false });
+  const isLong = schema.maxLength > 1000;  // without a maxlength of its own, which cuts a pasted text without a word
+  const input = h(isLong ? 'textarea' : 'input', { rows: isLong ? 4 : false });
   return { element: labelled(label, input, hint, isLong ? 'wide' : ''), input, read: () => input.value || undefined };
 }
 

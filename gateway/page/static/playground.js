@@ -28,9 +28,43 @@ export async function playground(query, { key }) {
   return opened.view.element;
 }
 
+/** The fields of a task type: the required ones, then the others as parameters. */
+class TaskForm {
+  audio = null;
+  conversation = null;
+  #fields = [];
+
+  constructor(schema, schemas) {
+    const required = new Set(schema.required);
+    const main = [];
+    const more = [];
+    for (const [name, declared] of Object.entries(schema.properties)) {
+      if (name === 'model' || name === 'stream' || !isFree(declared)) continue;
+      const part = this.#field(name, declared, schemas);
+      if (part.input && PRESETS[name] && required.has(name)) part.input.value = PRESETS[name];
+      (required.has(name) ? main : more).push(part.element);
+      if (name !== 'audio') this.#fields.push([name, part]);
+    }
+    this.elements = [h('div', { class: 'grid' }, main),
+      h('details', { class: 'parameters' }, h('summary', {}, 'Parameters'), h('div', { class: 'grid' }, more))];
+  }
+
+  #field(name, declared, schemas) {
+    if (name === 'messages') return this.conversation = new Conversation();
+    if (name === 'audio') return this.audio = new AudioInput();
+    return field(name, declared, schemas);
+  }
+
+  /** Returns the values of the fields; throws an InvalidField. */
+  read() {
+    return readAll(this.#fields);
+  }
+}
+
 class Playground {
   #abort = null;
-  #fields = [];
+  #forms = new Map();  // by schema: another type of model does not discard what was entered
+  #fields = null;
 
   constructor(models, schemas) {
     this.models = new Map(models.map((model) => [model.id, model]));
@@ -69,49 +103,33 @@ class Playground {
     const model = this.models.get(this.model.value);
     if (!model) {
       this.inputs.replaceChildren(h('p', {}, 'This key may not use any model.'));
+      this.run.disabled = this.stream.disabled = true;
       return;
     }
-    const schema = this.schemas[schemaName(model.type)];
-    if (this.schema !== schema) this.#fill(schema);
-    this.schema = schema;
+    this.#showForm(this.schemas[schemaName(model.type)]);
     this.#showCode();
   }
 
-  /** Shows the fields of a task type: the required ones, then the others as parameters. */
-  #fill(schema) {
-    const required = new Set(schema.required);
-    const main = [];
-    const more = [];
-    this.audio = null;
-    this.conversation = null;
-    this.#fields = [];
-    for (const [name, declared] of Object.entries(schema.properties)) {
-      if (name === 'model' || name === 'stream' || !isFree(declared)) continue;
-      const part = this.#field(name, declared);
-      if (part.input && PRESETS[name] && required.has(name)) part.input.value = PRESETS[name];
-      (required.has(name) ? main : more).push(part.element);
-      if (name !== 'audio') this.#fields.push([name, part]);
-    }
-    this.inputs.replaceChildren(h('div', { class: 'grid' }, main),
-      h('details', { class: 'parameters' }, h('summary', {}, 'Parameters'), h('div', { class: 'grid' }, more)));
-  }
-
-  #field(name, declared) {
-    if (name === 'messages') return this.conversation = new Conversation();
-    if (name === 'audio') return this.audio = new AudioInput();
-    return field(name, declared, this.schemas);
+  #showForm(schema) {
+    if (!this.#forms.has(schema)) this.#forms.set(schema, new TaskForm(schema, this.schemas));
+    const fields = this.#forms.get(schema);
+    if (fields === this.#fields) return;
+    this.#fields?.audio?.stop();
+    this.#fields = fields;
+    this.inputs.replaceChildren(...fields.elements);
   }
 
   /** Returns the request's body; throws an InvalidField. */
   #body() {
-    return { model: this.model.value, ...readAll(this.#fields), ...(this.stream.checked ? { stream: true } : {}) };
+    return { model: this.model.value, ...this.#fields.read(), ...(this.stream.checked ? { stream: true } : {}) };
   }
 
   #showCode() {
+    const { audio, conversation } = this.#fields;
     try {
       const { type } = this.models.get(this.model.value);
-      this.code.show(type, this.#body(), this.audio ? this.audio.file ?? new File([], 'input.mp3') : null,
-        this.conversation?.images ?? []);
+      this.code.show(type, this.#body(), audio ? audio.file ?? new File([], 'input.mp3') : null,
+        conversation?.images ?? []);
     } catch (error) {
       if (!(error instanceof InvalidField)) throw error;
     }
@@ -123,7 +141,7 @@ class Playground {
     let file = null;
     try {
       body = this.#body();
-      file = this.audio?.read() ?? null;
+      file = this.#fields.audio?.read() ?? null;
     } catch (error) {
       if (!(error instanceof InvalidField)) throw error;
       this.answer.showInvalid(error.message);
@@ -133,7 +151,7 @@ class Playground {
     this.#abort = new AbortController();
     this.#setRunning(true);
     const { type } = this.models.get(body.model);
-    this.answer.begin(type, body, this.audio?.url);
+    this.answer.begin(type, body, this.#fields.audio?.url);
     try {
       const { headers, result } = await runTask(body, file, {
         signal: this.#abort.signal,
@@ -160,10 +178,16 @@ class Playground {
 
   /** Adds an answer to the conversation; runs it again if it ends with the results of tools. */
   #continue({ messages, run }) {
-    if (messages.some((message) => message.tool_calls)) this.conversation.keep(messages);
-    else for (const { role, content } of messages) this.conversation.add(role, content);
-    if (run) this.form.requestSubmit();
-    else this.conversation.add('user').focus();
+    if (!this.#fields.conversation) this.choose(this.answer.body.model);
+    const { conversation } = this.#fields;
+    if (messages.some((message) => message.tool_calls)) conversation.keep(messages);
+    else for (const { role, content } of messages) conversation.add(role, content);
+    if (run) {
+      this.form.requestSubmit();
+    } else {
+      conversation.add('user').focus();
+      this.#showCode();
+    }
   }
 }
 
