@@ -147,9 +147,10 @@ async def test_audio_is_required_before_anything_is_sent(page: Page) -> None:
     await page.choose("gpt-4")
 
 
-async def test_a_wrong_key_is_refused_and_not_kept(browser: Browser, app: RunningApp) -> None:
+@pytest.mark.parametrize("key", ["pml_test_wrong", "pml_test_…", "pml_test_ä", "pml test"])
+async def test_a_wrong_key_is_refused_and_not_kept(browser: Browser, app: RunningApp, key: str) -> None:
     async with open_page(browser, app.urls["rest"]) as page:
-        await page.tab.fill("label:API key", "pml_test_wrong")
+        await page.tab.fill("label:API key", key)
         await page.tab.click("button:Continue")
         await page.tab.until("document.querySelector('.sign-in [role=alert]')")
         assert "invalid_api_key" in await page.tab.run("document.querySelector('.sign-in').textContent")

@@ -23,6 +23,21 @@ DRAWN = """(() => {
 })()"""
 """For each model of the legend, whether its colour is in the chart."""
 
+HOLD_USAGE = """(() => {
+  const original = window.fetch;
+  window.held = [];
+  window.passed = false;
+  window.fetch = (path, options) => (passed || !path.includes('usage') ? original(path, options)
+    : new Promise((resolve) => held.push(() => original(path, options).then(resolve))));
+})()"""
+"""Keeps requests for usage until the functions in `held` are called; later ones are sent if `passed` is set."""
+
+TURN_TWICE = """(() => {
+  const older = [...document.querySelectorAll('button')].find((each) => each.textContent === 'Older');
+  older.click();
+  older.click();
+})()"""
+
 
 async def test_usage_is_charted_by_day_and_model_and_listed(
     page: Page, app: RunningApp, caller: Account
@@ -78,6 +93,7 @@ async def test_usage_has_pages_that_can_be_turned_both_ways(
     first = await page.tab.run(ROWS)
     await page.tab.click("button:Older")
     await page.tab.until(f"{TASKS}.length === 5")
+    await page.tab.until("document.activeElement.matches('.scroll[aria-label=Tasks]')")
     assert not set(await page.tab.run(ROWS)) & set(first)
     assert await page.tab.run("document.body.innerText.includes('Page 2')")
     assert await page.tab.run(
@@ -86,6 +102,63 @@ async def test_usage_has_pages_that_can_be_turned_both_ways(
     await page.tab.click("button:Newer")
     await page.tab.until(f"{TASKS}.length === 25")
     assert await page.tab.run(ROWS) == first
+    await page.tab.run(TURN_TWICE)
+    await page.tab.until(f"{TASKS}.length === 5 && document.body.innerText.includes('Page 2')")
+
+
+async def test_usage_is_that_of_the_latest_filters_however_late_an_earlier_answer_comes(
+    page: Page, app: RunningApp, caller: Account
+) -> None:
+    await app.ask("rest", caller.test, text_body())
+    await app.ask("rest", caller.test, text_body("[[error:provider_failed]]", model="claude-3-haiku"))
+    await page.tab.run(HOLD_USAGE)
+    await page.view("usage")
+    await page.tab.until("held.length === 2")
+    await page.tab.fill("[aria-label='Shown in the chart']", "tasks")  # nothing is known yet
+    await page.tab.run("passed = true")
+    await page.tab.fill("label:Outcome", "true")
+    await page.tab.until(f"{LEGEND}.join() === 'claude-3-haiku 1' && {TASKS}.join() === 'claude-3-haiku'")
+    await page.tab.run("Promise.all(held.map((answer) => answer()))")
+    for _ in range(5):  # what an answer leads to
+        await page.tab.run("fetch('healthz').then((response) => response.text())")
+    assert await page.tab.run(LEGEND) == ["claude-3-haiku 1"]
+    assert await page.tab.run(TASKS) == ["claude-3-haiku"]
+
+
+async def test_a_chart_that_is_drawn_again_while_uplot_is_loaded_has_its_totals_once(
+    page: Page, app: RunningApp, caller: Account
+) -> None:
+    await app.ask("rest", caller.test, text_body())
+    await page.tab.run(HOLD_USAGE)
+    await page.view("usage")
+    await page.tab.until("held.length === 2")
+    await page.tab.run("passed = true")
+    await page.tab.run(
+        """(() => {
+          const metric = document.querySelector("[aria-label='Shown in the chart']");
+          const again = new MutationObserver(() => {
+            again.disconnect();
+            metric.value = 'tasks';
+            metric.dispatchEvent(new Event('change'));
+          });
+          again.observe(metric.closest('section'), {childList: true, subtree: true});
+        })()"""
+    )
+    await page.tab.run("Promise.all(held.map((answer) => answer()))")
+    await page.tab.until(f"{LEGEND}.join() === 'gpt-4 1' && document.querySelector('.facts')")
+    await page.tab.run("fetch('healthz').then((response) => response.text())")
+    assert await page.tab.run("document.querySelectorAll('.facts').length") == 1
+    assert await page.tab.run("document.querySelectorAll('.chart canvas').length") == 1
+
+
+async def test_credits_that_are_not_known_are_not_shown(page: Page) -> None:
+    """As while the store is down."""
+    status = "document.querySelector('#status').innerText"
+    assert " credits" in await page.tab.run(status)
+    await page.tab.run(
+        "import('./page/limits.js').then(({observe}) => observe(new Headers({'X-Pomelo-Mode': 'test'})))"
+    )
+    assert (await page.tab.run(status)).strip().lower() == "test"
 
 
 async def test_models_are_listed_with_prices_and_limits_and_can_be_tried(
@@ -151,3 +224,5 @@ async def test_a_key_without_any_model_gets_a_notice(browser: Browser, app: Runn
     async with open_page(browser, app.urls["rest"]) as page:
         await page.sign_in(caller.test)
         assert "may not use any model" in await page.tab.run("document.querySelector('main').innerText")
+        await page.tab.click("#stream")
+        await page.tab.click("button:Run")

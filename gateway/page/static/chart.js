@@ -2,9 +2,10 @@
 
 import { h } from './dom.js';
 
-/** Draws `rows`, each with a name and a value for each day, into an empty element. */
+/** Draws `rows`, each with a name and a value for each day, into an empty element, if it is still shown. */
 export async function dailyChart(place, days, rows, label, format) {
   const { default: uPlot } = await import('./uPlot.esm.js');
+  if (!place.isConnected) return;
   const legend = h('ul', { class: 'legend' }, rows.map(({ name, values }, i) => h('li', {},
     h('span', { class: `swatch series-${i}` }), name, ' ', h('span', { class: 'dim' }, format(values.reduce((a, b) => a + b, 0))))));
   const period = `${days[0]} to ${days.at(-1)}`;

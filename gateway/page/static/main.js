@@ -78,6 +78,8 @@ function signIn(error = null) {
     if (!value) return key.focus();
     setKey(value);
     try {
+      // A header can't have other characters, so the browser would not send it.
+      if (!/^[!-~]+$/.test(value)) throw new ApiError({ code: 'invalid_api_key', message: 'A key has ASCII letters, digits and _ alone.' });
       await get('api/v1/account');
     } catch (refusal) {
       problem.replaceChildren(errorPanel(refusal));
@@ -101,9 +103,10 @@ function signIn(error = null) {
 /** Shows the mode and the credits beside the views. */
 function showStatus() {
   const mode = current['Pomelo-Mode'];
+  const left = current['Credits-Remaining'];  // null: the store could not be asked
   status.replaceChildren(
     h('span', { class: `badge ${mode}` }, mode),
-    h('span', { class: 'amount' }, `${credits(current['Credits-Remaining'])} credits`));
+    left == null ? '' : h('span', { class: 'amount' }, `${credits(left)} credits`));
 }
 
 const theme = document.getElementById('theme');

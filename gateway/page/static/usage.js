@@ -32,9 +32,11 @@ class UsageView {
   #outcome = h('select', {}, h('option', { value: 'false' }, 'Billed'), h('option', { value: 'true' }, 'Failed'));
   #metric = h('select', { 'aria-label': 'Shown in the chart', onchange: () => this.#draw() },
     Object.entries(METRICS).map(([name, [label]]) => h('option', { value: name }, label)));
-  #chart = h('div', { class: 'stack' }, loading());
+  #chart = h('div', {}, loading());
   #table = h('div', {}, loading());
-  #tokens = [''];
+  #turn = 0;  // of the latest refresh
+  #totals = null;  // as long as they are not known for the filters
+  #series = [];
 
   /** `key` is the id of the key that is shown first; empty: all. */
   constructor(key) {
@@ -61,16 +63,24 @@ class UsageView {
     return { from: this.#from.value, to, model: this.#model.value, key_id: this.#key.value, failed: this.#outcome.value };
   }
 
-  /** Reads the usage that the filters select. */
+  /** Reads the usage that the filters select, and drops what an earlier refresh has not shown yet. */
   async refresh() {
-    this.#tokens = [''];
+    const turn = ++this.#turn;
+    this.#totals = null;
     if (this.#outcome.value === 'true' && this.#metric.value === 'cost') this.#metric.value = 'tasks';  // they cost nothing
-    await this.#guard(this.#chart, () => this.#readTotals());
-    await this.#guard(this.#table, () => this.#showPage());
+    await this.#load(turn, this.#chart, () => this.#readTotals(), (found) => this.#showTotals(found));
+    await this.#showPage(turn, ['']);
   }
 
-  async #guard(place, action) {
-    try { await action(); } catch (error) { place.replaceChildren(errorPanel(error, () => this.refresh())); }
+  /** Shows in `place` what `read` returns, unless the filters have changed since the refresh `turn`. */
+  async #load(turn, place, read, show) {
+    if (turn !== this.#turn) return;
+    try {
+      const found = await read();
+      if (turn === this.#turn) await show(found);
+    } catch (error) {
+      if (turn === this.#turn) place.replaceChildren(errorPanel(error, () => this.refresh()));
+    }
   }
 
   async #readTotals() {
@@ -78,8 +88,6 @@ class UsageView {
     const by = async (group_by) => (await get('api/v1/usage', { ...filters, group_by })).data;
     const [totals, keys] = await Promise.all([by('model'), by('key')]);
     const models = totals.sort((a, b) => b.cost - a.cost || b.tasks - a.tasks);
-    offer(this.#model, models.map(({ group }) => group));
-    offer(this.#key, keys.map(({ group }) => group));
     const series = [];
     for (const { group } of models.slice(0, MAX_SERIES)) {
       const { data: days } = await get('api/v1/usage', { ...filters, model: group, group_by: 'day' });
@@ -89,46 +97,56 @@ class UsageView {
       const days = await by('day');
       series.push(['other models', days.map((day) => without(day, series))]);
     }
-    this.totals = models;
-    this.series = series;
+    return { models, keys, series };
+  }
+
+  async #showTotals({ models, keys, series }) {
+    offer(this.#model, models.map(({ group }) => group));
+    offer(this.#key, keys.map(({ group }) => group));
+    this.#totals = models;
+    this.#series = series;
     await this.#draw();
   }
 
   async #draw() {
+    const totals = this.#totals;
+    if (!totals) return;
     const [label, value, format] = METRICS[this.#metric.value];
-    if (!this.totals.length) {
+    if (!totals.length) {
       this.#chart.replaceChildren(h('p', { class: 'dim' }, 'No task in this period.'));
       return;
     }
     const days = [];
     const last = Date.parse(this.#to.value || isoDate(Date.now()));
-    const earliest = this.series.flatMap(([, totals]) => totals.map(({ group }) => group)).sort()[0];
+    const earliest = this.#series.flatMap(([, each]) => each.map(({ group }) => group)).sort()[0];
     const first = Math.max(Date.parse(this.#from.value || earliest), last - MAX_DAYS * DAY);
     for (let day = first; day <= last; day += DAY) days.push(isoDate(day));
-    const rows = this.series.map(([name, totals]) => {
-      const byDay = new Map(totals.map((total) => [total.group, value(total)]));
+    const rows = this.#series.map(([name, each]) => {
+      const byDay = new Map(each.map((total) => [total.group, value(total)]));
       return { name, values: days.map((day) => byDay.get(day) ?? 0) };
     });
-    this.#chart.replaceChildren();
-    await dailyChart(this.#chart, days, rows, label, format);
-    this.#chart.append(...totalsOf(this.totals));
+    const place = h('div', { class: 'stack' });  // its own: while uPlot is loaded, it may be drawn again
+    this.#chart.replaceChildren(place);
+    await dailyChart(place, days, rows, label, format);
+    place.append(...totalsOf(totals));
   }
 
-  async #showPage() {
-    const query = { ...this.#filters, page_size: PAGE_SIZE, page_token: this.#tokens.at(-1) };
-    const { data, next_page_token: next } = await get('api/v1/usage', query);
-    const isFailed = this.#outcome.value === 'true';
-    const turn = (name, isPossible, change) => h('button', { type: 'button', disabled: !isPossible, onclick: async () => {
-      change();
-      await this.#guard(this.#table, () => this.#showPage());
-      this.#table.querySelector('[role=region]')?.focus();
-    } }, name);
-    this.#table.replaceChildren(
-      recordsTable(data, isFailed),
-      h('div', { class: 'row' },
-        turn('Newer', this.#tokens.length > 1, () => this.#tokens.pop()),
-        h('span', { class: 'dim' }, `Page ${this.#tokens.length}`),
-        turn('Older', next, () => this.#tokens.push(next))));
+  /** Shows the last page of those with these tokens. */
+  async #showPage(turn, tokens) {
+    const query = { ...this.#filters, page_size: PAGE_SIZE, page_token: tokens.at(-1) };
+    await this.#load(turn, this.#table, () => get('api/v1/usage', query), ({ data, next_page_token: next }) => {
+      const isFailed = query.failed === 'true';
+      const turnTo = (name, isPossible, others) => h('button', { type: 'button', disabled: !isPossible, onclick: async () => {
+        await this.#showPage(turn, others);
+        this.#table.querySelector('.scroll')?.focus();
+      } }, name);
+      this.#table.replaceChildren(
+        recordsTable(data, isFailed),
+        h('div', { class: 'row' },
+          turnTo('Newer', tokens.length > 1, tokens.slice(0, -1)),
+          h('span', { class: 'dim' }, `Page ${tokens.length}`),
+          turnTo('Older', next, [...tokens, next])));
+    });
   }
 }
 
