@@ -76,7 +76,7 @@ def check_messages(task_input: TextInput, read_media: ReadMedia) -> int:
 
 
 def _unanswered(open_calls: OpenCalls) -> PomeloError:
-    return invalid(next(iter(open_calls.values())), "answered by a tool message after it")
+    return invalid(next(iter(open_calls.values())), "answered by the result of the tool, right after it")
 
 
 def _check_parts(message: Message, label: str, read_media: ReadMedia, open_calls: OpenCalls) -> int:

@@ -82,3 +82,37 @@ async def test_an_empty_identifier_of_an_image_replaces_no_user(gateway: Gateway
     async with post(gateway, IMAGES, BODIES[IMAGES] | {"user": "bob", "safety_identifier": ""}) as response:
         assert response.status == 200
     assert gateway.provider.jobs[-1].user == "bob"
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "parameter"),
+    [
+        (
+            CHAT,
+            {
+                "messages": [
+                    {
+                        "role": "assistant",
+                        "tool_calls": [
+                            {"id": "c", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+                        ],
+                    }
+                ]
+            },
+            "messages[0].tool_calls[0]",
+        ),
+        (
+            RESPONSES,
+            {"input": [{"type": "function_call", "call_id": "c", "name": "now", "arguments": "{}"}]},
+            "input[0]",
+        ),
+    ],
+)
+async def test_a_call_without_its_result_is_refused_in_words_of_both_forms(
+    gateway: GatewayApp, path: str, given: dict[str, Any], parameter: str
+) -> None:
+    async with post(gateway, path, BODIES[path] | {"model": "gpt-4"} | given) as response:
+        error = (await response.json())["error"]
+    assert (
+        error["message"] == f"Invalid {parameter}: must be answered by the result of the tool, right after it"
+    )
