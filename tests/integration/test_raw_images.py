@@ -7,10 +7,12 @@ import struct
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
 
+from pomelo.errors import PomeloError
 from pomelo.testing import FaultUpstream, Received, Reply
 from pomelo.testing.bfl_protocol import Drawing, delivered
 from pomelo.testing.images import make_image
@@ -95,6 +97,26 @@ async def test_a_large_raw_image_that_is_cut_can_not_look_complete(app: RunningA
             file.truncate(1000)
         with pytest.raises(aiohttp.ClientPayloadError):
             await answer.read()
+
+
+@REST_PROTOCOL
+async def test_a_large_raw_image_that_can_not_be_read_is_answered_with_its_link(
+    app: RunningApp, protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app.upstream.default = Drawing(delivery=(delivered(LARGE),))
+    caller = await app.account()
+
+    async def busy(*_: Any) -> None:
+        raise PomeloError("overloaded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pomelo.media.store.MediaStore.open", busy)
+        answer = await app.post(protocol, caller.live, headers=RAW, json=FLUX)
+        assert (answer.status, answer.content_type) == (200, "application/json")
+        url = (await answer.json())["data"][0]["url"]
+    assert len(await app.records(caller)) == 1
+    async with app.session.get(url) as file:
+        assert await file.read() == LARGE
 
 
 # --- adjustments
