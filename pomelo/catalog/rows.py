@@ -51,6 +51,7 @@ EXAMPLES: Mapping[str, str] = {
     "base_url": 'base_url = "https://llm.example.com/v1"',
     "credentials": 'credentials = "together"',
     "stream_usage": 'stream_usage = "always"',
+    "context_tokens": "context_tokens = 32_768",
     "max_tokens_field": 'max_tokens_field = "max_completion_tokens"',
     "efforts": 'efforts = ["none", "low", "medium", "high"]',
     "reasoning_effort": 'reasoning_effort = "none"',

@@ -105,6 +105,7 @@ class Estimate:
     can pay; `sufficient` is the usage that it should be allowed even if other tasks then can't run.
 
     `tokens` is the likely use, for the tokens-per-minute limit. `exact`: the task uses exactly this.
+    `possible_input_tokens` are the most that any vendor can count for its text, whatever the model's limit.
     `count_input` returns Pomelo's own count for a text, used if the vendor reports none. `input_audio_ms` is
     the measured length of the input audio, 0 if unknown.
     """
@@ -113,6 +114,7 @@ class Estimate:
     maximum: Usage
     sufficient: Usage | None = None
     tokens: int = 0
+    possible_input_tokens: int = 0
     exact: bool = False
     count_input: InputCount = _NO_TOKENS
     input_audio_ms: int = 0

@@ -108,7 +108,7 @@ def estimate(task_input: TextInput, model: Model, route: Route, audio: AudioInfo
     if has_others:
         size += sum([len(text.encode()) for text in other_texts(task_input)])
         tokens += MAX_TOOLS_TOKENS + MAX_TOOL_TOKENS * len(tools) + MAX_CALL_TOKENS * calls
-    tokens += size
+    possible = tokens = tokens + size
     limits = model.limits
     if limits.max_input_tokens:
         tokens = min(tokens, limits.max_input_tokens)
@@ -121,6 +121,7 @@ def estimate(task_input: TextInput, model: Model, route: Route, audio: AudioInfo
         if requested
         else Usage(input_tokens=tokens, output_tokens=min(SUFFICIENT_OUTPUT_TOKENS, max_output)),
         tokens=size // 4 + requested,
+        possible_input_tokens=possible,
         count_input=InputCount(partial(_count_input, task_input, has_others, size, images), size),
     )
 

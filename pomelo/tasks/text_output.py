@@ -206,8 +206,13 @@ class TextCollector(Collector):
 
     def _is_valid_input(self, usage: Usage) -> bool:
         cached, written = usage.cached_input_tokens, usage.cache_write_input_tokens
+        # The vendor's model may take more than the catalogue's.
+        maximum = max(
+            self._context.model.limits.max_input_tokens or MAX_TOKENS,
+            self._context.estimate.possible_input_tokens,
+        )
         return (
-            1 <= usage.input_tokens <= (self._context.model.limits.max_input_tokens or MAX_TOKENS)
+            1 <= usage.input_tokens <= maximum
             and min(cached, written) >= 0
             and cached + written <= usage.input_tokens
             and 0 <= usage.cache_write_1h_input_tokens <= written

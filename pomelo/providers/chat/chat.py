@@ -2,8 +2,9 @@
 
 A `Profile` describes the differences of a host as data. A route may override `max_tokens_field`,
 `seed_field`, `user_field` and `stream_usage`; it may also have `reasoning_effort` (if the caller sets none),
-`reasoning_excludes` (parameters that the model takes only without reasoning) and `extra` (a table of further
-fields to send). No field is sent unless the caller, the profile or the route sets it.
+`reasoning_excludes` (parameters that the model takes only without reasoning), `context_tokens` (the context
+of the host's model, if it differs from `max_input_tokens`) and `extra` (a table of further fields to send).
+No field but the limit of output is sent unless the caller, the profile or the route sets it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from yarl import URL
 
 from pomelo.catalog.catalog import Route
 from pomelo.catalog.check import parameters
-from pomelo.catalog.rows import Name
+from pomelo.catalog.rows import Limit, Name
 from pomelo.gen.v1.text_pb2 import ReasoningEffort, TextInput
 from pomelo.protobuf.enums import enum_names
 from pomelo.providers.base import Event, Extra, Job, Options, Probe, one_event
@@ -34,6 +35,7 @@ from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping
 from pomelo.providers.http.vendor import Vendor
 from pomelo.providers.text import stream_text
+from pomelo.providers.text.input_texts import likely_tokens
 from pomelo.providers.text.raw_json import with_member
 
 _EFFORTS = enum_names(ReasoningEffort.DESCRIPTOR)
@@ -44,6 +46,9 @@ PARAMETERS = frozenset(_SAME_NAMES)
 """The parameters of a text task."""
 
 StreamUsage = Literal["option", "always", "none"]
+
+_MIN_SHARE = 32
+"""Part of a host's context that is left to the output, however long the prompt seems to be."""
 
 
 def _required_field(name: str) -> str:
@@ -60,6 +65,7 @@ class ChatOptions(Options):
     seed_field: Name | None = None
     user_field: Name | None = None
     stream_usage: StreamUsage | None = None
+    context_tokens: Limit | None = None
     reasoning_effort: Name | None = None
     reasoning_excludes: list[Literal["temperature", "tools", "top_p"]] | None = None
     extra: Extra | None = None
@@ -84,7 +90,8 @@ class Profile:
     * `call_ids`: the ids of tool calls that it takes; others are sent as a digest.
     * `no_parameters`: the schema of a tool without parameters, or "" if it needs none.
     * `sends_maximum`: without max_tokens it gets the model's maximum. Otherwise only its context would end an
-      answer, which may be longer than what was reserved, and whose count would be ignored as impossible.
+      answer, which may be longer than what was reserved, and whose count would be ignored as impossible. A
+      host refuses a request whose prompt and max_tokens exceed its context together.
     """
 
     vendor: str
@@ -106,7 +113,7 @@ class Profile:
     message_names: bool = True
     call_ids: re.Pattern[str] = re.compile(r"[!-~]{1,40}")
     no_parameters: str = '{"type":"object","properties":{}}'
-    sends_maximum: bool = False
+    sends_maximum: bool = True
 
 
 class Chat(Vendor):
@@ -193,11 +200,11 @@ def request(job: Job[TextInput], profile: Profile) -> dict[str, Any]:
     )
     body: dict[str, Any] = {"model": job.route.model, "messages": messages}
     names = _names(job.route, profile)
-    for name in ("max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty"):
+    if limit := _max_tokens(job, profile):
+        body[names["max_tokens"]] = limit
+    for name in ("temperature", "top_p", "seed", "presence_penalty", "frequency_penalty"):
         if text.HasField(name):
             body[names[name]] = getattr(text, name)
-    if profile.sends_maximum and not text.HasField("max_tokens") and job.model.limits.max_output_tokens:
-        body[names["max_tokens"]] = job.route.fit("max_tokens", job.model.limits.max_output_tokens)
     if text.stop:
         body["stop"] = list(text.stop)
     if text.HasField("tool_choice"):
@@ -219,6 +226,22 @@ def request(job: Job[TextInput], profile: Profile) -> dict[str, Any]:
         extra.pop(names["max_tokens"], None)  # whatever its name: it bounds what the task costs
         body.update(extra)
     return body
+
+
+def _max_tokens(job: Job[TextInput], profile: Profile) -> int:
+    """The limit of output to send, or 0. One that the caller has not set leaves room for the prompt."""
+    text, route, limits = job.input, job.route, job.model.limits
+    limit = text.max_tokens
+    given = text if job.given is None else job.given.input
+    if given.HasField("max_tokens"):
+        return limit
+    if not limit and limits.max_output_tokens and (profile.sends_maximum or "max_tokens" in route.clamp):
+        limit = route.fit("max_tokens", limits.max_output_tokens) or 0
+    context = route.options.get("context_tokens", limits.max_input_tokens if profile.sends_maximum else 0)
+    if limit and context:
+        # The prompt may have fewer tokens than is likely, so a part of the context always stays.
+        limit = min(limit, max(context - likely_tokens(text), context // _MIN_SHARE))
+    return limit
 
 
 def _effort(text: TextInput, route: Route) -> Any:

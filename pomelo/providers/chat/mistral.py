@@ -2,8 +2,7 @@
 
 Its base URL has no /v1. The vendor refuses names of authors, and ids of tool calls that are not nine letters
 or digits. The last chunk of a stream has the count of tokens without a request for it. Whether the vendor
-accepts `stream_options` is uncertain, so they are sent only if a route has `stream_usage = "option"`. Only
-the context limits an answer, so `max_tokens` is always sent.
+accepts `stream_options` is uncertain, so they are sent only if a route has `stream_usage = "option"`.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ class Mistral(Chat):
         minimums={"top_p": 1e-6},
         strict_order=True,
         message_names=False,
-        sends_maximum=True,
         call_ids=re.compile(r"[A-Za-z0-9]{9}"),
         meanings={"invalid_request_message_order": "invalid_parameter", "3230": "invalid_parameter"},
     )

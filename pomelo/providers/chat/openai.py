@@ -1,4 +1,7 @@
-"""OpenAI: chat completions with its own field for the end user, and its own stream options."""
+"""OpenAI: chat completions with its own field for the end user, and its own stream options.
+
+It enforces the maximum of each model itself, and counts what a request allows toward its limits.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ class OpenAI(Chat):
         user_field="safety_identifier",
         user_most=64,
         no_parameters="",
+        sends_maximum=False,
         # Padding against eavesdroppers who count bytes costs time, and is of no use here.
         stream_options={"include_usage": True, "include_obfuscation": False},
     )

@@ -1,8 +1,24 @@
-"""The texts of a text task besides its messages: tools, their calls and results, and the output format."""
+"""The input of a text task: its texts besides those of messages, and its likely length."""
 
 from __future__ import annotations
 
 from pomelo.gen.v1.text_pb2 import TextInput
+
+_LIKELY_BYTES_PER_TOKEN = 3
+"""Fewer than the average of nearly all texts."""
+
+_LIKELY_IMAGE_TOKENS = 2_000
+
+
+def likely_tokens(task_input: TextInput) -> int:
+    """Return about how many tokens an input has, rather too many than too few."""
+    size, images = task_input.ByteSize(), 0
+    for message in task_input.messages:
+        for part in message.content:
+            if part.HasField("image"):
+                images += 1
+                size -= part.ByteSize()
+    return size // _LIKELY_BYTES_PER_TOKEN + _LIKELY_IMAGE_TOKENS * images
 
 
 def other_texts(task_input: TextInput) -> list[str]:

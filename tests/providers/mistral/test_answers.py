@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from pomelo.catalog.catalog import Catalog, Route
+from pomelo.catalog.catalog import Route
 from pomelo.gen.v1.text_pb2 import Role, TextInput
 from pomelo.testing import Reply
 from pomelo.testing.mistral_protocol import (
@@ -37,30 +36,6 @@ from tests.providers.text_rig import (
     text,
     texts,
 )
-
-
-async def test_without_max_tokens_the_models_maximum_is_sent(rig: Rig, stream: bool) -> None:
-    limited = replace(MISTRAL, max_output_tokens=50)
-    clamped = Route("mistral", "mistral-small-latest", clamp={"max_tokens": (1, 20, 0)})
-    asked = TextInput(messages=hi("Hi").messages, max_tokens=7)
-    for vendor, text_input, route, most in (
-        (limited, hi("Hi"), MISTRAL.route, 50),
-        (limited, hi("Hi"), clamped, 20),
-        (limited, asked, MISTRAL.route, 7),
-        (MISTRAL, hi("Hi"), MISTRAL.route, None),
-    ):
-        received = await sent(vendor, rig, text_input, route=route, stream=stream)
-        assert received.body.get("max_tokens") == most
-
-
-def test_every_model_of_the_catalogue_with_a_route_to_the_vendor_has_a_maximum() -> None:
-    models = [
-        model
-        for model in Catalog.load().models.values()
-        if any(route.provider == "mistral" for route in model.routes)
-    ]
-    assert models
-    assert all(model.limits.max_output_tokens for model in models)
 
 
 async def test_the_largest_request_is_exactly_this(rig: Rig) -> None:

@@ -197,6 +197,8 @@ def test_every_route_and_host_has_the_options_of_its_vendor() -> None:
     assert {model.name: route.options for model, route in routes() if route.options} == {
         **dict.fromkeys(("gpt-3.5-turbo", "gpt-4", "gpt-4-turbo"), sol),
         **{name: {"thinking": "adaptive"} for name in ("claude-3-opus", "claude-3-sonnet")},
+        "mixtral-8x7b": {"context_tokens": 32_768},
+        "mixtral-8x22b": {"context_tokens": 65_536},
     }
     assert Catalog.load().hosts == {
         "together-chat": {

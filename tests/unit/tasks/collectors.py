@@ -52,15 +52,18 @@ def collector(
     estimate: Estimate | None = None,
     report: Report | None = None,
     given: Any = None,
+    served: Model | None = None,
     **fields: Any,
 ) -> Collector:
     """The collector of a task with the input `given`, or with its required fields and others of the REST
-    body."""
+    body; `served` replaces the model of the catalogue."""
     given = given or task_input(model, **fields)
     writer: Any = store and (lambda content_type: store.writer("ann/live", content_type))
     estimate = estimate or estimate_of(model, given)
     return definition_of(model).collector(
-        CollectorContext(given, MODELS[model], estimate, stream, delivery, report or Report(), writer, keep)
+        CollectorContext(
+            given, served or MODELS[model], estimate, stream, delivery, report or Report(), writer, keep
+        )
     )
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pomelo.catalog.catalog import Model, Route
+from pomelo.catalog.catalog import Limits, Model, Route
 from pomelo.catalog.pricing import Usage
 from pomelo.catalog.reported_cost import Report
 from pomelo.gen.v1.task_pb2 import TaskResult
@@ -329,6 +329,20 @@ def test_the_bound_of_a_text_counts_its_bytes_its_messages_and_its_images() -> N
     assert found.sufficient == Usage(tokens, 100)
     assert partial_usage(estimated(max_input_tokens=1_000), [200, 300, 300]) == Usage(1_000, 100)
     assert partial_usage(found, [1] * 101).output_tokens == 100
+
+
+def test_more_input_than_the_catalogue_allows_is_billed_as_far_as_a_text_can_have_it() -> None:
+    model = replace(MODELS["gpt-4"], limits=Limits(max_input_tokens=1_000, max_output_tokens=100))
+    given = task_input("gpt-4", messages=[{"role": "user", "content": "\u5b57" * 1_200}])
+    text.check(given, model, no_files)
+    bound = text.estimate(given, model, Route("p", "m"), AudioInfo())
+    assert bound.maximum.input_tokens == 1_000
+    possible = 3_600 + 16 * 2
+    for count, billed in ((1_200, 1_200), (possible, possible), (possible + 1, 450)):
+        collected = collector("gpt-4", estimate=bound, given=given, served=model)
+        collected.add(text_end("ok", input_tokens=count, output_tokens=2))
+        finish(collected)
+        assert collected.usage() == (Usage(billed, 2), billed == count)
 
 
 @pytest.mark.parametrize("stream", [False, True])
