@@ -53,7 +53,7 @@ eleven-labs-tts eleven_multilingual_v2           thousand_characters 0.08
 flux-1-dev      flux-dev                         image               0.025
 flux-1-pro      flux-pro-1.1                     image               0.04
 flux-1-schnell  black-forest-labs/FLUX.1-schnell megapixel           0.003
-flux-1-schnell  black-forest-labs/flux-schnell   megapixel           0.003
+flux-1-schnell  black-forest-labs/flux-schnell   image               0.003
 """
 
 LIMITS = """
