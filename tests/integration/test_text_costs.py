@@ -14,7 +14,7 @@ from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
-from pomelo.testing import Answer, Gate, Stop, anthropic_protocol
+from pomelo.testing import Answer, Gate, Received, Reply, Stop, anthropic_protocol
 from tests.app import Account, RunningApp, run_app
 from tests.calls import bearer
 from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM
@@ -253,3 +253,24 @@ async def test_twenty_concurrent_tasks_on_the_balance_of_one_leave_nothing_uncol
     assert sum(record.uncollected for record in records) == 0
     balance = await app.balance(account, live=True)
     assert (balance.held, balance.available) == (0, 11_000 - sum(record.cost for record in records))
+
+
+@PROTOCOL_AND_STREAM
+async def test_a_busy_vendor_that_answers_with_200_is_asked_again(
+    app: RunningApp, protocol: str, stream: bool
+) -> None:
+    account = await app.account()
+    prompt = f"<busy> {protocol} {stream}"
+    asked = 0
+
+    def answer(received: Received) -> Reply:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            return Reply(steps=(anthropic_protocol.error_event().partition(b"data: ")[2].strip(),))
+        return anthropic_protocol.Answer("one two", usage=anthropic(9, 2))(received)
+
+    app.upstream.when(prompt, answer)
+    outcome = await app.ask(protocol, account.live, text_body(prompt, "claude-3-haiku"), stream=stream)
+    assert (outcome.code, asked) == ("ok", 2)
+    assert (await app.only_record(account, outcome)).cost == 19

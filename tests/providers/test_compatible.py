@@ -18,6 +18,7 @@ from pomelo.providers.anthropic.anthropic import AnthropicOptions
 from pomelo.providers.base import fit_job
 from pomelo.providers.chat.chat import ChatOptions
 from pomelo.providers.chat.compatible import Compatible, HostRow, host
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.client import Http
 from pomelo.testing import Answer, FaultUpstream, Reply, chunk
 from pomelo.testing.text_answer import DONE
@@ -335,4 +336,6 @@ async def test_a_choice_that_ends_with_an_error_is_mapped_to_that_error(upstream
     upstream.script(Reply(steps=(json.dumps({"choices": [choice]}).encode(),)))
     async with a_host(upstream) as provider:
         error, _ = await failure(provider, COMPATIBLE.job(stream=False))
-    assert error.code == "provider_unavailable"
+    assert isinstance(error, UpstreamError)
+    # It may have cost something: an answer has begun.
+    assert (error.code, error.retry) == ("provider_unavailable", RetryPolicy.NEVER)

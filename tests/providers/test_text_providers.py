@@ -15,7 +15,9 @@ import pytest
 
 from pomelo.catalog.catalog import Catalog, Route
 from pomelo.gen.v1.text_pb2 import Role, TextInput
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Stop, broken_json, page
+from pomelo.testing.text_answer import JSON
 from tests.providers.rig import Rig, base_url, check_no_secrets, open_provider, read_all
 from tests.providers.text_rig import (
     ANTHROPIC,
@@ -292,3 +294,33 @@ async def test_no_row_of_the_catalogue_makes_a_request_that_the_vendor_would_ref
 ) -> None:
     received = await sent(vendor, upstream, largest_input(), stream=stream, route=route, user=USER)
     assert received.body["model"] == route.model
+
+
+def busy(vendor: Vendor) -> bytes:
+    """An event in which the vendor says that it is busy."""
+    codes = {"anthropic": ("overloaded_error",), "mistral": ("rate_limited", "1300")}
+    event: bytes = vendor.protocol.error_event(*codes.get(vendor.server, ("server_error",)))
+    return event
+
+
+async def test_a_busy_vendor_that_answers_with_200_may_be_asked_again(
+    vendor: Vendor, rig: Rig, stream: bool
+) -> None:
+    data = busy(vendor).partition(b"data: ")[2].strip()
+    sse = {"Content-Type": "text/event-stream"}
+    for reply in (Reply(headers=sse, steps=(busy(vendor),)), Reply(headers=JSON, steps=(data,))):
+        rig.script(reply)
+        error, _ = await failure(rig.provider, vendor.job(stream=stream))
+        assert isinstance(error, UpstreamError)
+        whole = reply.headers is JSON or stream or vendor.max_output_tokens
+        expected = ("provider_unavailable", RetryPolicy.SAME_ROUTE)
+        assert (error.code, error.retry) == (expected if whole else ("provider_failed", RetryPolicy.NEVER))
+
+
+async def test_a_vendor_that_becomes_busy_within_a_stream_is_not_asked_again(
+    vendor: Vendor, rig: Rig
+) -> None:
+    rig.script(vendor.protocol.Answer("one", at={0: (busy(vendor), Stop.END)}))
+    error, begun = await failure(rig.provider, vendor.job(stream=True))
+    assert isinstance(error, UpstreamError)
+    assert (error.code, error.retry, begun) == ("provider_unavailable", RetryPolicy.NEVER, "")

@@ -12,6 +12,7 @@ from pomelo.catalog.reported_cost import Report
 from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP, FinishReason
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event
+from pomelo.providers.errors import never_retried
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse, well_formed
 from pomelo.providers.text import completed_text, finish_reason, token_usage
@@ -190,7 +191,8 @@ def _join_text(chunks: list[Any]) -> str:
 def _finish_reason(choice: dict[str, Any], error_mapping: ErrorMapping) -> FinishReason.ValueType:
     reason = choice["finish_reason"]
     if reason == "error" and choice.get("error"):
-        raise from_error_body(choice, error_mapping)
+        with never_retried():
+            raise from_error_body(choice, error_mapping)
     if reason == "error":
         raise malformed_response("an invalid finish_reason")
     return finish_reason(reason, _FINISHES)

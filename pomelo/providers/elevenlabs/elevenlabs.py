@@ -185,9 +185,9 @@ class ElevenLabs(Vendor):
                 url, self._headers, body, CHARGED_MAPPING, max_bytes=MAX_TRANSCRIPT_BYTES
             )
         if len(response) < _THREAD_BYTES:
-            transcript = parse_transcript(response, job.input, ERROR_MAPPING)
+            transcript = parse_transcript(response, job.input, CHARGED_MAPPING)
         else:
-            transcript = await asyncio.to_thread(parse_transcript, response, job.input, ERROR_MAPPING)
+            transcript = await asyncio.to_thread(parse_transcript, response, job.input, CHARGED_MAPPING)
         event = Event()
         event.completed.transcription.CopyFrom(transcript)
         return event

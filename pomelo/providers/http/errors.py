@@ -19,7 +19,8 @@ a code that the vendor's mapping has, at any status       from the mapping      
 413                                                       payload_too_large       -
 401, 402, 403, 404, any other 4xx                         provider_failed         -
 408, 409, 425, 429, 5xx                                   provider_unavailable    the vendor's, or 5
-an error within a stream whose code is unknown            provider_failed         -
+an error in place of the response, or within it           from the mapping, or    5
+                                                          provider_failed         -
 
 A vendor's Retry-After counts from 1 to 60 s. With `x-should-retry: false` the same route is not tried again;
 "true" makes any other 4xx provider_unavailable. If a vendor refuses our own credentials, or our account is
@@ -45,6 +46,12 @@ MAX_RETRY_AFTER = 60
 _TRUNCATED = "The provider's response was truncated. Retry"
 _UNREACHABLE = "The provider can't be reached. Retry later"
 _RETRYABLE = frozenset((408, 409, 425, 429))
+
+_RETRIES: Mapping[str | None, RetryPolicy] = {
+    "provider_unavailable": RetryPolicy.SAME_ROUTE,
+    "provider_failed": RetryPolicy.NEXT_ROUTE,  # it concerns our key, account or model id
+}
+"""What the router may do about a refusal, by its code."""
 
 _REASONS = {
     "content_policy_violation": "the vendor's content policy refused the input",
@@ -215,12 +222,16 @@ def refused(
 
 
 def from_error_body(body: Any, mapping: ErrorMapping) -> UpstreamError:
-    """Map an error object that was sent in place of a response, or within a stream."""
+    """Map an error object that was sent in place of a response, or within a stream. One whose code is in the
+    mapping has the retry policy of a refusal, unless requests are charged each time; `stream_text` turns off
+    retries once a stream has begun."""
     error_body = mapping.read(body)
-    code = _meaning(error_body, mapping) or "provider_failed"
+    known = _meaning(error_body, mapping)
+    retry = _RETRIES.get(known, RetryPolicy.NEVER) if mapping.replays else RetryPolicy.NEVER
+    code = known or "provider_failed"
     note = ", ".join((mapping.vendor, *_safe(*error_body.codes)))
     reason = _REASONS.get(code, "the vendor sent an error within its response")
-    return _upstream_error(code, error_body, note=note, reason=reason)
+    return _upstream_error(code, error_body, retry=retry, note=note, reason=reason)
 
 
 def wait_hint(headers: Mapping[str, str], now: float) -> int | None:

@@ -13,6 +13,7 @@ from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP, ROLE_ASSISTANT, FinishRea
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event, log_fields
 from pomelo.providers.chunks import text_delta
+from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.client import MAX_BODY_BYTES
 from pomelo.providers.http.errors import malformed_response
 from pomelo.providers.http.parsing import split_half, well_formed
@@ -93,13 +94,15 @@ async def stream_text(
     """Yield the events of a streamed response: `connect` sends the request, `state` parses the events.
 
     A complete stream without a credible count of tokens ends without usage, which the engine estimates. A
-    stream with more text, arguments of tool calls included, than a whole response may have fails.
+    stream with more text, arguments of tool calls included, than a whole response may have fails. An error
+    event may be retried only if it is the first event.
 
     Raises:
         UpstreamError: by the error map.
     """
     left = MAX_BODY_BYTES
     half = ""  # of a surrogate pair whose other half has not arrived
+    began = False
     async with connect() as stream:
         while not state.ended:
             try:
@@ -118,7 +121,13 @@ async def stream_text(
                 data = data.strip()
                 if not data:
                     continue  # a keep-alive
-                text = state.parse_event(data)
+                try:
+                    text = state.parse_event(data)
+                except UpstreamError as error:
+                    if began and error.retry is not RetryPolicy.NEVER:  # the vendor may charge what it did
+                        raise error.copy(RetryPolicy.NEVER) from error
+                    raise
+                began = True
                 if text:
                     left -= len(text)
                     if left < 0:

@@ -227,7 +227,8 @@ async def test_a_response_that_is_not_a_transcript_is_mapped_to_an_error(
 ) -> None:
     rig.script(script)
     error, _ = await failure(rig.provider, JOBS["stt"])
-    assert error.code == code
+    assert isinstance(error, UpstreamError)
+    assert (error.code, error.retry) == (code, RetryPolicy.NEVER)
     check_no_secrets(error)
     assert len(rig.requests) == 1, "it was sent twice"
 

@@ -217,6 +217,24 @@ def test_an_error_instead_of_an_answer_is_mapped_by_its_code() -> None:
     assert from_error_body("no object", ACME).code == "provider_failed"
 
 
+@pytest.mark.parametrize(
+    ("code", "policy"),
+    [
+        ("busy", RetryPolicy.SAME_ROUTE),
+        ("broke", RetryPolicy.NEXT_ROUTE),
+        ("unheard_of", RetryPolicy.NEVER),
+        ("moderated", RetryPolicy.NEVER),
+        ("too_long", RetryPolicy.NEVER),
+    ],
+)
+def test_an_error_instead_of_an_answer_may_be_retried_unless_requests_are_charged(
+    code: str, policy: RetryPolicy
+) -> None:
+    assert from_error_body({"codes": [code]}, ACME).retry is policy
+    charged = replace(ACME, replays=False)
+    assert from_error_body({"codes": [code]}, charged).retry is RetryPolicy.NEVER
+
+
 def test_an_operator_finds_the_status_the_code_and_the_request_id_in_the_traceback() -> None:
     failure = refuse(429, b'{"codes": ["busy"]}', {"x-request-id": "req_8"})
     shown = "".join(traceback.format_exception(failure))
