@@ -113,12 +113,14 @@ class CallLimits:
         self._limits = limits
         self.counters = tuple(counters)
 
-    def actual_counters(self, usage: Usage) -> tuple[Counter, ...]:
-        """The counters of a task, with what it has really used."""
+    def actual_counters(self, usage: Usage, *, at_least: bool = False) -> tuple[Counter, ...]:
+        """The counters of a task, with what it has really used; with `at_least`, it may have used more, so
+        none falls below its estimate."""
         counters: list[Counter] = []
         for limit, counter in zip(self._limits, self.counters, strict=True):
             if limit.actual is not None:
-                counter = Counter(counter.name, limit.actual(usage), counter.limit, counter.window)
+                amount = max(limit.actual(usage), counter.amount if at_least else 0)
+                counter = Counter(counter.name, amount, counter.limit, counter.window)
             counters.append(counter)
         return tuple(counters)
 

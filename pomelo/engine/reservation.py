@@ -225,7 +225,9 @@ class Reservation:
         except Exception as error:
             self._ledger.operations.unexpected.log("What a task used could not be counted", error)
             return partial(store.recover, self.wallet, task_id)
-        return partial(store.settle, Settlement(record, self._limits.actual_counters(usage)))
+        thinks = self.job.report.thinks and code in _MAYBE_ANSWERED
+        counters = self._limits.actual_counters(usage, at_least=thinks)
+        return partial(store.settle, Settlement(record, counters))
 
     def _report_status(self, status: LimitStatus, cost: int | None) -> None:
         """Writes limits, credits and the cost, if it is known, into the response headers and trailers."""

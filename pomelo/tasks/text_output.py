@@ -223,10 +223,12 @@ class TextCollector(Collector):
 
     def _estimated_usage(self, pieces: int, size: int) -> Usage:
         """The provider's count of the input if it has reported one, else Pomelo's: for text lower than that
-        of any tokenizer, for images a typical one. Each piece of output has at least one token."""
-        estimate = self._context.estimate
+        of any tokenizer, for images a typical one. Each piece of output has at least one token. The model's
+        thinking counts as output."""
+        estimate, report = self._context.estimate, self._context.report
+        size += report.thinking_bytes
         tokens = min(max(pieces, size // BYTES_PER_TOKEN), estimate.maximum.output_tokens)
-        counts = self._context.report.usage
+        counts = report.usage
         if counts is not None and self._is_valid_input(reported := _from_counts(counts)):
             return replace(reported, output_tokens=tokens, reasoning_tokens=0)
         return Usage(

@@ -8,9 +8,12 @@ import time
 from datetime import datetime
 from typing import Any
 
+import pytest
+
 from pomelo.testing import Answer, Gate
 from tests.app import Account, RunningApp, app_fixture
 from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, PROTOCOLS, REST_PROTOCOL
+from tests.integration.leaving import LeavingClient
 from tests.tasks import TASK_BODIES, text_body
 
 app = app_fixture()
@@ -129,6 +132,23 @@ async def test_a_task_that_fails_at_the_provider_counts_as_a_request_without_tok
         body = text_body("[[error:provider_failed]]", max_tokens=600)
         failed = await app.ask(protocol, account.test, body, stream=stream)
         assert failed.code == "provider_failed"
+
+
+@PROTOCOL
+@pytest.mark.parametrize("effort", ["none", "high"])
+async def test_a_stream_that_is_left_keeps_its_estimate_of_tokens_if_the_model_reasons(
+    app: RunningApp, protocol: str, effort: str
+) -> None:
+    account = await app.account("wide")
+    prompt = f"think {protocol} {effort}"
+    app.upstream.when(prompt, Answer("one two three", at={2: Gate()}))
+    body = text_body(prompt, max_tokens=600, reasoning_effort=effort)
+    client = LeavingClient(app, protocol, account.live, body, stream=True)
+    await client.has(1)
+    await client.leave()
+    await app.idle(account, live=True)
+    again = await app.ask(protocol, account.live, text_body("again", max_tokens=600))
+    assert again.code == ("ok" if effort == "none" else "token_limit_exceeded")
 
 
 # --- allowed models

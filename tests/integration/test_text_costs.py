@@ -188,6 +188,19 @@ async def test_a_leaving_caller_pays_for_the_input_by_the_vendors_count(
 
 
 @PROTOCOL
+async def test_a_leaving_caller_pays_for_the_thinking_that_has_arrived(
+    app: RunningApp, protocol: str
+) -> None:
+    account = await app.account()
+    prompt = f"thinking {protocol}"
+    script = anthropic_protocol.Answer("one two three", thinking="hm, " * 20_000, at={2: Gate()})
+    app.upstream.when(prompt, script)
+    await leave(app, protocol, account, text_body(prompt, "claude-3-opus", reasoning_effort="max"))
+    record = await app.only_record(account)
+    assert record.output_tokens == (80_000 + len("one two")) // 8
+
+
+@PROTOCOL
 async def test_a_stream_cut_by_the_vendor_costs_the_input_it_counted(app: RunningApp, protocol: str) -> None:
     account = await app.account()
     prompt = f"cut {protocol}"

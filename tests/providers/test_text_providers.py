@@ -16,11 +16,13 @@ import pytest
 from pomelo.catalog.catalog import Catalog, Route
 from pomelo.gen.v1.text_pb2 import Role, TextInput
 from pomelo.providers.errors import RetryPolicy, UpstreamError
-from pomelo.testing import FaultUpstream, Gate, Received, Reply, Stop, broken_json, page
-from pomelo.testing.text_answer import JSON
+from pomelo.testing import FaultUpstream, Gate, Received, Reply, Stop, broken_json, openai_protocol, page
+from pomelo.testing.text_answer import DONE, JSON
 from tests.providers.rig import Rig, base_url, check_no_secrets, open_provider, read_all
 from tests.providers.text_rig import (
     ANTHROPIC,
+    COMPATIBLE,
+    LONG,
     MISTRAL,
     OPENAI,
     STOP,
@@ -46,6 +48,7 @@ CATALOGUE = [
     for route in model.routes
     if route.provider == vendor.name
 ]
+_STOP = openai_protocol.chunk({}, finish_reason="stop")
 TEXT = "Grüße aus Zürich: 🍊 naïve, 日本語 and\nmore. "
 
 
@@ -324,3 +327,28 @@ async def test_a_vendor_that_becomes_busy_within_a_stream_is_not_asked_again(
     error, begun = await failure(rig.provider, vendor.job(stream=True))
     assert isinstance(error, UpstreamError)
     assert (error.code, error.retry, begun) == ("provider_unavailable", RetryPolicy.NEVER, "")
+
+
+async def test_the_bytes_of_thinking_are_reported(vendor: Vendor, rig: Rig) -> None:
+    thought = "hm, größe \U0001f34a"
+    if vendor in (ANTHROPIC, LONG, MISTRAL):
+        rig.script(vendor.protocol.Answer("one", thinking=thought))
+    else:
+        chunks = [{"reasoning": thought, "content": ""}, {"content": "one"}]
+        rig.script(Reply(steps=(*map(openai_protocol.chunk, chunks), _STOP, DONE)))
+    job = vendor.job(stream=True)
+    assert text(await read_all(rig.provider, job)) == "one"
+    assert job.report.thinking_bytes == len(thought.encode())
+
+
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content"])
+@pytest.mark.parametrize("thought", ["hm", "HALF A PAIR", "", None, 7, ["hm"]])
+async def test_a_hosts_thinking_has_two_names_and_may_have_any_shape(
+    upstream: FaultUpstream, name: str, thought: Any
+) -> None:
+    thinking = openai_protocol.chunk({name: thought}).replace(b"HALF A PAIR", rb"\ud83d")
+    upstream.script(Reply(steps=(thinking, openai_protocol.chunk({"content": "one"}), _STOP, DONE)))
+    job = COMPATIBLE.job(stream=True)
+    async with open_provider(COMPATIBLE.make, base_url(upstream, COMPATIBLE.server)) as provider:
+        assert text(await read_all(provider, job)) == "one"
+    assert job.report.thinking_bytes == {"hm": 2, "HALF A PAIR": 3}.get(str(thought), 0)

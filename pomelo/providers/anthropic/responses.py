@@ -1,4 +1,4 @@
-"""Parses the responses of the Messages API, whole or streamed. Thinking is skipped."""
+"""Parses the responses of the Messages API, whole or streamed. Thinking is only counted."""
 
 from __future__ import annotations
 
@@ -67,7 +67,8 @@ def _usage(usage: Any) -> Usage | None:
 
 
 class MessageStream(ToolCallState):
-    """A stream of typed events. Thinking, pings, and events and blocks of unknown types are skipped."""
+    """A stream of typed events. Pings, and events and blocks of unknown types are skipped; thinking is only
+    counted."""
 
     __slots__ = ("_block", "_counts")
 
@@ -93,6 +94,8 @@ class MessageStream(ToolCallState):
                     return _text(delta["text"])
                 if delta_type == "input_json_delta" and event["index"] in self._by_index:
                     self.add_piece(event["index"], None, None, delta["partial_json"])
+                elif delta_type == "thinking_delta":
+                    self.add_thinking(delta.get("thinking"))
                 return ""
             if event_type == "content_block_start":
                 block = event["content_block"]

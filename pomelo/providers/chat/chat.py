@@ -157,6 +157,7 @@ class Chat(Vendor):
         """
         if not job.stream:
             return one_event(self.complete_text, job)
+        job.report.thinks = thinks = _effort(job.input, job.route) not in (None, "none")
         return stream_text(
             lambda: self._http.stream_events(
                 self._url,
@@ -164,7 +165,7 @@ class Chat(Vendor):
                 self._body(job),
                 self._error_mapping,
                 # A model sends nothing while it reasons.
-                patient=self.profile.patient or _effort(job.input, job.route) not in (None, "none"),
+                patient=self.profile.patient or thinks,
             ),
             ChunkStream(self._error_mapping, job.report, reports_cost=self.profile.reports_cost),
         )

@@ -14,7 +14,7 @@ from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event
 from pomelo.providers.errors import never_retried
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
-from pomelo.providers.http.parsing import parse, well_formed
+from pomelo.providers.http.parsing import parse, pick, pick_list, well_formed
 from pomelo.providers.text import completed_text, finish_reason, token_usage
 from pomelo.providers.text.tool_calls import ToolCallState, whole_calls
 
@@ -116,11 +116,17 @@ class ChunkStream(ToolCallState):
                 self.add_piece(call.get("index"), *_call(call))
             content = delta.get("content")
             if not content:
+                # Hosts have two names for the model's thinking.
+                if thought := delta.get("reasoning_content") or delta.get("reasoning"):
+                    self.add_thinking(thought)
                 content = delta.get("refusal")
                 if not content:
                     return ""
                 self._refused = True
             if type(content) is list:
+                for part in _parts(content, "thinking"):
+                    for piece in pick_list(part, "thinking"):
+                        self.add_thinking(pick(piece, "text"))
                 content = _join_text(content)
             if type(content) is str:
                 return content
@@ -185,7 +191,11 @@ def _of_refusal(finish: FinishReason.ValueType) -> FinishReason.ValueType:
 
 def _join_text(chunks: list[Any]) -> str:
     """The text of a content's chunks, without the model's thinking."""
-    return "".join([chunk["text"] for chunk in chunks if chunk.get("type") == "text"])
+    return "".join([chunk["text"] for chunk in _parts(chunks, "text")])
+
+
+def _parts(chunks: list[Any], kind: str) -> list[Any]:
+    return [chunk for chunk in chunks if chunk.get("type") == kind]
 
 
 def _finish_reason(choice: dict[str, Any], error_mapping: ErrorMapping) -> FinishReason.ValueType:

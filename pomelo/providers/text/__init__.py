@@ -52,6 +52,13 @@ class StreamState:
         """
         raise NotImplementedError
 
+    def add_thinking(self, text: Any) -> None:
+        """Count a piece of the model's thinking, which callers do not get, but which is billed as output."""
+        if type(text) is str:
+            self.report.thinking_bytes += (
+                len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+            )
+
     def add_tool_call(self, index: int, arguments: str, call_id: str = "", name: str = "") -> None:
         """Add a piece of the tool call `index`; the first piece has its id and name. The arguments may begin
         or end with half a surrogate pair."""
