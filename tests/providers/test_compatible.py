@@ -331,6 +331,25 @@ async def test_a_hosts_own_meaning_of_a_code_counts_before_the_common_one(upstre
     assert error.code == "provider_failed"
 
 
+@pytest.mark.parametrize(
+    ("row", "theirs", "ours"),
+    [
+        ({"max_tokens_field": "maxTokens"}, "maxTokens", "max_tokens"),
+        ({"seed_field": "noise"}, "noise", "seed"),
+        ({"user_field": "endUser"}, "endUser", "user"),
+        ({"user_field": "none"}, "none", None),
+        ({}, "endUser", None),
+    ],
+)
+async def test_a_refused_field_of_a_hosts_own_name_is_named_as_in_the_contract(
+    upstream: FaultUpstream, row: dict[str, Any], theirs: str, ours: str | None
+) -> None:
+    upstream.script(Reply(400, steps=(json.dumps({"error": {"param": theirs}}).encode(),)))
+    async with a_host(upstream, **row) as provider:
+        error, _ = await failure(provider, COMPATIBLE.job(stream=False))
+    assert (error.code, error.field) == ("invalid_parameter" if ours else "provider_failed", ours)
+
+
 async def test_a_choice_that_ends_with_an_error_is_mapped_to_that_error(upstream: FaultUpstream) -> None:
     choice = {"message": {"content": ""}, "finish_reason": "error", "error": {"code": 502, "message": "<b>"}}
     upstream.script(Reply(steps=(json.dumps({"choices": [choice]}).encode(),)))

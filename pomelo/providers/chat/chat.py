@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from typing import Annotated, Any, Literal
 
@@ -130,7 +131,17 @@ class Chat(Vendor):
         self.configured = bool(self._base) and (self.configured or not profile.key_needed)
         self._url = URL(self._base + self.path)
         self._json_headers = {**profile.headers, **self._json_headers}
-        self._error_mapping = ErrorMapping(profile.vendor, read_error_body, {**MEANINGS, **profile.meanings})
+        own_names = {
+            profile.max_tokens_field: "max_tokens",
+            profile.seed_field: "seed",
+            profile.user_field: "user",
+        }
+        own_names.pop("none", None)
+        self._error_mapping = ErrorMapping(
+            profile.vendor,
+            partial(read_error_body, own_names=own_names),
+            {**MEANINGS, **profile.meanings},
+        )
 
     def fit_text(self, fitting: Fitting) -> None:
         """Adjust an input to what a host accepts for every model, and to the fields that the operator has

@@ -6,6 +6,7 @@ its profile says so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from re import IGNORECASE
 from re import compile as pattern
 from typing import Any
@@ -75,7 +76,9 @@ _FIELDS = {
     "random_seed": "seed",
     "presence_penalty": "presence_penalty",
     "frequency_penalty": "frequency_penalty",
+    "user": "user",
     "safety_identifier": "user",
+    "reasoning_effort": "reasoning_effort",
     "tools": "tools",
     "tool_choice": "tool_choice",
     "parallel_tool_calls": "parallel_tool_calls",
@@ -88,8 +91,9 @@ _TOO_LONG = pattern(r"(maximum|model's) context (length|window)|too large for mo
 _MAX_MESSAGE_CHARS = 1000  # only these are searched
 
 
-def read_error_body(body: Any) -> ErrorBody:
-    """Read an error body of any shape: `{"error": {…}}`, flat, or a list of invalid fields."""
+def read_error_body(body: Any, own_names: Mapping[str, str] | None = None) -> ErrorBody:
+    """Read an error body of any shape: `{"error": {…}}`, flat, or a list of invalid fields. `own_names` are
+    the host's own names of parameters -> the contract's."""
     error = body["error"] if isinstance(pick(body, "error"), dict) else body
     codes = [str(word) for key in ("code", "type") if type(word := pick(error, key)) in (str, int)]
     param = pick_text(error, "param")
@@ -103,4 +107,5 @@ def read_error_body(body: Any) -> ErrorBody:
     if pick(error, "metadata", "reasons"):
         codes.append("content_policy_violation")  # OpenRouter's own filter: 403 with reasons
     name = _PARAM.match(param)
-    return ErrorBody(tuple(codes), _FIELDS.get(name[0]) if name else None)
+    field = (own_names or {}).get(param) or (_FIELDS.get(name[0]) if name else None)
+    return ErrorBody(tuple(codes), field)

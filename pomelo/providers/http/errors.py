@@ -15,7 +15,7 @@ not HTTP, a redirect, a page, not JSON, another shape     provider_failed       
 invalid address of the vendor                             provider_failed         -
 larger than the limits                                    provider_failed         -
 a code that the vendor's mapping has, at any status       from the mapping        the vendor's, or 5
-400 or 422 that names a field of the caller               invalid_parameter       -
+400 or 422 that names a field that the caller has set     invalid_parameter       -
 413                                                       payload_too_large       -
 401, 402, 403, 404, any other 4xx                         provider_failed         -
 408, 409, 425, 429, 5xx                                   provider_unavailable    the vendor's, or 5
@@ -36,8 +36,9 @@ from email.utils import parsedate_to_datetime
 from math import ceil, isfinite
 from typing import Any
 
-from pomelo.providers.base import vendor_token
+from pomelo.providers.base import VENDOR_CALL, vendor_token
 from pomelo.providers.errors import RetryPolicy, UpstreamError
+from pomelo.providers.fitting import Given, is_given
 from pomelo.providers.http.parsing import parse
 
 MAX_RETRY_AFTER = 60
@@ -201,7 +202,7 @@ def refused(
             code = "provider_unavailable"
         elif status == 413:
             code, message = "payload_too_large", "The request is larger than the provider takes"
-        elif status in (400, 422) and error_body.field:
+        elif status in (400, 422) and error_body.field and _is_callers(error_body.field):
             code = "invalid_parameter"
         elif status >= 400 and should_retry == "true":
             code = "provider_unavailable"
@@ -258,6 +259,15 @@ def wait_hint(headers: Mapping[str, str], now: float) -> int | None:
 
 def _meaning(error_body: ErrorBody, mapping: ErrorMapping) -> str | None:
     return next((mapping.meanings[code] for code in error_body.codes if code in mapping.meanings), None)
+
+
+def _is_callers(field: str) -> bool:
+    """Whether a field of the current call's request has the caller's value, and not a default or one of the
+    operator."""
+    call = VENDOR_CALL.get()
+    if call is None or (job := call.job) is None:
+        return True
+    return is_given(Given(job.input, job.user) if job.given is None else job.given, field)
 
 
 def _reason(status: int, code: str) -> str:
