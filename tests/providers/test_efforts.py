@@ -12,9 +12,10 @@ from pomelo.gen.v1.text_pb2 import JsonSchema, ReasoningEffort, TextFormat, Text
 from pomelo.providers.anthropic.request import encode_request
 from pomelo.providers.base import Job, fit_job
 from pomelo.providers.chat.chat import Profile, request
-from pomelo.testing import FaultUpstream
+from pomelo.providers.http.client import Timeouts
+from pomelo.testing import Answer, FaultUpstream
 from tests.providers.rig import base_url, open_provider, read_all
-from tests.providers.text_rig import ANTHROPIC, COMPATIBLE, OPENAI, TIME, USER, Vendor, hi
+from tests.providers.text_rig import ANTHROPIC, COMPATIBLE, OPENAI, TIME, USER, Vendor, failure, hi, text
 
 NONE = ReasoningEffort.REASONING_EFFORT_NONE
 LOW = ReasoningEffort.REASONING_EFFORT_LOW
@@ -114,6 +115,24 @@ async def test_a_stream_may_begin_late_only_if_the_model_reasons_or_the_host_is_
         provider._http.stream_events = record
         await read_all(provider, COMPATIBLE.job(hi(reasoning_effort=effort(name)), stream=True))
     assert waited == [patient or reasons]
+
+
+@pytest.mark.parametrize(
+    ("name", "silent_before", "code"),
+    [("low", 0, ""), ("low", 1, "deadline_exceeded"), ("none", 0, "deadline_exceeded")],
+)
+async def test_a_model_that_reasons_may_be_silent_until_its_first_word(
+    upstream: FaultUpstream, name: str, silent_before: int, code: str
+) -> None:
+    # The role has been sent before.
+    upstream.script(Answer("one two", at={silent_before: 0.4}))
+    timeouts = Timeouts(silence=0.1, whole=20)
+    job = COMPATIBLE.job(hi(reasoning_effort=effort(name)), stream=True)
+    async with open_provider(COMPATIBLE.make, base_url(upstream, "openai"), timeouts=timeouts) as provider:
+        if code:
+            assert (await failure(provider, job))[0].code == code
+        else:
+            assert text(await read_all(provider, job)) == "one two"
 
 
 COMMON = {

@@ -83,7 +83,8 @@ class Profile:
     * `drop`: parameters that no model of the host takes; `minimums`: the smallest values that it takes.
     * `extra`: fields of every request; `headers`: headers of every request.
     * `meanings`: the host's own error codes -> the codes of our table.
-    * `patient`: a stream may be silent as long as a whole response, because the host loads its models.
+    * `patient`: before its first text, a stream may be silent as long as a whole response, because the host
+      loads its models.
     * `reports_cost`: the `usage` of a response has its `cost` in US dollars.
     * `strict_order`: it takes system messages only before the conversation, no empty message of the
       assistant, and no message of the user's right after the result of a tool.

@@ -202,17 +202,17 @@ class Http:
     ) -> AsyncGenerator[SseStream, None]:
         """POST `body` and open the response as a stream of server-sent events; with `lines`, each line of it
         is an event (NDJSON). Leaving closes the connection immediately, unless the response was read to its
-        end. With `patient` the response may begin as late as a whole response.
+        end. With `patient` the first event may come as late as a whole response.
 
         Raises:
             UpstreamError: by the error map; overloaded if no connection became free.
         """
         silence = self._timeouts.whole if patient else self._timeouts.silence
         connection = await self._open(url, headers, body, error_mapping, silence)
-        connection.silence = self._timeouts.silence
+        parser = LineParser() if lines else SseParser()
         try:
             # The content type is not checked: proxies change it, and a page has no end marker.
-            yield SseStream(ResponseBody(connection), LineParser() if lines else SseParser())
+            yield SseStream(ResponseBody(connection), parser, self._timeouts.silence)
         finally:
             self._close(connection)
 

@@ -34,6 +34,10 @@ class ResponseBody:
     def headers(self) -> Mapping[str, str]:
         return self._connection.headers
 
+    def set_silence(self, seconds: float) -> None:
+        """Replace how long the response may be silent from now on."""
+        self._connection.silence = seconds
+
     async def read(self, max_bytes: int = NO_LIMIT) -> bytes:
         """Return the next bytes: all that have arrived, or at most `max_bytes`; empty only at the end.
 
@@ -67,21 +71,30 @@ class ResponseBody:
 class SseStream:
     """A response that is a stream of server-sent events, or of lines."""
 
-    __slots__ = ("_body", "_parser")
+    __slots__ = ("_began", "_body", "_is_patient", "_parser", "_silence")
 
-    def __init__(self, body: ResponseBody, parser: SseParser | LineParser) -> None:
+    def __init__(self, body: ResponseBody, parser: SseParser | LineParser, silence: float) -> None:
+        """Events may be `silence` seconds apart; before the first one, the silence of the connection counts."""
         self._body = body
         self._parser = parser
+        self._silence = silence
+        self._began = False
+        self._is_patient = True
 
-    async def read(self) -> list[SseEvent]:
-        """Return the next events, all that have arrived; empty only at the end of the response.
+    async def read(self, *, patient: bool = False) -> list[SseEvent]:
+        """Return the next events, all that have arrived; empty only at the end of the response. With
+        `patient` the stream may be silent as long as before its first event.
 
         Raises:
             UpstreamError: by the error map; events that were returned before stay valid.
         """
+        if self._is_patient and self._began and not patient:
+            self._is_patient = False
+            self._body.set_silence(self._silence)
         while packet := await self._body.read():
             events = self._parser.feed(packet)
             if events:
+                self._began = True
                 return events
         return self._parser.end()
 

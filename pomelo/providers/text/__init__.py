@@ -110,10 +110,12 @@ async def stream_text(
     left = MAX_BODY_BYTES
     half = ""  # of a surrogate pair whose other half has not arrived
     began = False
+    has_content = False
     async with connect() as stream:
         while not state.ended:
             try:
-                events = await stream.read()
+                # Before it writes, a model may think without a sign of life.
+                events = await stream.read(patient=not has_content)
             except PomeloError:
                 # The connection may have been closed after an end marker without its line end.
                 for _, data in stream.rest():
@@ -136,6 +138,7 @@ async def stream_text(
                     raise
                 began = True
                 if text:
+                    has_content = True
                     left -= len(text)
                     if left < 0:
                         raise malformed_response("a text above the limit")
@@ -150,6 +153,7 @@ async def stream_text(
                     if text:
                         yield event
                 if state.tool_calls:
+                    has_content = True
                     pieces, state.tool_calls = state.tool_calls, []
                     for event in pieces:
                         left -= len(event.tool_call_delta.arguments_json)
