@@ -53,6 +53,7 @@ _IMAGE_SIGNATURES = (
     (b"GIF87a", "image/gif"),
     (b"GIF89a", "image/gif"),
 )
+_JPEG_NAMES = (b"JFIF", b"Exif")
 _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 """The last chunk of a PNG file."""
 
@@ -106,7 +107,11 @@ def sniff(content_type: str, head: bytes) -> str:
     Raises:
         PomeloError: invalid_parameter; no provider takes such samples.
     """
+    declared = parse(content_type)
     image = image_type(head)
+    # Samples may begin with the three bytes of a JPEG; in most of these, a name follows.
+    if image == "image/jpeg" and head[6:10] not in _JPEG_NAMES and sample_type(declared) is not None:
+        image = None
     if image is not None:
         return image if image in EXTENSIONS else UNKNOWN
     if head[:4] == b"RIFF":
@@ -119,7 +124,6 @@ def sniff(content_type: str, head: bytes) -> str:
         return "audio/mp4"
     if head.startswith(b"\x1aE\xdf\xa3"):
         return "audio/webm"
-    declared = parse(content_type)
     if (samples := sample_type(declared)) is not None:
         return samples
     if head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] in _LAYER_3):

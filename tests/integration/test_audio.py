@@ -175,9 +175,17 @@ async def test_a_file_declared_as_samples_reaches_the_vendor_unchanged(
         assert part.size == len(data)
 
 
+@pytest.mark.parametrize("label", ["audio/pcm;rate=16000", "audio/basic"])
+async def test_samples_may_begin_like_a_jpeg(label: str, app: RunningApp) -> None:
+    caller = await app.account()
+    samples = b"\xff\xd8\xff" + bytes(8_001)
+    for transport in TRANSPORTS:
+        assert await ask(app, transport, caller.live, TRANSCRIPT, label, samples) == ("ok", "")
+
+
 IMAGES = {
     "png": b"\x89PNG\r\n\x1a\n" + bytes(3000),
-    "jpeg": b"\xff\xd8\xff\xe0" + bytes(3000),
+    "jpeg": b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(3000),
     "gif": b"GIF89a" + bytes(3000),
     "webp": b"RIFF\xb8\x0b\0\0WEBPVP8 " + bytes(2992),
 }

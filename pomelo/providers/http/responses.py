@@ -74,7 +74,7 @@ class SseStream:
     __slots__ = ("_began", "_body", "_is_patient", "_parser", "_silence")
 
     def __init__(self, body: ResponseBody, parser: SseParser | LineParser, silence: float) -> None:
-        """Events may be `silence` seconds apart; before the first one, the silence of the connection counts."""
+        """Events may be `silence` seconds apart; before the first one, the connection's silence counts."""
         self._body = body
         self._parser = parser
         self._silence = silence

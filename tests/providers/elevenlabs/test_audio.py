@@ -151,6 +151,15 @@ async def test_raw_samples_that_look_like_text_are_audio(rig: Rig) -> None:
         assert (await read_audio(rig.provider, job(speech_input)))[0] == b"{<html>"
 
 
+async def test_raw_samples_that_begin_like_a_jpeg_are_audio(rig: Rig) -> None:
+    samples = b"\xff\xd8\xff" + bytes(997)
+    for audio_format in ("pcm_16000", "ulaw_8000", "alaw_8000"):
+        rig.script(Reply(headers={"Content-Type": "audio/basic"}, steps=(samples,)))
+        data, content_type = await read_audio(rig.provider, job(say(output_format=audio_format)))
+        assert data == samples
+        assert content_type.startswith("audio/")
+
+
 @pytest.mark.parametrize("kind", ["application/octet-stream", "audio/mpeg"])
 @pytest.mark.parametrize("audio_format", ["pcm_16000", "ulaw_8000"])
 async def test_samples_with_another_content_type_may_begin_like_a_text(
