@@ -22,7 +22,12 @@ from pomelo.errors import PomeloError
 from pomelo.media import data_uris
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.http.client import Http
-from pomelo.providers.http.errors import ErrorMapping, TruncatedError, malformed_response
+from pomelo.providers.http.errors import (
+    ErrorMapping,
+    PrivateAddressError,
+    TruncatedError,
+    malformed_response,
+)
 
 MAX_FILE_BYTES = 32 * 1024 * 1024
 """The largest file that is downloaded."""
@@ -134,11 +139,11 @@ class PublicResolver(AbstractResolver):
 
         Raises:
             OSError: the name has none.
-            ValueError: an address is not public. It is not an OSError, which would be retried.
+            PrivateAddressError: an address is not public.
         """
         results = await self._inner.resolve(host, port, family)
         if not all(is_public(result["host"]) for result in results):
-            raise ValueError("a name with an address that is not public")
+            raise PrivateAddressError
         return results
 
     async def close(self) -> None:

@@ -131,6 +131,11 @@ class BrokenHeadError(OSError):
     """The connection ended within the head of the response, so the vendor has processed the request."""
 
 
+class PrivateAddressError(ValueError):
+    """A host name in a vendor's response has an address that is not public. It is not an OSError, which would
+    be retried."""
+
+
 class ProtocolError(ValueError):
     """What the vendor sent is not HTTP/1.1, or exceeds the limits."""
 
@@ -150,6 +155,8 @@ def from_connect_error(error: BaseException, mapping: ErrorMapping) -> UpstreamE
             reason = error.reason
         case ProtocolError():
             reason = "the vendor's response is not HTTP, or exceeds the limits"
+        case PrivateAddressError():
+            reason = "the vendor's response has a link to an address that is not public"
         case ValueError():
             reason = "the vendor's base URL or your key can't be sent"
         case ConnectError():

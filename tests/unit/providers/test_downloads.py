@@ -11,9 +11,11 @@ from aiohttp.abc import ResolveResult
 from yarl import URL
 
 from pomelo.errors import PomeloError
+from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter, NoConnectionError
 from pomelo.providers.http.downloads import Downloader, PublicResolver, is_public
+from pomelo.providers.http.errors import PrivateAddressError
 from pomelo.testing import FaultUpstream, Gate, Reply
 from tests.providers.image_rig import listener, was_connected
 from tests.unit.providers.names import Names
@@ -222,7 +224,9 @@ async def test_a_name_with_an_address_that_is_not_public_is_not_connected_to(
         async with opened(names) as links:
             with pytest.raises(PomeloError) as raised:
                 await links.fetch("https://files.example/x.png?sig=canary", CHAT)
+            assert isinstance(raised.value, UpstreamError)
             assert raised.value.code == "provider_failed"
+            assert raised.value.reason == "the vendor's response has a link to an address that is not public"
             assert "canary" not in str(raised.value)
         assert names.asked == ["files.example"]
         assert not was_connected(inside)
@@ -241,7 +245,7 @@ async def test_the_resolved_addresses_are_connected_to() -> None:
 async def test_a_name_is_resolved_and_checked_for_each_connection() -> None:
     resolver = PublicResolver(Names((PUBLIC,), ("10.0.0.1",)))
     assert [found["host"] for found in await resolver.resolve("files.example", 443)] == [PUBLIC]
-    with pytest.raises(ValueError, match="not public"):
+    with pytest.raises(PrivateAddressError):
         await resolver.resolve("files.example", 443)
 
 
