@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import replace
 from datetime import date
 from typing import Any, Literal, TypeVar
 
@@ -28,7 +27,7 @@ from pomelo.protobuf.enums import enum_names
 from pomelo.protobuf.times import today_utc
 from pomelo.providers.base import Event, Job, Options, Probe, one_event
 from pomelo.providers.credentials import Credentials
-from pomelo.providers.elevenlabs.errors import CHARGED_MAPPING, ERROR_MAPPING, PathNotFound
+from pomelo.providers.elevenlabs.errors import CHARGED_MAPPING, ERROR_MAPPING, MOVED_MAPPING
 from pomelo.providers.elevenlabs.forms import form
 from pomelo.providers.elevenlabs.responses import MAX_AUDIO_BYTES, AudioStream, parse_transcript
 from pomelo.providers.elevenlabs.voices import Voices
@@ -150,9 +149,7 @@ class ElevenLabs(Vendor):
         if first == self._moved:
             first, second = second, first
         assert job.audio is not None  # as in each job of this type
-        not_found = PathNotFound()
-        error_mapping = replace(CHARGED_MAPPING, read=not_found.read)
-        for path in (first, second):
+        for path, error_mapping in ((first, MOVED_MAPPING), (second, CHARGED_MAPPING)):
             try:
                 with form("audio", job.audio, speech_to_speech_fields(job)) as body:
                     audio = self._stream_audio(job, f"{path}/{voice}", self._headers, body, error_mapping)
@@ -161,9 +158,8 @@ class ElevenLabs(Vendor):
                             if path != first:
                                 self._moved = first
                             yield event
-            except UpstreamError:
-                # A path that does not exist did no work and charges nothing, so the other one is tried.
-                if path != first or not not_found.seen:
+            except UpstreamError as error:
+                if error.code != "not_found":
                     raise
             else:
                 return

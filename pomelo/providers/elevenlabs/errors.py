@@ -87,16 +87,5 @@ ERROR_MAPPING = ErrorMapping("elevenlabs", _read_error_body, _MEANINGS)
 CHARGED_MAPPING = replace(ERROR_MAPPING, replays=False)
 """Errors of requests that are charged."""
 
-
-class PathNotFound:
-    """Reads error bodies, and remembers whether the last one means that the vendor does not have the path."""
-
-    def __init__(self) -> None:
-        self.seen = False
-
-    def read(self, body: Any) -> ErrorBody:
-        error_body = _read_error_body(body)
-        self.seen = pick(body, "detail") == "Not Found" or (
-            "not_found" in error_body.codes and not any(code in _MEANINGS for code in error_body.codes)
-        )
-        return error_body
+MOVED_MAPPING = replace(CHARGED_MAPPING, statuses={404: "not_found"})
+"""The same for a path that the vendor may not have: it then did no work, and charges nothing."""
