@@ -204,7 +204,7 @@ class ElevenLabs(Vendor):
         async with self._http.stream_bytes(url, headers, body, error_mapping, patient=not live) as stream:
             audio = AudioStream(audio_format, stream.headers, self._max_audio_bytes)
             while chunk := await stream.read(CHUNK_BYTES):
-                for event in audio.feed(chunk):
+                if (event := audio.feed(chunk)) is not None:
                     yield event
             audio.end()
 

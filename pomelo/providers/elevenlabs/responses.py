@@ -12,7 +12,6 @@ from pomelo.media.content_types import HEAD_BYTES, sniff
 from pomelo.providers.base import Event
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse
-from pomelo.providers.http.responses import CHUNK_BYTES
 from pomelo.providers.transcripts import add_word
 
 MAX_AUDIO_BYTES = 512 * 1024 * 1024
@@ -26,7 +25,7 @@ _MAX_SECONDS = 1_000_000.0
 """Longer than any audio: a larger number is wrong."""
 
 _SIGNATURE_BYTES = 12
-"""Bytes at the beginning of a file that identify its format."""
+"""Bytes of the shortest file, which suffice to recognize any format."""
 
 _RAW_TYPES = re.compile(r"audio/(pcm|l16|basic|x-alaw-basic|pcma|pcmu|(x-)?mulaw|(x-)?alaw)")
 """Content types of raw samples."""
@@ -40,7 +39,7 @@ _CHECKED_BYTES = 64
 
 
 class AudioStream:
-    """Checks streamed audio, and splits it into events.
+    """Checks streamed audio, and makes events of it.
 
     Audio has no end marker: only the framing of the HTTP response shows that it is complete, so a response
     with neither a length nor chunks is refused.
@@ -71,8 +70,8 @@ class AudioStream:
         self._raw = audio_format.is_bare and _RAW_TYPES.fullmatch(content_type) is not None
         self._min_bytes = 1 if self._raw else _SIGNATURE_BYTES
 
-    def feed(self, data: bytes) -> Iterator[Event]:
-        """Yield the events for the next bytes.
+    def feed(self, data: bytes) -> Event | None:
+        """Return the event for the next bytes; None if there are too few.
 
         Raises:
             UpstreamError: provider_failed; the first bytes are text or JSON, or there are too many bytes.
@@ -85,20 +84,18 @@ class AudioStream:
             data = self._head + data
             if len(data) < self._min_bytes:
                 self._head = data
-                return
+                return None
             if not self._is_audio(data[:_CHECKED_BYTES]):
                 raise malformed_response("a response that is not audio")
             self._started = True
             self._head = b""
             # The vendor does not document, for example, the container of Opus.
             content_type = sniff(self._format.content_type, data[:HEAD_BYTES])
-        for start in range(0, len(data), CHUNK_BYTES):
-            event = Event()
-            event.audio_chunk.data = data[start : start + CHUNK_BYTES]
-            if content_type:
-                event.audio_chunk.content_type = content_type
-                content_type = ""
-            yield event
+        event = Event()
+        event.audio_chunk.data = data
+        if content_type:
+            event.audio_chunk.content_type = content_type
+        return event
 
     def end(self) -> None:
         """Check the audio at the end of the response.
