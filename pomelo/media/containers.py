@@ -262,7 +262,7 @@ def _matroska(file: BinaryIO, size: int) -> int:
         elif name not in _EBML_BLOCKS:
             break
         at += header + length
-    return max(total, 0)
+    return total
 
 
 def _vint(data: bytes, *, keep_marker: bool) -> tuple[int, int]:

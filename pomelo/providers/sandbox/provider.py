@@ -106,7 +106,7 @@ class Sandbox:
         text.check_length(prompt.tokens, model.limits.max_input_tokens)
         triggers = await self._begin(prompt.text, job, "messages")
         limit = text.output_limit(given, model.limits.max_output_tokens)
-        calls = tools.tool_calls(prompt, given, model.name, triggers.calls) if given.tools else []
+        calls = tools.tool_calls(prompt, given, model.name, triggers.calls)
         usage = Usage(input_tokens=prompt.tokens)
         if not calls:
             content, finish = text.reply(prompt, given, model.name, triggers.words, limit)
