@@ -15,7 +15,7 @@ not HTTP, a redirect, a page, not JSON, another shape     provider_failed       
 invalid address of the vendor                             provider_failed         -
 larger than the limits                                    provider_failed         -
 a code that the vendor's mapping has, at any status       from the mapping        the vendor's, or 5
-400 or 422 that names a field that the caller has set     invalid_parameter       -
+400 or 422 that names a field of the caller               invalid_parameter       -
 413                                                       payload_too_large       -
 401, 402, 403, 404, any other 4xx                         provider_failed         -
 408, 409, 425, 429, 5xx                                   provider_unavailable    the vendor's, or 5
@@ -61,6 +61,9 @@ _REASONS = {
     "payload_too_large": "the request is larger than the vendor takes",
 }
 """Why a vendor refused a request, by the code of our table."""
+
+_DEFAULTED = frozenset(("max_tokens", "reasoning_effort"))
+"""Fields that a vendor may get although the caller has not set them: then their values are the operator's."""
 
 _STATUS_REASONS = {
     401: "the vendor refused your key",
@@ -269,10 +272,9 @@ def _meaning(error_body: ErrorBody, mapping: ErrorMapping) -> str | None:
 
 
 def _is_callers(field: str) -> bool:
-    """Whether a field of the current call's request has the caller's value, and not a default or one of the
-    operator."""
+    """Whether a field that the vendor refuses can be corrected by the caller."""
     call = VENDOR_CALL.get()
-    if call is None or (job := call.job) is None:
+    if field not in _DEFAULTED or call is None or (job := call.job) is None:
         return True
     return is_given(Given(job.input, job.user) if job.given is None else job.given, field)
 
