@@ -109,13 +109,6 @@ _NUMBERS = frozenset(
 )
 
 
-def is_given(given: Given[Any], label: str) -> bool:
-    """Return whether a caller gave the field that errors and adjustments call `label`."""
-    parameters = _parameters(given.input.DESCRIPTOR).values()
-    parameter = next((each for each in parameters if each.label == label), None)
-    return parameter is None or parameter.read(given) is not None
-
-
 class Fitting:
     """An input while it is fitted to a route.
 

@@ -35,7 +35,7 @@ _MESSAGES = (
 )
 """The vendor has one code for every invalid request; only the beginning of its message differs."""
 
-_FIELD = pattern(r"(output_config\.(?:format|effort)|[a-z_]+)[.\w]*: ")
+_FIELD = pattern(r"(output_config\.format|[a-z_]+)[.\w]*: ")
 
 _FIELDS = {
     "messages": "messages",
@@ -48,7 +48,6 @@ _FIELDS = {
     "tools": "tools",
     "tool_choice": "tool_choice",
     "output_config.format": "response_format",
-    "output_config.effort": "reasoning_effort",
 }
 """The vendor's name of a parameter -> the contract's."""
 

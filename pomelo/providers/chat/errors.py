@@ -78,7 +78,6 @@ _FIELDS = {
     "frequency_penalty": "frequency_penalty",
     "user": "user",
     "safety_identifier": "user",
-    "reasoning_effort": "reasoning_effort",
     "tools": "tools",
     "tool_choice": "tool_choice",
     "parallel_tool_calls": "parallel_tool_calls",

@@ -38,7 +38,6 @@ from typing import Any
 
 from pomelo.providers.base import VENDOR_CALL, vendor_token
 from pomelo.providers.errors import RetryPolicy, UpstreamError
-from pomelo.providers.fitting import Given, is_given
 from pomelo.providers.http.parsing import parse
 
 MAX_RETRY_AFTER = 60
@@ -61,9 +60,6 @@ _REASONS = {
     "payload_too_large": "the request is larger than the vendor takes",
 }
 """Why a vendor refused a request, by the code of our table."""
-
-_DEFAULTED = frozenset(("max_tokens", "reasoning_effort"))
-"""Fields that a vendor may get although the caller has not set them: then their values are the operator's."""
 
 _STATUS_REASONS = {
     401: "the vendor refused your key",
@@ -272,11 +268,13 @@ def _meaning(error_body: ErrorBody, mapping: ErrorMapping) -> str | None:
 
 
 def _is_callers(field: str) -> bool:
-    """Whether a field that the vendor refuses can be corrected by the caller."""
+    """Whether a field that the vendor refuses can be corrected by the caller: a maximum that only the
+    catalogue has set can't."""
     call = VENDOR_CALL.get()
-    if field not in _DEFAULTED or call is None or (job := call.job) is None:
+    if field != "max_tokens" or call is None or (job := call.job) is None:
         return True
-    return is_given(Given(job.input, job.user) if job.given is None else job.given, field)
+    given = job.input if job.given is None else job.given.input
+    return bool(given.max_tokens)
 
 
 def _reason(status: int, code: str) -> str:

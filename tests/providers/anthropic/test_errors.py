@@ -31,7 +31,6 @@ STATUSES = [
     (refusal(400, INVALID, message="stop_sequences: too many"), "invalid_parameter", None, "stop"),
     (refusal(400, INVALID, message="metadata.user_id: it is a name"), "invalid_parameter", None, "user"),
     (refusal(400, INVALID, message="max_tokens: 99 > 64"), "invalid_parameter", None, "max_tokens"),
-    (refusal(400, INVALID, message="output_config.effort: no"), "invalid_parameter", None, "reasoning_effort"),
     (refusal(400, INVALID, message="output_config.format.schema: no"), "invalid_parameter", None, "response_format"),
     (
         refusal(400, INVALID, message="This model does not support assistant message prefill. The conversation must end"),

@@ -156,7 +156,7 @@ async def test_a_schema_that_the_vendor_refuses_is_the_callers_fault(
         ("tools.0.custom.input_schema: JSON schema is invalid", "invalid_parameter", "tools"),
         ("tool_choice: no tool is called x", "invalid_parameter", "tool_choice"),
         ("output_config.format.schema: too complex", "invalid_parameter", "response_format"),
-        ("output_config.effort: not for this model", "invalid_parameter", "reasoning_effort"),
+        ("output_config.effort: not for this model", "provider_failed", None),
         ("messages.1: `tool_use` ids were found without", "invalid_parameter", "messages"),
     ],
 )

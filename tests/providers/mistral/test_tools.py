@@ -152,7 +152,7 @@ async def test_whole_calls_in_one_chunk_with_its_text_are_read(rig: Rig) -> None
             "response_format",
         ),
         (fields_reply(("tool_choice",), "value_error"), "invalid_parameter", "tool_choice"),
-        (fields_reply(("reasoning_effort",), "value_error"), "invalid_parameter", "reasoning_effort"),
+        (fields_reply(("reasoning_effort",), "value_error"), "provider_failed", None),
         (error_reply(400, "invalid_request_message_order", "3230"), "invalid_parameter", "messages"),
     ],
 )
