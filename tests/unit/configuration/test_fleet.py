@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ class Others:
         self.registered.append(process)
         return self.others
 
-    def drain_usage(self) -> None: ...
+    def drain_usage(self, on_failure: Callable[[], None] = lambda: None) -> None: ...
 
     async def clock_ahead(self) -> float:
         return 0.0
