@@ -50,15 +50,17 @@ def open_log(level: str, style: Style | None, worker: int | None = None) -> Iter
     root.addHandler(handler)
     root.setLevel(max(number, logging.WARNING))
     own.setLevel(number)
+    task_log = TaskLog(
+        output.write,
+        render,
+        number,
+        constant,
+        lines_dropped=lambda: output.dropped + output.unwritten + handler.suppressed,
+    )
     try:
-        yield TaskLog(
-            output.write,
-            render,
-            number,
-            constant,
-            lines_dropped=lambda: output.dropped + output.unwritten + handler.suppressed,
-        )
+        yield task_log
     finally:
+        task_log.close()
         root.removeHandler(handler)
         handler.close()
         output.close()

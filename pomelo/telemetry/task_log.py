@@ -11,6 +11,7 @@ from pomelo import money
 from pomelo.call import MODE_NAMES
 from pomelo.telemetry.events import AttemptReport, CallReport, Observer, TaskReport
 from pomelo.telemetry.lines import Render, printable, timestamp
+from pomelo.telemetry.repetitions import Repetitions
 
 MAX_MODEL = 100
 """Characters of a model's name that are logged: a caller may send any."""
@@ -21,7 +22,8 @@ log = logging.getLogger("pomelo.calls")
 
 class TaskLog(Observer):
     """An `Observer` that writes lines: tasks and refused calls at level INFO, failed attempts at WARNING,
-    other calls at DEBUG. A field that is not known is left out.
+    other calls at DEBUG. A field that is not known is left out. Of calls that called no provider, an
+    account has only a few lines for each code in a minute; then one more says how many there were.
 
     `write` gets each line, and whether it is urgent; `constant` are fields that every line has; `level` is
     that of `logging`. `lines_dropped` returns how many lines of the log were not written.
@@ -40,10 +42,15 @@ class TaskLog(Observer):
         self._render = render
         self._level = level
         self._constant = constant
+        self._repetitions = Repetitions(self._log_repetitions)
 
     def task_ended(self, report: TaskReport) -> None:
         if self._level > logging.INFO:
             return
+        if not report.attempts and report.outcome != "failed":  # failed: the limits of the plan count it
+            code = report.code or ("ok" if report.outcome == "completed" else report.outcome)
+            if not self._repetitions.admits(report.account, code):
+                return
         call, record = report.call, report.record
         fields = {
             "request_id": call.request_id,
@@ -102,9 +109,12 @@ class TaskLog(Observer):
             return
         call = report.call
         principal = call.principal
+        account = "" if principal is None else principal.account
+        if report.code and account and not self._repetitions.admits(account, report.code):
+            return
         fields = {
             "request_id": call.request_id,
-            "account": "" if principal is None else principal.account,
+            "account": account,
             "key_id": "" if principal is None else principal.key_id,
             "mode": "" if principal is None else principal.mode,
             "protocol": call.protocol,
@@ -119,6 +129,14 @@ class TaskLog(Observer):
             self._log("info", "refused", fields)
         else:
             log.info(f"refused: {report.code}", extra={"fields": _known(fields)})  # a kind for each code
+
+    def close(self) -> None:
+        """Writes how many lines were not written since the last time. No report may follow."""
+        self._repetitions.flush()
+
+    def _log_repetitions(self, account: str, code: str, count: int) -> None:
+        fields = {"account": account, "code": code, "suppressed": count}
+        self._log("info", "similar lines suppressed", fields)
 
     def _log(self, level: str, event: str, fields: Mapping[str, Any], *, urgent: bool = False) -> None:
         line = {"time": timestamp(time.time()), "level": level, "event": event}

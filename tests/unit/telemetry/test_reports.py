@@ -88,6 +88,36 @@ def test_a_refused_call_of_an_account_is_logged_and_a_successful_one_only_for_de
     assert [(line["level"], line["event"]) for line in lines] == [("debug", "call")]
 
 
+def test_calls_that_no_provider_was_asked_for_have_few_lines_and_a_sum() -> None:
+    log, lines = logged()
+    refused = replace(task("", attempts=0, code="unsupported_model"), outcome="refused")
+    replayed = replace(task(attempts=0), replayed=True)
+    gone = replace(task(attempts=0), outcome="cancelled")
+    for _ in range(30):
+        for report in (refused, replayed, gone):
+            log.task_ended(report)
+        log.call_ended(CallReport(call("acme"), "GET /api/v1/models/{name}", "not_found", 404))
+    assert len(lines) == 40
+    log.close()
+    account = refused.account
+    assert [(line["event"], line["account"], line["code"], line["suppressed"]) for line in lines[40:]] == [
+        ("similar lines suppressed", account, "unsupported_model", 20),
+        ("similar lines suppressed", account, "ok", 20),
+        ("similar lines suppressed", account, "cancelled", 20),
+        ("similar lines suppressed", "acme", "not_found", 20),
+    ]
+
+
+def test_every_task_that_a_provider_was_asked_for_or_that_failed_has_a_line() -> None:
+    log, lines = logged()
+    for _ in range(30):
+        log.task_ended(task())
+        log.task_ended(replace(task(attempts=0, code="provider_unavailable"), outcome="failed"))
+        log.task_ended(replace(task(code="provider_failed"), outcome="failed"))
+    log.close()
+    assert len(lines) == 90
+
+
 def test_a_model_that_does_not_exist_is_logged_short_and_printable() -> None:
     log, lines = logged()
     log.task_ended(task("", model="\x1b[31m" + "x" * 500, code="unsupported_model"))
