@@ -243,7 +243,7 @@ class Watch(Observer):
         return changed or unsure == state
 
     def _report(self, event: str, occasion: str, data: Mapping[str, Any]) -> None:
-        log.info("%s: an alert is sent", event, extra={"fields": data})
+        log.warning("%s: an alert is sent", event, extra={"fields": data, "unlimited": True})
         self._send(Alert(alert_id(event, occasion), event, self._now(), data))
 
 

@@ -339,6 +339,7 @@ class Ledger:
                         "task_id": record.task_id,
                         "account": record.account,
                         "uncollected": money.format_credits(record.uncollected),
-                    }
+                    },
+                    "unlimited": True,
                 },
             )

@@ -100,7 +100,8 @@ class LimitedHandler(logging.Handler):
     suppressed ones.
 
     Pomelo's lines are of one kind if they have the same message apart from its values. Lines of a library,
-    whose messages may all differ, are of one kind if they have the same logger and level.
+    whose messages may all differ, are of one kind if they have the same logger and level. A line with
+    `extra={"unlimited": True}` is always passed on: each one counts, and no caller can cause many.
     """
 
     def __init__(
@@ -124,6 +125,9 @@ class LimitedHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Passes the record on, or counts it."""
+        if getattr(record, "unlimited", False):
+            self._inner.handle(record)
+            return
         kind = _kind(record)
         if kind not in self._kinds and len(self._kinds) >= MAX_KINDS:
             kind = ("", record.levelno, "")

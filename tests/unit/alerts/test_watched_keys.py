@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ from pomelo.stores.accounts import Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.ledger import ReserveRequest, Settlement
 from pomelo.telemetry.events import TaskReport
+from pomelo.telemetry.log import open_log
 from tests.calls import call_of
 from tests.unit.accounts.audited_store import ACME_TEST, add_account, draft, run
 
@@ -117,6 +119,22 @@ async def test_a_budget_that_is_used_up_is_reported_with_its_use(store: Store, s
     await watch.search()
     assert [alert.data["budget_micros"] for alert in sent] == [1_000, 900]  # another limit was reached
     assert sent[1].id != sent[0].id
+
+
+async def test_each_event_is_in_a_log_of_warnings(
+    store: Store, sent: list[Alert], capfd: pytest.CaptureFixture[str]
+) -> None:
+    await add_account(store)
+    watch = watch_of(store, sent)
+    record = await run(store, "a", output_tokens=1)
+    with open_log("warning", "json"):
+        for number in range(50):
+            watch.charged(replace(record, task_id=f"task {number}", uncollected=7))
+        await watch.search()
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [line["task_id"] for line in lines] == [alert.data["task_id"] for alert in sent]
+    assert len(lines) == 50
+    assert {line["event"] for line in lines} == {"credits.uncollected: an alert is sent"}
 
 
 async def test_charges_beyond_the_credits_are_reported_one_by_one(store: Store, sent: list[Alert]) -> None:

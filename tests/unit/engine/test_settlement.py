@@ -163,9 +163,10 @@ async def test_the_uncollected_part_of_a_cost_is_recorded_and_logged(
     (record,) = await engine.records(account)
     assert (record.cost, record.uncollected) == (5_000, 100 * 4 + 1_000 * 20 - 5_000)
     assert (await engine.balance(account)).available == 0
-    (line,) = [one.getMessage() for one in caplog.records if "uncollected" in one.getMessage()]
-    assert account.wallet.account in line
-    assert "0.0154" in line
+    (entry,) = [one for one in caplog.records if "uncollected" in one.getMessage()]
+    assert account.wallet.account in entry.getMessage()
+    assert "0.0154" in entry.getMessage()
+    assert entry.__dict__["unlimited"]
 
 
 async def test_the_record_of_a_large_answer_by_link_has_its_size(engine: EngineApp) -> None:

@@ -85,6 +85,15 @@ def test_kinds_are_limited_separately(handler: LimitedHandler, output: LineHandl
     assert set(output.levels) == {30, 40}
 
 
+def test_lines_that_each_count_are_not_limited(handler: LimitedHandler, output: LineHandler) -> None:
+    for number in range(50):
+        record = logging.LogRecord("pomelo.alerts", 30, "", 0, "event %d", (number,), None)
+        record.unlimited = True
+        handler.handle(record)
+    assert output.lines == [f"pomelo.alerts: event {number}" for number in range(50)]
+    assert handler.suppressed == 0
+
+
 def test_all_lines_of_a_library_are_of_one_kind(handler: LimitedHandler, output: LineHandler) -> None:
     for number in range(100):
         log(handler, f"Exception in callback <0x{number:x}>\nand where", name="asyncio", level=40)
