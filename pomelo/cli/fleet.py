@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from pomelo.cli.findings import Finding
@@ -106,17 +107,24 @@ def _processes(processes: Sequence[Process]) -> Finding:
 
 def _shared(fact: Fact, processes: Sequence[Process]) -> Finding:
     """Reports one fact: the same for all processes, or each value with its hosts."""
-    from pomelo.configuration.fleet import PUBLIC_URL, SECRET
+    from pomelo.configuration.fleet import PREVIOUS, PUBLIC_URL, SECRET, differs
 
     hosts: dict[str, list[str]] = {}
+    distinct: dict[Any, Process] = {}
     for process in processes:
-        value = process.facts.get(fact.name, "unknown to its version")
-        if process.host not in (names := hosts.setdefault(value, [])):
+        value = process.facts.get(fact.name)
+        distinct[value, process.facts.get(PREVIOUS)] = process
+        names = hosts.setdefault(value or "unknown to its version", [])
+        if process.host not in names:
             names.append(process.host)
+    lines = [f"{value}: {', '.join(names)}" for value, names in hosts.items()]
+    if any(differs(fact, one, other) for one, other in combinations(distinct.values(), 2)):
+        return Finding(fact.name, "broken" if fact.broken else "warning", "\n".join([fact.remedy, *lines]))
     if len(hosts) > 1:
-        state = "broken" if fact.broken else "warning"
-        lines = [f"{value}: {', '.join(names)}" for value, names in hosts.items()]
-        return Finding(fact.name, state, "\n".join([fact.remedy, *lines]))
+        detail = "not yet everywhere"
+        if fact.name == SECRET:
+            detail = "each accepts the others'. Finish the rotation"
+        return Finding(fact.name, "ok", "\n".join([detail, *lines]))
     value, names = next(iter(hosts.items()), ("unknown", []))
     if fact.name == PUBLIC_URL and value == "not set" and len(set(names) - {_HERE}) > 1:
         return Finding(fact.name, "warning", f"{value}: links name the host that made them. {fact.remedy}")
@@ -124,7 +132,7 @@ def _shared(fact: Fact, processes: Sequence[Process]) -> Finding:
 
 
 def _clocks(processes: Sequence[Process]) -> Finding:
-    from pomelo.configuration.fleet import MAX_CLOCK_DIFFERENCE
+    from pomelo.stores.fleet import MAX_CLOCK_DIFFERENCE
 
     wrong = [each for each in processes if abs(each.clock) > MAX_CLOCK_DIFFERENCE]
     if wrong:

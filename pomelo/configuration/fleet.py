@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import socket
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,8 +26,8 @@ MEDIA = "media"
 ARCHIVE = "archive"
 PUBLIC_URL = "public URL"
 
-MAX_CLOCK_DIFFERENCE = 5.0
-"""Seconds by which a host's clock may differ from the store's: links and headers show times."""
+_MEDIA_MARK = ".folder"
+"""A file in `media/` that is never written again: all that share the folder see its inode and its time."""
 
 log = logging.getLogger("pomelo.fleet")
 
@@ -102,19 +104,22 @@ def fingerprint(value: Any) -> str:
 
 
 def differences(own: Process, other: Process) -> list[Fact]:
-    """The facts that two processes don't share. A fact that another version lacks is not a difference.
+    """The facts that two processes don't share. A fact that the version of one lacks is not a difference.
     While the root secret is rotated, it is enough that each process accepts the other's."""
-    return [
-        fact
-        for fact in FACTS
-        if own.facts.get(fact.name) != other.facts.get(fact.name, own.facts.get(fact.name))
-        and not (fact.name == SECRET and _accepts(own, other) and _accepts(other, own))
-    ]
+    return [fact for fact in FACTS if differs(fact, own, other)]
 
 
-def _accepts(one: Process, other: Process) -> bool:
-    """Whether the root secret of `other` is a previous one of `one`."""
-    return other.facts[SECRET] in one.facts.get(PREVIOUS, "").split()
+def differs(fact: Fact, own: Process, other: Process) -> bool:
+    """Whether two processes don't share a fact, as in `differences`."""
+    one, another = own.facts.get(fact.name), other.facts.get(fact.name)
+    if one is None or another is None or one == another:
+        return False
+    return fact.name != SECRET or not (another in _previous(own) and one in _previous(other))
+
+
+def _previous(process: Process) -> Sequence[str]:
+    """The fingerprints of the previous root secrets that a process accepts."""
+    return process.facts.get(PREVIOUS, "").split()
 
 
 async def check_server(settings: Settings, *, replaced: str = "") -> None:
@@ -187,10 +192,19 @@ async def join(fleet: Fleet, process: Process, *, warn: bool) -> None:
             )
 
 
+def mark_media(settings: Settings) -> None:
+    """Makes the file by which servers notice that they share a folder of media."""
+    if not settings.media:
+        with suppress(OSError):  # an unusable folder is reported when the media are opened
+            folder = settings.data / "media"
+            folder.mkdir(mode=0o700, exist_ok=True)
+            os.close(os.open(folder / _MEDIA_MARK, os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
 def _folder(data: Path) -> str:
-    """The media in a data folder. Machines that share the folder see the same inode."""
+    """The media in a data folder. Machines and containers that share `media/` get the same text."""
     try:
-        status = (data / "secret-check").stat()
+        status = (data / "media" / _MEDIA_MARK).stat()
     except OSError:
         return f"{_own_disk()} ({fingerprint(data.resolve())})"
     return f"a folder on a disk ({fingerprint((status.st_ino, status.st_mtime_ns))})"

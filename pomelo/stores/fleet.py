@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol, Self, runtime_checkable
 
+MAX_CLOCK_DIFFERENCE = 5.0
+"""Seconds by which a host's clock may differ from the store's: links and headers show times."""
+
 
 @dataclass(frozen=True, slots=True)
 class Process:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
 
 from pomelo.stores.fleet import Fleet, Process
 from pomelo.stores.redis.key_names import PROCESSES, WORKERS
@@ -57,6 +61,23 @@ async def test_a_process_is_listed_again_after_it_was_taken_for_dead(
         server.do("DEL", PROCESSES)
         while await hosts(server) != ["a"]:
             pass
+
+
+async def test_the_clock_of_a_process_is_measured_again(
+    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with open_on(server.url, tmp_path, heartbeat=0.02) as store:
+        await store.register(replace(process("a"), clock=7.5))
+        async with asyncio.timeout(20):
+            while (found := (await read_fleet(server.url))[0][0]).clock == 7.5:
+                pass
+        assert abs(found.clock) < 1.0  # of the same machine
+        assert replace(found, clock=0.25) == process("a")
+        for clock in (-5.5, -6.0):
+            await store._worker.register(replace(process("a"), clock=clock))
+    warning = "The clock of this machine is %s s from that of Redis. Synchronise the clocks (NTP)"
+    assert caplog.messages[0] == warning % "+7.5"
+    assert caplog.messages[1] == warning % "-5.5"
 
 
 async def test_entries_of_other_versions_do_no_harm(server: RedisServer, tmp_path: Path) -> None:

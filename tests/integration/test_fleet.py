@@ -182,6 +182,23 @@ async def test_a_server_that_differs_from_another_says_in_what(redis: RedisServe
     shutil.rmtree(own)
 
 
+async def test_servers_with_their_own_data_folders_share_a_folder_of_media_and_a_file_of_sqlite(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    (tmp_path / "volume").mkdir(mode=0o700)
+    for name in ("web-1", "web-2"):
+        (tmp_path / name / "data").mkdir(mode=0o700, parents=True)
+        (tmp_path / name / "data" / "media").symlink_to(tmp_path / "volume")
+        (tmp_path / name / "data" / "test-key").touch(0o600)
+    variables = {**SHARED, "POMELO_ARCHIVE": f"sqlite:{tmp_path / 'volume' / 'usage.db'}", "POMELO_MEDIA": ""}
+    async with serve(tmp_path / "web-1", POMELO_STORE=redis.url, **variables):
+        status, found = await doctor(tmp_path / "web-2", redis, **variables)
+        (tmp_path / "web-2" / "data" / "media").unlink()
+        _, own = await doctor(tmp_path / "web-2", redis, **variables)
+    assert (status, found["media"][0], found["archive"][0]) == (0, "ok", "ok")
+    assert (own["media"][0], own["archive"][0]) == ("broken", "ok")
+
+
 COMMANDS = (
     ("accounts", "list"),
     ("keys", "create", "--live"),

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import suppress
 
 from pomelo.stores.fleet import Process
 from pomelo.stores.redis.connection import Connection, Timing, one_deadline, translated_errors
 from pomelo.stores.redis.key_names import PROCESSES, WORKERS, reported
-from pomelo.stores.redis.scripts import CLOCK, NOTE_STATE
+from pomelo.stores.redis.scripts import NOTE_STATE
 from pomelo.stores.redis.url import connect, parse_url
 from pomelo.stores.redis.wallet_index import Role
-from pomelo.stores.redis.workers import Worker
+from pomelo.stores.redis.workers import Worker, clock_ahead
 
 
 class Processes(Role):
@@ -21,7 +20,7 @@ class Processes(Role):
 
     @one_deadline
     async def register(self, process: Process) -> list[Process]:
-        await self._worker.register(process.encode())
+        await self._worker.register(process)
         processes = await read_processes(self._connection)
         return [each for worker, each in processes.items() if worker != self._worker.id]
 
@@ -48,13 +47,6 @@ async def read_processes(connection: Connection) -> dict[str, Process]:
             with suppress(ValueError):  # of a newer version
                 found[worker.decode()] = Process.decode(data)
     return dict(sorted(found.items(), key=lambda each: (each[1].started, each[1].host)))
-
-
-async def clock_ahead(connection: Connection) -> float:
-    """As `Fleet.clock_ahead`."""
-    before = time.time()
-    seconds, micros = await connection.run(CLOCK, [PROCESSES], [])
-    return (before + time.time()) / 2 - int(seconds) - int(micros) / 1e6
 
 
 async def read_fleet(url: str) -> tuple[list[Process], float]:

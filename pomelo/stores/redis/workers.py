@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from pomelo.errors import PomeloError
 from pomelo.ids import new_id
 from pomelo.runtime.process import periodically, stop
 from pomelo.stores.accounts import Wallet
+from pomelo.stores.fleet import MAX_CLOCK_DIFFERENCE, Process
 from pomelo.stores.redis.connection import Connection, RefusedError
 from pomelo.stores.redis.key_names import PROCESSES, WORKERS, names
-from pomelo.stores.redis.scripts import HEARTBEAT, MARK_DEAD, RECOVER
+from pomelo.stores.redis.scripts import CLOCK, HEARTBEAT, MARK_DEAD, RECOVER
 from pomelo.stores.redis.wallet_index import StoredReservation, WalletIndex
 
 log = logging.getLogger("pomelo.stores")
@@ -41,8 +44,9 @@ class Worker:
         self._monotonic = monotonic
         self.id = new_id("own_")
         """Identifies this worker's reservations. It is replaced after this process was marked dead."""
-        self._description = ""
+        self._process: Process | None = None
         """What the other processes see of this one."""
+        self._clock_is_wrong = False
         self._rounds = 0
         self._last_heartbeat = 0.0
         self._has_sent = False
@@ -97,14 +101,20 @@ class Worker:
         if self._failing:
             await self._send_heartbeat()
 
-    async def register(self, description: str) -> None:
-        """Shows a description of this process to the others until it ends.
+    async def register(self, process: Process) -> None:
+        """Shows this process to the others until it ends. Its clock is measured from time to time.
 
         Raises:
             PomeloError: store_unavailable.
         """
-        self._description = description
-        await self._connection.send("HSET", PROCESSES, self.id, description)
+        self._process = process
+        was_wrong, self._clock_is_wrong = self._clock_is_wrong, abs(process.clock) > MAX_CLOCK_DIFFERENCE
+        if self._clock_is_wrong and not was_wrong:
+            log.warning(
+                "The clock of this machine is %+.1f s from that of Redis. Synchronise the clocks (NTP)",
+                process.clock,
+            )
+        await self._connection.send("HSET", PROCESSES, self.id, process.encode())
 
     async def stop(self) -> None:
         """Stops heartbeats and watching, and nothing else: as if the process had died."""
@@ -135,8 +145,9 @@ class Worker:
         self._rounds += 1
         await self._send_heartbeat()
         if self._rounds % _FULL_CHECK == 0:
-            if self._description:  # its id may be new, and the server may have lost its data
-                await self.register(self._description)
+            if self._process is not None:  # its id may be new, and the server may have lost its data
+                clock = await clock_ahead(self._connection)  # meanwhile, the process may have been replaced
+                await self.register(replace(self._process, clock=clock))
             await self._wallet_index.add_again()
             await self._register_unknown_workers()
         await self._check_workers()
@@ -213,3 +224,10 @@ class Worker:
             [*keys.of_task(reservation.task_id, reservation.key), keys.usage],
             [reservation.task_id, reservation.worker, reservation.key, round(self._timing.tombstone_ttl)],
         )
+
+
+async def clock_ahead(connection: Connection) -> float:
+    """As `pomelo.stores.fleet.Fleet.clock_ahead`."""
+    before = time.time()
+    seconds, micros = await connection.run(CLOCK, [PROCESSES], [])
+    return (before + time.time()) / 2 - int(seconds) - int(micros) / 1e6

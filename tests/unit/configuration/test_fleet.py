@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pomelo.configuration import read_configuration
-from pomelo.configuration.fleet import describe_process, differences, fingerprint, join
+from pomelo.configuration.fleet import describe_process, differences, fingerprint, join, mark_media
 from pomelo.settings import Settings, SettingsError
 from pomelo.stores.fleet import Process
 
@@ -69,6 +69,7 @@ def test_a_fact_that_another_version_does_not_have_is_no_difference(tmp_path: Pa
     own = described(tmp_path)
     older = replace(own, facts={"secret": own.facts["secret"], "version": "0.0.9"})
     assert [fact.name for fact in differences(own, older)] == ["version"]
+    assert [fact.name for fact in differences(older, own)] == ["version"]
 
 
 def test_disks_of_two_folders_differ(tmp_path: Path) -> None:
@@ -76,12 +77,47 @@ def test_disks_of_two_folders_differ(tmp_path: Path) -> None:
     assert [fact.name for fact in differences(first, second)] == ["media"]
 
 
-def test_machines_that_share_the_data_folder_share_its_media(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "secret-check").touch()
-    (tmp_path / "elsewhere").symlink_to("folder")
-    first, second = described(tmp_path / "folder"), described(tmp_path / "elsewhere")
-    assert differences(first, second) == []
+def test_machines_that_share_the_folder_of_media_share_its_media(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    first, second, other = (Settings(data=tmp_path / name, secret=SECRET) for name in "abc")
+    for each in (first, second, other):
+        each.data.mkdir()
+        (each.data / "secret-check").touch()
+    for each in (first, second):
+        (each.data / "media").symlink_to(tmp_path / "shared")
+    for each in (first, second, other):
+        mark_media(each)
+    assert differences(described(first.data), described(second.data)) == []
+    (shared,) = (tmp_path / "shared").iterdir()
+    before = described(first.data)
+    mark_media(second)
+    (tmp_path / "shared" / "another").touch()
+    assert differences(before, described(second.data)) == []
+    assert [fact.name for fact in differences(before, described(other.data))] == ["media"]
+    assert shared.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_bucket_gets_no_folder_of_media(tmp_path: Path) -> None:
+    mark_media(Settings(data=tmp_path, secret=SECRET, media="s3://bucket/prefix"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_containers_that_share_a_file_share_its_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def archive(path: Path) -> Process:
+        return described(tmp_path, store="redis://127.0.0.1:1", media="s3://b", archive=f"sqlite:{path}")
+
+    for name in ("shared", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "usage.db").touch()
+    (tmp_path / "mounted").symlink_to("shared")
+    first = archive(tmp_path / "shared" / "usage.db")
+    monkeypatch.setattr("socket.gethostname", lambda: "another-container")
+    (tmp_path / "shared" / "usage.db").write_text("records")
+    assert differences(first, archive(tmp_path / "mounted" / "usage.db")) == []
+    assert [fact.name for fact in differences(first, archive(tmp_path / "other" / "usage.db"))] == ["archive"]
+    assert [fact.name for fact in differences(first, archive(tmp_path / "missing.db"))] == ["archive"]
 
 
 def test_archives_in_postgres_differ_by_their_place_and_not_by_who_connects(tmp_path: Path) -> None:
