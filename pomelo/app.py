@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from pomelo.configuration import (
     rest_url,
     store_of,
 )
-from pomelo.configuration.fleet import describe_process, join
+from pomelo.configuration.fleet import describe_process, join, mark_media
 from pomelo.configuration.front_ends import drain, gateway_proof, in_flight, open_rest_of, server_options
 from pomelo.configuration.reload import GatewayReloader, Reload, Reloader
 from pomelo.engine.acceptance import Acceptance
@@ -56,6 +55,7 @@ from pomelo.providers.base import Provider
 from pomelo.providers.http.client import Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.runtime.draining import Draining
+from pomelo.runtime.in_flight import InFlight
 from pomelo.runtime.process import in_background
 from pomelo.runtime.turns import Turns
 from pomelo.server.remote import Tls, open_remote
@@ -145,9 +145,8 @@ async def open_app(
         reloader = Reloader(settings, configuration, opener, lambda: draining.scopes, is_first=not worker)
         providers = await enter(reloader.open(providers))
         if not worker:
-            for notice in retirement.notices(catalog, datetime.fromtimestamp(now(), UTC).date()):
-                if notice.is_past:
-                    log.warning("%s. It is still called if no other route is left", notice)
+            ended = retirement.log_ended(lambda: reloader.configuration.registry.catalog, now)
+            await enter(in_background(ended))
 
         started = now()
 
@@ -157,9 +156,11 @@ async def open_app(
 
         metrics, readiness = metrics or Metrics(), readiness or Readiness()
         if isinstance(opened, Fleet):
+            mark_media(settings)
             await join(opened, await describe(opened), warn=not worker)
             opened.drain_usage(metrics.archive_failed)
         metrics.know_models(catalog.models)
+        metrics.know_providers(_configured(providers))
         observers = (metrics, *observers)
         router = make_router(providers)
         if settings.alert_url:
@@ -207,7 +208,7 @@ async def open_app(
             )
         )
         metrics.tasks_in_flight.read_one(lambda: len(ledger.running))
-        metrics.calls_in_flight.read_one(lambda: draining.running)
+        metrics.watch_calls(access.in_flight)
         metrics.circuits.read(router.circuit_states)
         metrics.upstream_connections.read_one(lambda: connections.in_use)
         metrics.upstream_waiting.read_one(lambda: connections.waiting)
@@ -243,6 +244,7 @@ async def open_app(
         rest = None
         certificate = configuration.certificate
         tls = ReplaceableContext(certificate) if certificate is not None else None
+        metrics.watch_certificate(lambda: None if tls is None else tls.certificate.ends)
         if settings.rest:
             rest = await enter(
                 open_rest_of(
@@ -262,6 +264,7 @@ async def open_app(
             access.configure(new.plans, new.registry.catalog)
             models.configure(new.registry.catalog)
             metrics.know_models(new.registry.catalog.models)
+            metrics.know_providers(_configured(providers))
             operator.configure(new.plans, new.registry.catalog.models)
             router.configure(providers, new.registry.catalog.models.values())
             if tls is not None and new.certificate is not None:
@@ -335,13 +338,16 @@ async def open_gateway(
         )
     metrics, readiness = metrics or Metrics(), readiness or Readiness()
     draining = Draining()
-    metrics.calls_in_flight.read_one(lambda: draining.running)
+    calls = InFlight(in_flight(settings))
+    metrics.watch_calls(calls)
+    callers_tls = (reloader or GatewayReloader(settings)).tls
+    metrics.watch_certificate(lambda: None if callers_tls is None else callers_tls.certificate.ends)
     async with (
         measure_process(metrics, readiness),
         open_remote(
             target,
             tls=client_tls if tls else None,
-            limits=in_flight(settings),
+            in_flight=calls,
             proof=gateway_proof(secret),  # a gateway only makes proofs, with its current secret
             readiness=readiness,
         ) as services,
@@ -349,7 +355,7 @@ async def open_gateway(
         open_rest_of(
             draining.guard(services),
             settings,
-            (reloader or GatewayReloader(settings)).tls,
+            callers_tls,
             metrics,
             readiness,
             inline_limit=INLINE_LIMIT if secret else 0,

@@ -9,11 +9,14 @@ connect by the thousand, so the address alone is never a reason to refuse a conn
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
 from pomelo.network.origin import network
+
+log = logging.getLogger("pomelo.calls")
 
 _CHECK_INTERVAL = 0.25
 """Seconds between two checks of the untrusted connections."""
@@ -163,6 +166,7 @@ class Connections:
         if len(self) >= self.limits.max_connections and not self.make_room():
             slot.surplus = True
             self._surplus[slot] = None
+            log.warning("A connection was refused: all %d of REST are in use", self.limits.max_connections)
             if len(self._surplus) > self.limits.reserve:
                 oldest = next(each for each in self._surplus if each not in self._health_checks)
                 self._end(oldest, send_refusal=True)

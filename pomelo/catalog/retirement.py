@@ -6,13 +6,20 @@ in UTC, and a route is used until the end of the day.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import asyncio
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time
 from email.utils import format_datetime
 from functools import lru_cache
 
 from pomelo.catalog.catalog import RETIREMENT_NOTICE, Catalog, Model
+
+_INTERVAL = 3600.0
+"""Seconds between two searches for what has ended."""
+
+log = logging.getLogger("pomelo.catalog")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,3 +71,14 @@ def notices(catalog: Catalog, today: date) -> Iterator[Notice]:
             if route.retires is not None and route.retires <= today + RETIREMENT_NOTICE:
                 subject = f"the route of {model.name} to {route.model} at {route.provider}"
                 yield Notice(subject, route.retires, is_past(route.retires, today))
+
+
+async def log_ended(catalog: Callable[[], Catalog], now: Callable[[], float]) -> None:
+    """Logs each model and route that has ended, once, until it is cancelled. `now` returns Unix time."""
+    logged = set()
+    while True:
+        for notice in notices(catalog(), datetime.fromtimestamp(now(), UTC).date()):
+            if notice.is_past and str(notice) not in logged:
+                logged.add(str(notice))
+                log.warning("%s. It is still called if no other route is left", notice)
+        await asyncio.sleep(_INTERVAL)

@@ -10,7 +10,7 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from pomelo.configuration import Configuration
     from pomelo.network.tls import Certificate
     from pomelo.settings import Settings
-
-_EXPIRY_NOTICE = timedelta(days=14)
-"""The time before a certificate ends in which the check warns."""
 
 
 def check_start(config: Path | None, workers: int | None) -> None:
@@ -118,12 +115,14 @@ async def _open_providers(
 def _certificate(settings: Settings, certificate: Certificate | None) -> Finding:
     if certificate is None:
         return Finding("TLS", "off", "POMELO_TLS_CERT is not set")
+    from pomelo.network.tls import EXPIRY_NOTICE
+
     assert settings.tls_cert is not None
     try:
         ends = _certificate_end(settings.tls_cert, certificate)
     except ssl.SSLCertVerificationError as error:
         return Finding("TLS", "broken", f"{settings.tls_cert}: {error.verify_message}")
-    soon = ends - datetime.now(UTC) < _EXPIRY_NOTICE
+    soon = ends - datetime.now(UTC) < EXPIRY_NOTICE
     return Finding("TLS", "warning" if soon else "ok", f"{settings.tls_cert} is valid until {ends:%Y-%m-%d}")
 
 

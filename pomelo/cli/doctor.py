@@ -72,6 +72,7 @@ def _check(config: Any) -> Iterator[Finding]:
     yield from _store(settings, served, registry)
     yield check_grpc(settings, served)
     yield check_rest(settings, served)
+    yield from _certificate(settings)
     yield from _providers(settings, registry, server)
 
 
@@ -226,6 +227,23 @@ def _join(names: Iterable[str]) -> str:
     first = list(names)
     more = f" and {len(first) - 3} more" if len(first) > 3 else ""
     return ", ".join(first[:3]) + more
+
+
+def _certificate(settings: Settings) -> Iterator[Finding]:
+    """The end of the certificate; what else is wrong with it, the checks of the servers report."""
+    from datetime import UTC, datetime
+
+    from pomelo.network.tls import EXPIRY_NOTICE, certificate_end
+
+    try:
+        at = None if settings.tls_cert is None else certificate_end(settings.tls_cert.read_bytes())
+    except OSError:
+        return
+    if at is not None:
+        ends = datetime.fromtimestamp(at, UTC)
+        soon = ends - datetime.now(UTC) < EXPIRY_NOTICE
+        detail = f"{settings.tls_cert} is valid until {ends:%Y-%m-%d}"
+        yield Finding("TLS", "warning" if soon else "ok", detail)
 
 
 def _providers(

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+EXPIRY_NOTICE = timedelta(days=14)
+"""The time before a certificate ends in which the operator is warned."""
 
-@dataclass(frozen=True, slots=True)
+_BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
+
+_VERSION, _UTC_TIME = 0xA0, 0x17
+"""Tags of DER."""
+
+
+@dataclass(frozen=True)
 class Certificate:
     """A certificate with its chain and key, the authority of callers' certificates, and the context of
     connections with it. Two are equal if their files are."""
@@ -17,6 +27,11 @@ class Certificate:
     key: bytes = field(repr=False)
     client_ca: bytes | None
     context: ssl.SSLContext = field(compare=False)
+
+    @cached_property
+    def ends(self) -> float | None:
+        """When the certificate itself ends, as Unix time; None if it can't be read."""
+        return certificate_end(self.chain)
 
 
 def default_context(
@@ -82,12 +97,51 @@ class ReplaceableContext:
 
     def __init__(self, certificate: Certificate) -> None:
         self.context = certificate.context
-        self._current = certificate.context
+        self.certificate = certificate
+        """The one that new connections get."""
         self.context.sni_callback = self._choose
 
     def replace(self, certificate: Certificate) -> None:
-        self._current = certificate.context
+        self.certificate = certificate
 
     def _choose(self, connection: Any, name: str | None, context: ssl.SSLContext) -> None:
         # OpenSSL calls this for every handshake, also without a name.
-        connection.context = self._current
+        connection.context = self.certificate.context
+
+
+def certificate_end(chain: bytes) -> float | None:
+    """Returns when the first certificate in PEM ends, as Unix time; None if it can't be read."""
+    begin, end = chain.find(_BEGIN), chain.find(_END)
+    if not 0 <= begin < end:
+        return None
+    try:
+        return _end_of(ssl.PEM_cert_to_DER_cert(chain[begin : end + len(_END)].decode()))
+    except (ValueError, IndexError):
+        return None
+
+
+def _end_of(certificate: bytes) -> float:
+    """Returns the end of the validity of a certificate in DER (RFC 5280), which Python reads only in a
+    handshake that trusts it.
+
+    Raises:
+        ValueError, IndexError: it is not a certificate.
+    """
+    at = _content(certificate, _content(certificate, 0)[1])[1]  # in the certificate, in what is signed
+    if certificate[at] == _VERSION:
+        at = _content(certificate, at)[2]
+    for _ in ("serial number", "algorithm", "issuer"):
+        at = _content(certificate, at)[2]
+    begin = _content(certificate, _content(certificate, at)[1])  # in the validity
+    tag, start, end = _content(certificate, begin[2])
+    form = "%y%m%d%H%M%SZ" if tag == _UTC_TIME else "%Y%m%d%H%M%SZ"
+    return datetime.strptime(certificate[start:end].decode(), form).replace(tzinfo=UTC).timestamp()
+
+
+def _content(der: bytes, at: int) -> tuple[int, int, int]:
+    """Returns the tag of the element at a position, and where its content begins and ends."""
+    size, start = der[at + 1], at + 2
+    if size & 0x80:  # the size of the size
+        start += size & 0x7F
+        size = int.from_bytes(der[at + 2 : start], "big")
+    return der[at], start, start + size

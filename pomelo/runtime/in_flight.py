@@ -7,6 +7,7 @@ An owner is an account, or a key if the account is not known.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from pomelo.errors import PomeloError
 
 MIB = 1024 * 1024
+
+log = logging.getLogger("pomelo.calls")
 
 LARGE_RESPONSE = 64 * 1024
 """Bytes above which a response counts as unread until its caller has read it."""
@@ -73,9 +76,14 @@ class InFlight:
                     raise PomeloError(
                         "concurrency_limit_exceeded", values={"quota": "calls_in_flight", "limit": most}
                     )
-            if used.calls >= limits.account_calls or (used.unread and self._is_too_slow(used)):
+            if used.calls >= limits.account_calls:
+                log.warning("A call was refused: one caller has %d calls in flight", used.calls)
+                raise PomeloError("overloaded")
+            if used.unread and self._is_too_slow(used):
+                log.warning("A call was refused: its caller has %d bytes of responses to read", used.unread)
                 raise PomeloError("overloaded")
         if self.calls >= limits.calls:
+            log.warning("A call was refused: %d calls are in flight", self.calls)
             raise PomeloError("overloaded")
         if used is None:
             used = self._owners[owner] = _Usage()
@@ -132,6 +140,10 @@ class Ticket:
         in_flight, used = self._in_flight, self._used
         limits = in_flight.limits
         if used.bytes + size > limits.account_bytes or in_flight.bytes + size > limits.bytes:
+            log.warning(
+                "A call was refused: bodies of %d bytes are buffered, %d of them of its caller",
+                *(in_flight.bytes, used.bytes),
+            )
             raise PomeloError("overloaded")
         self.size += size
         used.bytes += size

@@ -43,7 +43,12 @@ class Counter(Instrument):
         self.units = units
         self.values: defaultdict[LabelValues, int] = defaultdict(int)
         if not labels:
-            self.values[()] = 0  # so that its first increase can be seen
+            self.start()
+
+    def start(self, *labels: str) -> None:
+        """Reports 0 with these values of the labels until something is counted. A value that begins above 0
+        is no increase for Prometheus."""
+        self.values[labels] += 0
 
 
 class Distribution:

@@ -6,11 +6,12 @@ account or a key.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Container
+from collections.abc import Awaitable, Callable, Container, Iterable
 
 from pomelo import __version__
 from pomelo.call import MODE_NAMES
 from pomelo.money import MICROS
+from pomelo.runtime.in_flight import InFlight
 from pomelo.stores.usage import UsageRecord
 from pomelo.telemetry.events import AttemptReport, CallReport, Observer, TaskReport
 from pomelo.telemetry.instruments import Counter, Gauge, Histogram, Instrument, ReadCounter
@@ -59,7 +60,11 @@ class Metrics(Observer):
             bounds=TASK_SECONDS,
         )
         self.tasks_in_flight = Gauge("pomelo_tasks_in_flight", "Tasks that run now.")
-        self.calls_in_flight = Gauge("pomelo_calls_in_flight", "Calls of both protocols that run now.")
+        self.calls_in_flight = Gauge(
+            "pomelo_calls_in_flight",
+            "Calls of both protocols from the check of their key to their end, also while a body is read.",
+        )
+        self.calls_limit = Gauge("pomelo_calls_limit", "POMELO_MAX_CALLS.")
         self.failed_attempts = Counter(
             "pomelo_attempts_failed_total",
             "Calls to providers that failed; the status is the class of the provider's HTTP status, or none.",
@@ -84,10 +89,15 @@ class Metrics(Observer):
             "Credits that tasks cost beyond what was reserved and available.",
             units=MICROS,
         )
-        self.held = Gauge("pomelo_held_credits", "Credits that the store has reserved for tasks.", "mode")
+        self.held = Gauge(
+            "pomelo_held_credits",
+            "Credits that the store has reserved for tasks; absent while it can't be read.",
+            "mode",
+        )
         self.reservation_age = Gauge(
             "pomelo_oldest_reservation_age_seconds",
-            "Time since the last sign of life of the task of the oldest reservation, 0 without one.",
+            "Time since the last sign of life of the task of the oldest reservation, 0 without one; absent "
+            "while the store can't be read.",
         )
         self.store_operations = Histogram(
             "pomelo_store_operation_seconds",
@@ -100,6 +110,7 @@ class Metrics(Observer):
             "Operations on the store that failed; `archive`: moving usage records to the archive.",
             "operation",
         )
+        self.store_errors.start("archive")
         self.ready = Gauge(
             "pomelo_ready", "1 if health checks say that the process accepts calls, otherwise 0."
         )
@@ -118,6 +129,10 @@ class Metrics(Observer):
         )
         self.media_bytes = Gauge("pomelo_media_stored_bytes", "Bytes of stored media.")
         self.media_limit = Gauge("pomelo_media_limit_bytes", "POMELO_MEDIA_LIMIT.")
+        self.certificate_end = Gauge(
+            "pomelo_certificate_end_timestamp_seconds",
+            "When the certificate that callers get ends, as Unix time; absent without TLS.",
+        )
         self.log_lines_dropped = ReadCounter(
             "pomelo_log_lines_dropped_total",
             "Log lines that were suppressed because there were too many, or that could not be written.",
@@ -134,14 +149,28 @@ class Metrics(Observer):
         """Sets the names that the label `model` may have; for others it is empty."""
         self._models = models
 
+    def know_providers(self, providers: Iterable[str]) -> None:
+        """Reports 0 for the failures of these providers that are alerted."""
+        for provider in providers:
+            self.failed_attempts.start(provider, "provider_failed", "4xx")
+
     def watch_connections(self, protocol: str, count: Callable[[], int], limit: int) -> None:
         """Adds the connections of a protocol, which `count` returns, and their limit."""
         self.connections.read_one(count, protocol)
         self.connections_limit.read_one(lambda: limit, protocol)
 
+    def watch_calls(self, in_flight: InFlight) -> None:
+        """Adds the calls in flight that count toward the limit of the process, and the limit."""
+        self.calls_in_flight.read_one(lambda: in_flight.calls)
+        self.calls_limit.read_one(lambda: in_flight.limits.calls)
+
     def archive_failed(self) -> None:
         """Counts that usage records could not be moved to the archive."""
         self.store_errors.values["archive",] += 1
+
+    def watch_certificate(self, end: Callable[[], float | None]) -> None:
+        """Adds the end of the certificate, as Unix time; None: not known."""
+        self.certificate_end.read(lambda: {} if (at := end()) is None else {(): at})
 
     def before_reading(self, refresh: Callable[[], Awaitable[None]]) -> None:
         """Adds what must run before values are read. It must be bounded in time, and not raise."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from pomelo.call import MODE_NAMES
 from pomelo.errors import PomeloError
 from pomelo.money import MICROS
 from pomelo.stores.ledger import LedgerStore, LostReservationError, OpenReservation
+from pomelo.telemetry.instruments import Readings
 from pomelo.telemetry.metrics import Metrics
 
 OPERATIONS = ("reserve", "settle", "void", "note", "limit_status")
@@ -24,7 +25,8 @@ MAX_READ_SHARE = 0.02
 """Maximum share of the time that these reads take: of very many wallets they are less frequent."""
 
 READ_TIMEOUT = 1.0
-"""Seconds that a report waits for a read; then it has the values of the read before."""
+"""Seconds that a report waits for a read; then it has the values of the read before. After a read that failed
+it has none: the age of a reservation that may have ended would grow through an outage."""
 
 
 class TimedLedgerStore:
@@ -44,6 +46,7 @@ def _timed(store: LedgerStore, operation: str, metrics: Metrics) -> Callable[...
     clock = time.perf_counter
 
     observe = metrics.store_operations.observe
+    metrics.store_errors.start(operation)
 
     def failed(error: BaseException) -> None:
         # That a reservation is lost is not a failure of the store.
@@ -86,15 +89,15 @@ class OpenReservations:
     def __init__(self, store: LedgerStore, now: Callable[[], float]) -> None:
         self._store = store
         self._now = now
-        self._found: list[OpenReservation] = []
+        self._found: list[OpenReservation] | None = None
+        """None: not known."""
         self._reading: asyncio.Task[None] | None = None
         self._next_read = 0.0
 
     def register(self, metrics: Metrics) -> None:
         metrics.before_reading(self.refresh)
-        for live, mode in ((True, "live"), (False, "test")):
-            metrics.held.read_one(partial(self._held, live), mode)
-        metrics.reservation_age.read_one(self._age)
+        metrics.held.read(self._held)
+        metrics.reservation_age.read(self._age)
 
     async def refresh(self) -> None:
         """Reads the reservations, if it is time to."""
@@ -106,15 +109,24 @@ class OpenReservations:
     async def _read(self) -> None:
         started = time.monotonic()
         try:
-            with suppress(PomeloError):  # the store can't be reached: the last values stay
-                self._found = await self._store.reservations()
+            self._found = await self._store.reservations()
+        except PomeloError:  # the store can't be reached
+            self._found = None
         finally:
             ended = time.monotonic()
             self._next_read = ended + max(READ_INTERVAL, (ended - started) / MAX_READ_SHARE)
             self._reading = None
 
-    def _held(self, live: bool) -> float:
-        return sum(one.amount for one in self._found if one.record.live is live) / MICROS
+    def _held(self) -> Readings:
+        if self._found is None:
+            return {}
+        held = {("live",): 0, ("test",): 0}
+        for one in self._found:
+            held[MODE_NAMES[one.record.live],] += one.amount
+        return {mode: amount / MICROS for mode, amount in held.items()}
 
-    def _age(self) -> float:
-        return max(0.0, self._now() - min((one.record.at for one in self._found), default=self._now()))
+    def _age(self) -> Readings:
+        if self._found is None:
+            return {}
+        now = self._now()
+        return {(): max(0.0, now - min((one.record.at for one in self._found), default=now))}

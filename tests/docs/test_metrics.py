@@ -15,6 +15,7 @@ import pytest
 
 from pomelo.accounts.budget_audit import LONGEST_TASK
 from pomelo.errors import TABLE
+from pomelo.network.tls import EXPIRY_NOTICE
 from pomelo.telemetry.exposition import WORKER_UP, Exposition
 from pomelo.telemetry.instruments import Counter, Histogram
 from pomelo.telemetry.metrics import Metrics
@@ -145,9 +146,11 @@ FIRING = {
     "PomeloReservationOld": f"> {LONGEST_TASK:.0f}",
     "PomeloEventLoopSlow": "> 0.1",
     "PomeloConnectionsUsed": "> 0.8",
+    "PomeloCallsUsed": "> 0.8",
     "PomeloDescriptorsUsed": "> 0.8",
     "PomeloUpstreamWaits": "> 0",
     "PomeloMediaFull": "> 0.9",
+    "PomeloCertificateEnds": f"< {EXPIRY_NOTICE.total_seconds():.0f}",
     "PomeloLogLinesDropped": "> 0",
 }
 

@@ -108,7 +108,9 @@ async def test_a_few_untrusted_connections_replace_each_other_if_all_others_are_
     connections.table.stop()
 
 
-async def test_when_all_connections_are_busy_new_ones_are_surplus_and_the_oldest_is_evicted() -> None:
+async def test_when_all_connections_are_busy_new_ones_are_surplus_and_the_oldest_is_evicted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     connections = ConnectionSet(ConnectionLimits(max_connections=2, reserve=2))
     for _ in range(2):
         connections.open(owner="acme", busy=True)
@@ -116,6 +118,7 @@ async def test_when_all_connections_are_busy_new_ones_are_surplus_and_the_oldest
     assert all(slot.surplus for slot in surplus)
     assert connections.ended == {surplus[0]: True}
     assert len(connections.table) == 2
+    assert caplog.messages == ["A connection was refused: all 2 of REST are in use"] * 3
 
 
 async def test_an_untrusted_connection_is_closed_after_its_lifetime_and_a_trusted_one_stays() -> None:

@@ -15,7 +15,7 @@ from pomelo.call import MALFORMED_KEY, REPEATED_KEY, Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
-from pomelo.runtime.in_flight import InFlightLimits
+from pomelo.runtime.in_flight import InFlight, InFlightLimits
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.remote import open_remote
@@ -64,7 +64,7 @@ async def ends(
     async with (
         asyncio.timeout(20),
         open_server(scripted.services(), options, proof=PROOF, connections=connections) as server,
-        open_remote(server.address, limits=in_flight, proof=PROOF) as services,
+        open_remote(server.address, in_flight=InFlight(in_flight), proof=PROOF) as services,
     ):
         yield Ends(scripted, services, server, connections.peers)
 

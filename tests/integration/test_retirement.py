@@ -14,19 +14,21 @@ from typing import Any
 import pytest
 
 from pomelo.catalog.catalog import Catalog
-from pomelo.catalog.retirement import headers, notices
+from pomelo.catalog.retirement import headers, log_ended, notices
 from pomelo.cli.doctor import _retirements
 from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.providers import Credentials
 from pomelo.providers.elevenlabs.voices import LAST_DAY
 from pomelo.providers.registry import read_registry
+from pomelo.runtime.process import in_background
 from pomelo.testing import Answer, error_reply
 from tests.app import RunningApp, patient_router, run_app
 from tests.calls import bearer
 from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, REST_PROTOCOL
 from tests.integration.commands import free_addresses, pomelo
 from tests.tasks import TASK_BODIES, text_body
+from tests.waiting import until
 
 TODAY = date(2026, 11, 26)
 
@@ -183,7 +185,7 @@ async def test_retired_models_and_routes_are_logged_at_start(
 ) -> None:
     (tmp_path / "catalog.toml").write_text(CATALOGUE)
     now = datetime(2026, 11, 26, 12, tzinfo=UTC).timestamp()
-    with caplog.at_level(logging.WARNING, "pomelo.app"):
+    with caplog.at_level(logging.WARNING, "pomelo.catalog"):
         async with run_app(tmp_path, settings={"catalog": tmp_path / "catalog.toml"}, now=lambda: now):
             pass
     retired = [r.getMessage() for r in caplog.records if " ended on " in r.getMessage()]
@@ -192,6 +194,28 @@ async def test_retired_models_and_routes_are_logged_at_start(
         "the route of gpt-no-other-route to m at openai",
         "the route of gpt-other-route to m at openai",
     ]
+
+
+async def test_a_model_that_ends_while_the_server_runs_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.catalog.retirement._INTERVAL", 0.01)
+    catalog, day, searches = catalogue(tmp_path, text_model("a", OPENAI, more="retires = 2026-12-31")), 31, 0
+
+    def now() -> float:
+        nonlocal searches
+        searches += 1
+        return datetime(2026, 12, 31, tzinfo=UTC).timestamp() + 86_400 * (day - 31)
+
+    async with in_background(log_ended(lambda: catalog, now)):
+        await until(lambda: searches > 2)
+        assert caplog.messages == []
+        day = 32
+        await until(lambda: caplog.messages)
+        seen = searches
+        await until(lambda: searches > seen + 2)
+    (message,) = caplog.messages
+    assert message.startswith("model a ended on 2026-12-31. ")
 
 
 # --- dates and notices

@@ -30,12 +30,14 @@ from pomelo.stores.fleet import Fleet, Process
 from pomelo.stores.redis import open_redis
 from pomelo.telemetry.metrics import Metrics
 from pomelo.telemetry.readiness import Readiness
+from pomelo.telemetry.store import OPERATIONS
 from tests.calls import bearer, call_of
 from tests.certificates import make_certificate
 from tests.integration.scripted_services import KEY, ScriptedServices
 from tests.redis_server import RedisServer
 from tests.tasks import to_task
 from tests.unit.catalog.entries import entry
+from tests.waiting import until
 
 HELLO = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 5}
 
@@ -100,6 +102,7 @@ async def test_both_front_ends_have_tls_and_one_engine(tmp_path: Path, certifica
         assert media.url.startswith(f"{url}/media/")
         found = readings(metrics)
         assert found.pop("connections_limit")["rest",] == 77
+        assert 0 < dict(metrics.certificate_end.readings())[()] - time.time() <= 2 * 86_400
         assert found == {
             "media_limit": {(): 10**9},
             "media_bytes": {(): 8_192},
@@ -111,6 +114,45 @@ async def test_both_front_ends_have_tls_and_one_engine(tmp_path: Path, certifica
         assert sum(metrics.tasks.values.values()) == 1
         assert metrics.tasks.values["rest", "test", "text", "gpt-4", "sandbox", "ok"] == 1
     assert not own.admin_socket.exists()
+
+
+async def test_failures_that_are_alerted_are_0_before_the_first(tmp_path: Path) -> None:
+    metrics = Metrics()
+    async with open_app(settings(tmp_path, openai_api_key="sk-x", mistral_api_key="y"), metrics=metrics):
+        assert metrics.failed_attempts.values == {
+            ("openai", "provider_failed", "4xx"): 0,
+            ("mistral", "provider_failed", "4xx"): 0,
+        }
+        assert metrics.store_errors.values == {(name,): 0 for name in (*OPERATIONS, "archive")}
+
+
+async def test_a_call_whose_body_is_not_there_yet_is_in_flight_in_the_server_and_in_its_gateway(
+    tmp_path: Path,
+) -> None:
+    server, gateway = Metrics(), Metrics()
+    own = settings(tmp_path, rest="", max_calls=40)
+    through = settings(tmp_path, data=tmp_path / "gateway", max_calls=30)
+    async with open_app(own, metrics=server) as app:
+        assert app.grpc is not None
+        key = (await app.keyring.create("default", live=False))[1]
+        async with open_gateway(through, app.grpc, metrics=gateway) as address:
+            await slow_body(address, key, gateway)
+        assert dict(server.calls_limit.readings()) == {(): 40}
+        assert dict(gateway.calls_limit.readings()) == {(): 30}
+    metrics = Metrics()
+    async with open_app(settings(tmp_path), metrics=metrics) as app:
+        assert app.rest is not None
+        await slow_body(app.rest, (await app.keyring.create("default", live=False))[1], metrics)
+
+
+async def slow_body(address: tuple[str, int], key: str, metrics: Metrics) -> None:
+    """Sends a request without its body, and waits until it is counted, and until it no longer is."""
+    _, writer = await asyncio.open_connection(*address)
+    head = f"POST /api/v1/task HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {key}\r\n"
+    writer.write(f"{head}Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{{".encode())
+    await until(lambda: dict(metrics.calls_in_flight.readings()) == {(): 1})
+    writer.close()
+    await until(lambda: dict(metrics.calls_in_flight.readings()) == {(): 0})
 
 
 async def test_a_reload_replaces_the_certificate_of_both_front_ends_and_keeps_it_without_another(
@@ -230,6 +272,7 @@ async def test_a_gateway_serves_what_a_server_elsewhere_answers(
             async with http.post(f"{url}/api/v1/task", json=speech, headers=headers) as answer:
                 assert answer.status == 200
             assert readings(metrics)["connections_limit"] == {("rest",): 55}
+            assert bool(dict(metrics.certificate_end.readings())) is secure
             assert readings(metrics)["calls_in_flight"] == {(): 0}
         records = (await app.store.list_usage(_all(), limit=9))[0]
         # A server recognises a gateway that has its secret.

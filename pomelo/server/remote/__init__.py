@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from pomelo.network.origin import GatewayProof
-from pomelo.runtime.in_flight import InFlightLimits
+from pomelo.runtime.in_flight import InFlight
 from pomelo.runtime.turns import Turns
 from pomelo.server.remote.channel import Tls
 from pomelo.server.remote.media import RemoteMedia
@@ -27,14 +27,14 @@ async def open_remote(
     target: str,
     *,
     tls: Tls | None = None,
-    limits: InFlightLimits | None = None,
+    in_flight: InFlight | None = None,
     proof: GatewayProof | None = None,
     readiness: Readiness | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Services]:
     """Yields the services of the gRPC server at `target`, such as host:port or unix:/path. The server need
-    not be up yet. `limits` bound the calls in flight in this process. `readiness` follows the health of the
-    server. `options` replace grpc's channel arguments of `CHANNEL_OPTIONS`.
+    not be up yet. `in_flight` counts and limits the calls of this process. `readiness` follows the health of
+    the server. `options` replace grpc's channel arguments of `CHANNEL_OPTIONS`.
 
     Without a `proof` that the server recognises, every call counts as a gRPC call from this address.
 
@@ -52,5 +52,5 @@ async def open_remote(
             models=RemoteModels(pool),
             media=RemoteMedia(pool, turns),
             accounts=RemoteAccounts(pool),
-            access=RemoteAccess(pool, limits),
+            access=RemoteAccess(pool, in_flight or InFlight()),
         )

@@ -27,7 +27,7 @@ from pomelo.gen.v1.model_service_pb2 import (
 )
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, RunTaskResponse, StreamTaskRequest, TaskOptions
-from pomelo.runtime.in_flight import InFlight, InFlightLimits, Ticket
+from pomelo.runtime.in_flight import InFlight, Ticket
 from pomelo.runtime.turns import Turns
 from pomelo.server.remote.channel import Messages, unary, until_deadline
 from pomelo.server.remote.pool import ConnectionPool
@@ -63,9 +63,9 @@ class RemoteAccess:
     checks it again when it receives the call itself.
     """
 
-    def __init__(self, pool: ConnectionPool, limits: InFlightLimits | None = None) -> None:
+    def __init__(self, pool: ConnectionPool, in_flight: InFlight) -> None:
         self._pool = pool
-        self._in_flight = InFlight(limits)
+        self._in_flight = in_flight
         self._trusted: dict[str, float] = {}
         """Digest of a key -> when its trust expires, on the clock of `time.monotonic`."""
 

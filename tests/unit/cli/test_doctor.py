@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from pomelo.cli.doctor import _as_served, _provider, _providers
+from pomelo.cli.doctor import _as_served, _certificate, _provider, _providers
 from pomelo.cli.findings import Finding
 from pomelo.cli.server_checks import check_grpc, check_rest
 from pomelo.configuration import credentials, find_providers
 from pomelo.settings import Settings
+from tests.certificates import make_certificate
 from tests.ports import free_port
 from tests.unit.catalog.entries import entry
 from tests.web_server import serve_application
@@ -91,3 +92,15 @@ def test_an_address_without_a_server_is_broken_only_if_the_server_runs(
     assert [check(settings, served).state for served in (True, False)] == ["broken", "off"]
     off = check(Settings(rest="", grpc=""), True)
     assert off == Finding(name, "off", f"POMELO_{name.upper()} is empty")
+
+
+@pytest.mark.parametrize(("days", "state"), [("13", "warning"), ("20", "ok")])
+def test_a_certificate_is_reported_before_it_ends(tmp_path: Path, days: str, state: str) -> None:
+    make_certificate(tmp_path, "a", "a", "-days", days)
+    settings = Settings(tls_cert=tmp_path / "a.pem", tls_key=tmp_path / "a.key")
+    (found,) = _certificate(settings)
+    assert (found.name, found.state) == ("TLS", state)
+    assert "a.pem is valid until 20" in found.detail
+    (tmp_path / "a.pem").unlink()
+    assert list(_certificate(settings)) == []
+    assert list(_certificate(Settings())) == []

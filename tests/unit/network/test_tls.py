@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import ssl
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,31 @@ def test_certificates_are_equal_if_their_files_are(folder: Path) -> None:
     assert (one == with_authority, with_authority.client_ca) == (False, (folder / "second.pem").read_bytes())
     assert "PRIVATE" not in repr(one)
     assert (one.chain, one.key) == (pem.read_bytes(), key.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("days", "more"),
+    [
+        ("2", ""),
+        ("3000", ""),
+        ("20000", ""),  # after 2049, times have another form
+        ("90", "/O=" + "a long name of an organisation " * 2 + "/OU=" + "of a department " * 4),
+    ],
+)
+def test_the_end_of_a_certificate_is_read(folder: Path, tmp_path: Path, days: str, more: str) -> None:
+    make_certificate(tmp_path, "a", "a", "-days", days, "-subj", f"{more}/CN=a")
+    command = ["openssl", "x509", "-enddate", "-noout", "-in", "a.pem"]
+    shown = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    expected = ssl.cert_time_to_seconds(shown.strip().removeprefix("notAfter="))
+    chain = (folder / "first.pem").read_bytes()
+    (tmp_path / "chain.pem").write_bytes(b"text before\n" + (tmp_path / "a.pem").read_bytes() + chain)
+    assert read_certificate(tmp_path / "chain.pem", tmp_path / "a.key", None).ends == expected
+
+
+def test_the_end_of_what_is_no_certificate_is_not_known(folder: Path) -> None:
+    certificate = read_certificate(folder / "first.pem", folder / "first.key", None)
+    for chain in (b"", b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----"):
+        assert replace(certificate, chain=chain).ends is None
 
 
 def test_files_that_do_not_go_together_are_named(folder: Path, tmp_path: Path) -> None:

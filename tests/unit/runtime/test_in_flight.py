@@ -40,6 +40,27 @@ def test_an_owner_is_alone_while_only_its_own_calls_are_in_flight() -> None:
     assert other.is_alone()
 
 
+def test_the_log_names_the_limit_that_a_call_exceeds(caplog: pytest.LogCaptureFixture) -> None:
+    flight = InFlight(InFlightLimits(calls=3, account_calls=2, bytes=100, account_bytes=60, account_unread=9))
+    tickets = [flight.enter("a") for _ in range(2)]
+    slow = flight.enter("b")
+    release = slow.hold(10)
+    for owner in "abc":
+        with refused("overloaded"):
+            flight.enter(owner)
+    tickets[0].reserve(50)
+    with refused("overloaded"):
+        tickets[1].reserve(20)
+    assert caplog.messages == [
+        "A call was refused: one caller has 2 calls in flight",
+        "A call was refused: its caller has 10 bytes of responses to read",
+        "A call was refused: 3 calls are in flight",
+        "A call was refused: bodies of 50 bytes are buffered, 50 of them of its caller",
+    ]
+    assert len({record.msg for record in caplog.records}) == 4  # one does not suppress the others
+    release()
+
+
 def test_no_state_is_kept_of_an_owner_without_calls() -> None:
     flight = InFlight(SMALL)
     for number in range(1000):

@@ -41,7 +41,7 @@ class Futures:
 def figures(metrics: Metrics) -> tuple[dict[str, int], dict[str, int]]:
     """Returns the number of operations, and of those that failed, by name."""
     counted = {name: sum(found.counts) for (name,), found in metrics.store_operations.values.items()}
-    return counted, {name: count for (name,), count in metrics.store_errors.values.items()}
+    return counted, {name: count for (name,), count in metrics.store_errors.values.items() if count}
 
 
 @pytest.fixture(name="store")
