@@ -132,12 +132,12 @@ async def test_a_large_task_that_fails_for_another_reason_is_not_counted(method:
 
 
 @METHOD
-async def test_a_task_that_was_charged_is_not_counted_again(method: str) -> None:
-    async def charge(call: Call) -> None:
-        call.response_headers["X-Credits-Charged"] = "1"
+async def test_a_task_that_was_reserved_is_not_counted_again(method: str) -> None:
+    async def reserve(call: Call) -> None:
+        call.reserved = True
         raise invalid("seed", "a number")
 
-    async with serve_scripted(ScriptedServices(before=charge)) as opened:
+    async with serve_scripted(ScriptedServices(before=reserve)) as opened:
         assert reason_of(await failure(opened.task(method, LARGE))) == "invalid_parameter"
         (visit,) = opened.services.visits
     assert visit.refused == []

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from pomelo.media.bucket import Bucket
+from pomelo.media.bucket_store import BucketStore
 from pomelo.media.duration import Measurer
+from pomelo.media.quota import MediaLimits
 from pomelo.media.store import MediaStore
 from tests.s3_server import S3Server, any_server
 from tests.unit.media.files import Clock
@@ -54,3 +57,21 @@ def own_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
         monkeypatch.setenv(name, value)
     yield server
     server.close()
+
+
+@pytest.fixture(name="machine")
+def _machine(tmp_path: Path, url: str, clock: Clock) -> Callable[..., BucketStore]:
+    """Makes the store of one machine; all have the same bucket and the same secret."""
+
+    def machine(name: str, *, secret: bytes = b"s" * 32, **limits: int) -> BucketStore:
+        return BucketStore(
+            Bucket(url),
+            tmp_path / name,
+            secret,
+            public_url="https://pomelo.test",
+            lifetime=60,
+            limits=MediaLimits(**{"reserve": 0, **limits}),
+            now=clock,
+        )
+
+    return machine

@@ -16,7 +16,6 @@ from pomelo.call import Call
 from pomelo.media.bucket import Bucket, StoredFile
 from pomelo.media.bucket_store import BucketStore
 from pomelo.media.local import LocalMedia
-from pomelo.media.quota import MediaLimits
 from pomelo.runtime.turns import Turns
 from tests.calls import call_of
 from tests.s3_server import S3Server
@@ -27,24 +26,6 @@ from tests.waiting import cancel, until
 MIB = 1024 * 1024
 LARGE = os.urandom(MIB) * 12
 """More than a part of an upload, and more than what one request reads."""
-
-
-@pytest.fixture(name="machine")
-def _machine(tmp_path: Path, url: str, clock: Clock) -> Callable[..., BucketStore]:
-    """Makes the store of one machine; all have the same bucket and the same secret."""
-
-    def machine(name: str, *, secret: bytes = b"s" * 32, **limits: int) -> BucketStore:
-        return BucketStore(
-            Bucket(url),
-            tmp_path / name,
-            secret,
-            public_url="https://pomelo.test",
-            lifetime=60,
-            limits=MediaLimits(**{"reserve": 0, **limits}),
-            now=clock,
-        )
-
-    return machine
 
 
 def keys(url: str) -> list[str]:
