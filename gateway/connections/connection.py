@@ -65,7 +65,7 @@ class Connection(HttpConnection):
         "_authenticated", "_connections", "_counts_as_lingering", "_discard_body", "_discarded",
         "_discarding", "_finished", "_framing_bytes", "_head_size", "_head_timer", "_large_read",
         "_linger_timer", "_options", "_raw_transport", "_request", "_respond", "_stall_timer",
-        "_start_queues", "_unauthenticated_count", "_write_timeout", "address", "cors", "has_tls", "proxies",
+        "_start_queues", "_unauthenticated_count", "_write_timeout", "address", "cors", "proxies",
         "readiness", "slot",
     )  # fmt: skip
 
@@ -85,7 +85,6 @@ class Connection(HttpConnection):
         self.cors = cors
         self.readiness = readiness
         self.address = ""
-        self.has_tls = False
         self.proxies: tuple[IPv4Network | IPv6Network, ...] = ()
         self._respond = respond
         self._connections = connections
@@ -165,7 +164,7 @@ class Connection(HttpConnection):
             raw.resume_reading()  # it may be paused
         else:
             raw.close()
-        if raw.get_write_buffer_size():
+        if raw.get_write_buffer_size() or self._paused:
             self._watch_stall(raw)
 
     async def shutdown(self, seconds: float) -> None:
@@ -197,7 +196,6 @@ class Connection(HttpConnection):
                 self.proxies = self._options.trusted_proxies
                 self.idle_timeout = self._options.proxy_idle_timeout + self._options.idle_slack
                 self._write_timeout = PROXY_WRITE_TIMEOUT
-        self.has_tls = raw.get_extra_info("sslcontext") is not None
         super().connection_made(transport)
         # Any byte that the client has not read pauses the writer, so that every stall is noticed, even
         # after the connection was asked to close.
@@ -290,7 +288,7 @@ class Connection(HttpConnection):
         super().resume_writing()
 
     def _watch_stall(self, raw: asyncio.Transport) -> None:
-        unread = unread_bytes(raw)
+        unread = unread_bytes(raw, self.tcp)
         self._stall_timer = self._loop.call_later(
             self._write_timeout, self._check_stall, unread, self._written - unread
         )
@@ -302,7 +300,7 @@ class Connection(HttpConnection):
         raw = self._raw_transport
         if raw is None:
             return
-        read_since = self._written - unread_bytes(raw) - read
+        read_since = self._written - unread_bytes(raw, self.tcp) - read
         if read_since >= min(unread, self._write_timeout * MIN_READ_RATE):
             self._watch_stall(raw)
         else:
@@ -341,8 +339,11 @@ class Connection(HttpConnection):
             self._decide_end(request)
             if response is not None:
                 for data in self._encode(response, request):
-                    self.write(data)
                     request.answered = True
+                    if self.tcp is None:
+                        self.write(data)
+                    else:
+                        await self.write_slices(data)
                 if self._paused:
                     await self.drain()
             return request.keep_alive

@@ -36,6 +36,9 @@ parser refuses a line without a colon."""
 
 _KEPT = -len(_LAST_CHUNK)
 
+_TLS_SLICE = 64 * 1024
+"""Bytes of a response that TLS encrypts in one step."""
+
 _UPGRADE = re.compile(rb"\r\n[Uu]pgrade(?=:)")
 
 ParsedRequest = RawRequestMessage | HttpProcessingError
@@ -51,7 +54,7 @@ class HttpConnection(BaseProtocol):
 
     __slots__ = (
         "_closing", "_content", "_idle_deadline", "_idle_timer", "_last_bytes", "_linger_timeout", "_live",
-        "_pipelined", "_request_count", "_task", "_unparsed", "_written", "idle_timeout",
+        "_pipelined", "_request_count", "_task", "_unparsed", "_written", "has_tls", "idle_timeout", "tcp",
     )  # fmt: skip
 
     def __init__(self, live: set[HttpConnection], idle_timeout: float, linger_timeout: float) -> None:
@@ -71,6 +74,8 @@ class HttpConnection(BaseProtocol):
         self.idle_timeout = idle_timeout
         self._linger_timeout = linger_timeout
         self._live = live
+        self.has_tls = False
+        self.tcp: asyncio.Transport | None = None  # the transport below TLS
         self._pipelined: deque[tuple[ParsedRequest, StreamReader]] = deque()
         self._request_count = 0
         self._task: asyncio.Task[None] | None = None
@@ -261,7 +266,7 @@ class HttpConnection(BaseProtocol):
 
     # --- writing
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Sends bytes, without waiting for the client to read them.
 
         Raises:
@@ -272,6 +277,17 @@ class HttpConnection(BaseProtocol):
             raise ConnectionResetError("the client has left")
         self._written += len(data)
         transport.write(data)
+
+    async def write_slices(self, data: bytes) -> None:
+        """Sends bytes over TLS. Only a slice of them is in memory in encrypted form.
+
+        Raises:
+            ConnectionError: the client has left.
+        """
+        view = memoryview(data)
+        for start in range(0, len(data), _TLS_SLICE):
+            await self.drain()
+            self.write(view[start : start + _TLS_SLICE])
 
     async def drain(self) -> None:
         """Waits until the client has read what was sent.
@@ -287,10 +303,13 @@ class HttpConnection(BaseProtocol):
                 raise
 
 
-def unread_bytes(transport: asyncio.WriteTransport) -> int:
-    """Returns the bytes that were written and that the other end has not received: also those that the kernel
-    buffers, where it reports them (Linux). It makes room for more only when a third of its buffer is free."""
+def unread_bytes(transport: asyncio.WriteTransport, tcp: asyncio.WriteTransport | None) -> int:
+    """Returns the bytes that were written and that the other end has not received: also those that wait in
+    `tcp`, the transport below TLS, and those that the kernel buffers, where it reports them (Linux). It makes
+    room for more only when a third of its buffer is free."""
     size = transport.get_write_buffer_size()
+    if tcp is not None:
+        size += tcp.get_write_buffer_size()
     connected = transport.get_extra_info("socket")
     if connected is not None:
         with suppress(OSError):

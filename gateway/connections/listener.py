@@ -18,6 +18,7 @@ from contextlib import suppress
 
 from gateway.connections.connection import Connection
 from gateway.connections.limits import Connections, Slot
+from gateway.connections.tls import open_tls
 from gateway.cors import Cors
 from gateway.errors import raw_error_response
 from pomelo.errors import PomeloError
@@ -228,13 +229,10 @@ class Listener:
         slot = pending.slot
         tls = self._tls
         try:
-            await self._loop.connect_accepted_socket(
-                lambda: self._connect(slot),
-                pending.socket,
-                ssl=tls,
-                ssl_handshake_timeout=None if tls is None else self._handshake_timeout,
-                ssl_shutdown_timeout=None if tls is None else self._handshake_timeout,
-            )
+            if tls is None:
+                await self._loop.connect_accepted_socket(lambda: self._connect(slot), pending.socket)
+            else:
+                await open_tls(lambda: self._connect(slot), pending.socket, tls, self._handshake_timeout)
         except OSError:  # the TLS handshake failed or timed out, or the client has left
             self._connections.close(slot)
         except asyncio.CancelledError:
