@@ -15,7 +15,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.options import GatewayOptions
 from gateway.request import Request
-from pomelo.call import Call
+from pomelo.call import Call, before_deadline
 from pomelo.errors import PomeloError
 from pomelo.service import Visit
 
@@ -175,14 +175,19 @@ class ParseQueue:
 
     @asynccontextmanager
     async def body(
-        self, account: Hashable, size: int, is_alone: Callable[[], bool]
+        self, account: Hashable, size: int, is_alone: Callable[[], bool], call: Call
     ) -> AsyncIterator[ParseSteps]:
         """Waits for the account's turn and holds it for one body of `size` bytes; yields the runner of its
-        steps. `is_alone` returns whether no other account has a call in flight."""
+        steps. `is_alone` returns whether no other account has a call in flight.
+
+        Raises:
+            PomeloError: deadline_exceeded: the turn did not come before the deadline of `call`.
+        """
         lock = self._accounts.get(account)
         if lock is None:
             lock = self._accounts[account] = asyncio.Lock()
-        await lock.acquire()
+        async with before_deadline(call):
+            await lock.acquire()
         steps = ParseSteps()
         try:
             yield steps

@@ -99,7 +99,7 @@ async def read_task(
                 values = translation.translate(dict(values), call)
             parsed = build_task(values["model"], task_type, values, form=is_form, renamed=renamed)
         else:
-            async with gateway.parse_queue.body(account_of(call), size, visit.is_alone) as steps:
+            async with gateway.parse_queue.body(account_of(call), size, visit.is_alone, call) as steps:
                 if not is_form:
                     values = steps.run(partial(parse_json, data))
                 task_type = await gateway.task_type(model_of(values), call)

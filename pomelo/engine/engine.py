@@ -57,14 +57,22 @@ class Engine:
         principal = await self._access.authenticate(call)
         try:
             with self._observe(call, principal, spec.model, stream=False) as task:
-                accepted = task.accepted = await self._accept(spec, options, call, principal, stream=False)
-                reservation = await self._reserve(accepted, call)
+                deadline = CancelScope(call.deadline).start()
+                try:
+                    accepted = task.accepted = await self._accept(
+                        spec, options, call, principal, stream=False
+                    )
+                    reservation = await self._reserve(accepted, call)
+                except BaseException as error:
+                    if deadline.ended_by(error):
+                        raise await self._late(call, principal, spec.model) from error
+                    raise
                 if isinstance(reservation, idempotency.ReplayedTask):
+                    deadline.ended_by(None)
                     task.replayed = True
                     return reservation.result
                 task.reservation = reservation
                 collector = self._collect(reservation)
-                deadline = CancelScope(reservation.job.deadline).start()
                 reservation.on_lost = deadline.expire
                 try:
                     answer = await self._router.start(
@@ -97,9 +105,17 @@ class Engine:
         principal = await self._access.authenticate(call)
         try:
             with self._observe(call, principal, spec.model, stream=True) as task:
-                accepted = task.accepted = await self._accept(spec, options, call, principal, stream=True)
-                reservation = await self._reserve(accepted, call)
+                deadline = CancelScope(call.deadline).start()
+                try:
+                    accepted = await self._accept(spec, options, call, principal, stream=True)
+                    task.accepted = accepted
+                    reservation = await self._reserve(accepted, call)
+                except BaseException as error:
+                    if deadline.ended_by(error):
+                        raise await self._late(call, principal, spec.model) from error
+                    raise
                 if isinstance(reservation, idempotency.ReplayedTask):
+                    deadline.ended_by(None)
                     task.replayed = True
                     self._delete_upload(spec, call, principal)
                     async with aclosing(in_turns(reservation.events(), self._turns.stream())) as events:
@@ -107,7 +123,6 @@ class Engine:
                     return
                 task.reservation = reservation
                 collector = self._collect(reservation)
-                deadline = CancelScope(reservation.job.deadline).start()
                 reservation.on_lost = deadline.expire
                 try:
                     async with aclosing(self._stream(call, reservation, collector, deadline, task)) as events:
@@ -134,6 +149,12 @@ class Engine:
         except PomeloError:
             await self._access.report_limits(call, principal, spec.model)
             raise
+
+    async def _late(self, call: Call, principal: Principal, model: str) -> PomeloError:
+        """The refusal of a task whose deadline passed before anything was reserved, with the limits in the
+        response headers."""
+        await self._access.report_limits(call, principal, model)
+        return PomeloError("deadline_exceeded")
 
     async def _reserve(self, accepted: AcceptedJob, call: Call) -> Reservation | idempotency.ReplayedTask:
         """Reserves what the job needs, and fits the job to it; or finds the answer to its Idempotency-Key.

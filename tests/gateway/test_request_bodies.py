@@ -17,6 +17,7 @@ from gateway.state import account_of
 from pomelo.call import Call
 from pomelo.gen.v1.model_service_pb2 import Model
 from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.media.duration import MAX_WORKERS
 from pomelo.runtime.in_flight import InFlightLimits
 from pomelo.telemetry.readiness import Readiness
 from tests.calls import call_of
@@ -39,6 +40,7 @@ from tests.gateway.requests import (
 
 BODY = json.dumps(HI).encode()
 HEADERS = {"Content-Type": JSON}
+LATE = (504, "deadline_exceeded")
 TINY = b"1\r\n \r\n" * 1000
 
 
@@ -151,6 +153,28 @@ async def test_the_deadline_of_a_request_ends_the_wait_for_its_body(gateway: Gat
     async with gateway.connect(incomplete("X-Request-Timeout: 0.1") + b"{") as (reader, _):
         status, _, body = await asyncio.wait_for(read_response(reader), 20)
     assert (status, b'"code":"deadline_exceeded"' in body) == (504, True)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_the_deadline_of_a_request_ends_the_wait_for_the_length_of_its_audio(
+    gateway: GatewayApp, stream: bool
+) -> None:
+    body = {**STT, "audio": base64.b64encode(AUDIO).decode(), "stream": stream}
+    headers = {"X-Request-Timeout": "0.2"}
+    workers = gateway.services.tasks._acceptance._measurer._free_workers  # type: ignore[attr-defined]
+    async with asyncio.timeout(20):
+        for _ in range(MAX_WORKERS):
+            await workers.acquire()
+        try:
+            async with gateway.post_task(body, headers=headers) as response:
+                assert (response.status, (await response.json())["error"]["code"]) == LATE
+                assert "X-Credits-Remaining" in response.headers
+        finally:
+            for _ in range(MAX_WORKERS):
+                workers.release()
+        assert not gateway.provider.jobs
+        async with gateway.post_task(body) as response:
+            assert response.status == 200
 
 
 async def test_a_stalled_body_times_out(open_gateway: OpenApp) -> None:

@@ -10,6 +10,8 @@ import pytest
 
 from gateway.connections.limits import StartQueue
 from gateway.parsing.body import ParseQueue
+from pomelo.errors import PomeloError
+from tests.calls import call_of
 from tests.unit.loop import iterations
 
 
@@ -85,7 +87,7 @@ async def test_large_bodies_are_parsed_one_at_a_time_and_accounts_do_not_block_e
     order: list[str] = []
 
     async def body(account: str) -> None:
-        async with queue.body(account, 100_000, in_company) as steps:
+        async with queue.body(account, 100_000, in_company, call_of(None)) as steps:
             steps.run(lambda: order.append(account))
             steps.run(lambda: order.append(account))
 
@@ -104,7 +106,7 @@ async def test_an_account_pauses_after_a_large_body_and_failures_release_its_tur
     size = queue.RATE // 5
 
     async def fails() -> None:
-        async with queue.body("acme", size, in_company) as steps:
+        async with queue.body("acme", size, in_company, call_of(None)) as steps:
             steps.run(lambda: 1 // 0)
 
     begin = loop.time()
@@ -114,18 +116,18 @@ async def test_an_account_pauses_after_a_large_body_and_failures_release_its_tur
     waiting = asyncio.create_task(fails())
     await asyncio.sleep(0)
     waiting.cancel()
-    async with asyncio.timeout(20), queue.body("acme", 0, in_company) as steps:
+    async with asyncio.timeout(20), queue.body("acme", 0, in_company, call_of(None)) as steps:
         assert steps.run(lambda: 7) == 7
 
 
 async def test_an_account_pauses_three_times_as_long_as_its_steps_took() -> None:
     queue = ParseQueue()
     loop = asyncio.get_running_loop()
-    async with queue.body("acme", 0, in_company) as steps:
+    async with queue.body("acme", 0, in_company, call_of(None)) as steps:
         for _ in range(2):
             steps.run(lambda: time.sleep(0.05))
     end = loop.time()
-    async with asyncio.timeout(20), queue.body("acme", 0, in_company):
+    async with asyncio.timeout(20), queue.body("acme", 0, in_company, call_of(None)):
         assert loop.time() - end > 0.29
 
 
@@ -142,7 +144,7 @@ async def test_an_account_that_is_alone_parses_without_a_pause_one_body_an_itera
             loop.call_soon(count)
 
     async def body() -> None:
-        async with queue.body("acme", 3600 * queue.RATE, alone) as steps:
+        async with queue.body("acme", 3600 * queue.RATE, alone, call_of(None)) as steps:
             steps.run(lambda: parsed.append(turn))
 
     loop.call_soon(count)
@@ -154,10 +156,21 @@ async def test_an_account_that_is_alone_parses_without_a_pause_one_body_an_itera
 async def test_an_account_pauses_if_another_one_comes_while_its_body_is_parsed() -> None:
     queue = ParseQueue()
     answers = [alone]
-    async with queue.body("acme", 3600 * queue.RATE, lambda: answers[-1]()):
+    async with queue.body("acme", 3600 * queue.RATE, lambda: answers[-1](), call_of(None)):
         answers.append(in_company)
-    waiting = asyncio.create_task(queue.body("acme", 0, alone).__aenter__())
+    waiting = asyncio.create_task(queue.body("acme", 0, alone, call_of(None)).__aenter__())
     for _ in range(10):
         await asyncio.sleep(0)
     assert not waiting.done()
     waiting.cancel()
+
+
+async def test_the_deadline_of_a_request_ends_the_wait_for_its_turn_to_be_parsed() -> None:
+    queue = ParseQueue()
+    async with queue.body("acme", 0, alone, call_of(None)):
+        with pytest.raises(PomeloError, match="deadline") as late:
+            async with asyncio.timeout(20), queue.body("acme", 0, alone, call_of(None, 0.05)):
+                raise AssertionError
+    assert late.value.code == "deadline_exceeded"
+    async with asyncio.timeout(20), queue.body("acme", 0, alone, call_of(None)) as steps:
+        assert steps.run(lambda: 7) == 7
