@@ -24,8 +24,8 @@ LARGE_BODY = 64 * 1024
 """Bytes up to which a body is parsed without a `JsonScan` and without waiting in the `ParseQueue`."""
 
 MAX_VALUES = 65_536
-"""Values of one JSON text: objects, arrays, strings, numbers. The longest list of messages that a model
-accepts, each with one part, has 60,000."""
+"""Values of a body or of all fields of a form: objects, arrays, strings, numbers. The longest list of
+messages that a model accepts, each with one part, has 60,000."""
 
 MAX_ESCAPES = 1_500_000
 """Backslashes; 8 MiB of `\\u4e2d`, as JSON libraries write Chinese, have 1.4 million."""
@@ -91,9 +91,9 @@ def parse_json(data: bytes) -> dict[str, Any]:
 
 
 class JsonScan:
-    """Counts the values, escapes and bytes of one JSON text, in time linear in its bytes.
+    """Counts the values, escapes and bytes of the JSON texts of one request, in time linear in their bytes.
 
-    It does not validate the text: the parser stops at the first syntax error, and up to there the counts
+    It does not validate a text: the parser stops at the first syntax error, and up to there the counts
     are correct.
     """
 
@@ -104,11 +104,16 @@ class JsonScan:
         self._pending = b""
         self._quotes = self._escapes = self._outside_strings = self._values = 0
 
+    def begin_text(self) -> None:
+        """Ends the text so far, which may be incomplete. The next piece begins another."""
+        self._in_string = False
+        self._pending = b""
+
     def feed(self, data: bytes) -> None:
         """Counts the next piece.
 
         Raises:
-            PomeloError: invalid_body: the text exceeds a limit.
+            PomeloError: invalid_body: the texts exceed a limit.
         """
         for at in range(0, len(data), _STEP):
             self._count(data[at : at + _STEP])

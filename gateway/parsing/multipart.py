@@ -273,6 +273,7 @@ async def read_form(gateway: Gateway, request: Request, call: Call, visit: Visit
     body = RequestBody(request, call, visit, options.upload_limit + text_limit, options)
     parts = FormParts(request.headers["Content-Type"], body)
     text_size = 0
+    scan = JsonScan()  # one for all fields, which are parsed together
     while (part := await parts.next()) is not None:
         name = part.name
         if name not in fields.names and name.partition("[")[0] not in fields.split:
@@ -283,14 +284,16 @@ async def read_form(gateway: Gateway, request: Request, call: Call, visit: Visit
         if name == fields.file and _is_file(part):
             form.audio = await _store_file(gateway, call, parts, part, form)
             continue
-        scan = JsonScan() if name in fields.json else None
+        is_json = name in fields.json
+        if is_json:
+            scan.begin_text()
         pieces = []
         while piece := await parts.read(min(READ_SIZE, text_limit - text_size + 1)):
             text_size += len(piece)
             if text_size > text_limit:
                 raise too_large("The form without its file", text_limit)
             body.reserve_memory(len(piece))
-            if scan is not None:
+            if is_json:
                 scan.feed(piece)
             pieces.append(piece)
         text = _decode(name, b"".join(pieces), part.content_type, name == fields.file)

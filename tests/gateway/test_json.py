@@ -200,6 +200,15 @@ def test_the_first_piece_that_exceeds_the_limit_is_refused() -> None:
     assert pieces == MAX_VALUES // 40_000 + 1
 
 
+@pytest.mark.parametrize("text", [b'"[', b'"\\', b"[\\"], ids=["string", "escape", "backslash"])
+def test_the_values_after_an_incomplete_text_are_counted(text: bytes) -> None:
+    scan = JsonScan()
+    scan.feed(text)
+    scan.begin_text()
+    with pytest.raises(PomeloError, match="values"):
+        scan.feed(b'"' + b'","' * (MAX_VALUES + 1) + b'"')
+
+
 @pytest.mark.parametrize(
     "value",
     [

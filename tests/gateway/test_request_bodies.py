@@ -141,6 +141,15 @@ async def test_json_with_too_many_values_is_refused_and_the_same_bytes_in_a_stri
     assert await code_of(gateway.post_task({"model": "gpt-4", "messages": messages})) == (200, "")
 
 
+async def test_the_values_of_all_fields_of_a_form_are_counted(gateway: GatewayApp) -> None:
+    part = b'--B\r\nContent-Disposition: form-data; name="%b"\r\n\r\n%b\r\n'
+    values = b"[" + b'"",' * 40_000 + b'""]'
+    parts = part % (b"model", b"gpt-4") + part % (b"stop", values)
+    assert b"65,536 values" not in await gateway.exchange(raw_task(parts + b"--B--", content_type=FORM))
+    parts += part % (b"messages", values)
+    assert b"65,536 values" in await gateway.exchange(raw_task(parts + b"--B--", content_type=FORM))
+
+
 async def test_a_form_that_begins_with_empty_lines_is_refused_early(gateway: GatewayApp) -> None:
     async with gateway.connect(incomplete(content_type=FORM) + b"\r\n" * 1000) as (reader, _):
         assert await reader.readline() == b"HTTP/1.1 400 Bad Request\r\n"
