@@ -25,6 +25,9 @@ _SECURITY_POLICY = "default-src 'none'; img-src 'self'; media-src 'self'; style-
 _ID = re.compile(r"[\w.-]{1,200}", re.ASCII)
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII | re.IGNORECASE)
 
+_BEYOND = 10**18
+"""An offset beyond the end of every file."""
+
 
 def public_links(public_url: str) -> Link:
     """Returns a function that moves media links to `public_url`; if it is empty, links stay as they are."""
@@ -39,9 +42,9 @@ def public_links(public_url: str) -> Link:
     return link
 
 
-def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """Returns the start and the end (exclusive) of a `Range` header for a file of `size` bytes; both are the
-    same if no byte of the file is in the range.
+def requested_range(header: str | None) -> tuple[int, int | None] | None:
+    """Returns the offset of a `Range` header, negative if it counts from the end of the file, and the end
+    (exclusive), None if that is the end of the file.
 
     None: the complete file is to be sent, because there is no range, several, or an invalid one.
     """
@@ -50,10 +53,18 @@ def byte_range(header: str | None, size: int) -> tuple[int, int] | None:
         return None
     first, last = match.groups()
     if not first:
-        return (max(size - int(last), 0), size) if last else None
+        return (-int(last) or _BEYOND, None) if last else None
     if last and int(last) < int(first):
         return None
-    return min(int(first), size), min(int(last) + 1, size) if last else size
+    return int(first), int(last) + 1 if last else None
+
+
+def byte_range(requested: tuple[int, int | None], size: int) -> tuple[int, int]:
+    """Returns the start and the end (exclusive) of a requested range of a file of `size` bytes; both are the
+    same if no byte of the file is in it."""
+    offset, end = requested
+    start = max(size + offset, 0) if offset < 0 else min(offset, size)
+    return start, size if end is None else min(end, size)
 
 
 async def get_media(gateway: Gateway, request: Request, call: Call) -> Response | None:
@@ -92,12 +103,15 @@ def _cache_control(request: Request, media: Media) -> str:
 
 async def _send(gateway: Gateway, request: Request, call: Call, media_id: str, query: str) -> Response | None:
     """Sends the file; returns a response without it."""
-    async with gateway.services.media.download_media(media_id, query, call) as (media, chunks):
+    tag = f'"{media_id}"'  # a file never changes
+    usable = request.headers.get("If-Range", tag) == tag
+    requested = requested_range(request.headers.get("Range")) if usable else None
+    offset = 0 if requested is None else requested[0]
+    async with gateway.services.media.download_media(media_id, query, call, offset) as (media, chunks):
         if query:
             request.connection.trust(("link", address_of(request)))
             _limit_send_buffer(request)
         size = media.size_bytes
-        tag = f'"{media_id}"'  # a file never changes
         headers = response_headers(
             call,
             ETag=tag,
@@ -108,9 +122,7 @@ async def _send(gateway: Gateway, request: Request, call: Call, media_id: str, q
         cached = request.headers.get("If-None-Match", "")
         if tag in cached or cached == "*":
             return Response(headers, status=304)
-        usable = request.headers.get("If-Range", tag) == tag
-        selected = byte_range(request.headers.get("Range") if usable else None, size)
-        start, end = selected or (0, size)
+        start, end = (0, size) if requested is None else byte_range(requested, size)
         if start == end:
             error = invalid("Range", f"within the {size} bytes of the file")
             headers = response_headers(call, Content_Type="application/json", Content_Range=f"bytes */{size}")
@@ -121,13 +133,11 @@ async def _send(gateway: Gateway, request: Request, call: Call, media_id: str, q
             "Content-Disposition": f'inline; filename="{media_id}"',
             "Accept-Ranges": "bytes",
         }
-        if selected is not None:
+        if requested is not None:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-        response = ResponseStream(request, headers, 200 if selected is None else 206)
+        response = ResponseStream(request, headers, 200 if requested is None else 206)
         response.push(b"")
         if request.method != "HEAD":
-            if start:
-                chunks.skip(start)
             await _push(response, chunks, end - start)
         await response.finish()
         return None

@@ -152,9 +152,6 @@ async def list_all_models(models: ModelService, call: Call) -> list[Model]:
 class MediaBytes(Protocol):
     """Iterates over the bytes of a media file, in chunks of at most 256 KiB."""
 
-    def skip(self, size: int) -> None:
-        """Skips the first `size` bytes; call it before the first chunk is read."""
-
     def __aiter__(self) -> AsyncIterator[bytes]: ...
 
     async def __anext__(self) -> bytes: ...
@@ -174,9 +171,10 @@ class MediaService(Protocol):
         """
 
     def download_media(
-        self, media_id: str, signature: str, call: Call
+        self, media_id: str, signature: str, call: Call, offset: int = 0
     ) -> AbstractAsyncContextManager[tuple[Media, MediaBytes]]:
-        """Opens a media file, and yields its metadata and its bytes.
+        """Opens a media file, and yields its metadata and its bytes from `offset` on; a negative one counts
+        from the end.
 
         `signature` is the query string of a signed link, which replaces the key; or empty.
 

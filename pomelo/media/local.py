@@ -91,7 +91,7 @@ class LocalMedia:
 
     @asynccontextmanager
     async def download_media(
-        self, media_id: str, signature: str, call: Call
+        self, media_id: str, signature: str, call: Call, offset: int = 0
     ) -> AsyncIterator[tuple[Media, _Chunks]]:
         if signature:
             self._store.check_link(media_id, signature)
@@ -102,7 +102,10 @@ class LocalMedia:
             raise missing("id")
         async with before_deadline(call):
             media, reader = await self._store.open(media_id, owner)
+            size = media.size_bytes
             with reader:
+                if offset:
+                    reader.skip(max(size + offset, 0) if offset < 0 else min(offset, size))
                 yield media, _Chunks(reader, self._turns.stream())
 
 
@@ -110,7 +113,6 @@ class _Chunks(AsyncIterator[bytes]):
     """The bytes of a file. Implements `pomelo.service.MediaBytes`."""
 
     def __init__(self, reader: Reader, turn: Turn) -> None:
-        self.skip = reader.skip
         self._read = reader.read
         self._turn = turn
 

@@ -120,10 +120,8 @@ class MediaServicer:
             raise refusal
         if rpc.visit is not None or request.signature:  # otherwise the missing key is reported
             check_request(request)
-        async with self._media.download_media(request.id, request.signature, rpc.call) as (
-            media,
-            chunks,
-        ):
+        opened = self._media.download_media(request.id, request.signature, rpc.call, request.offset)
+        async with opened as (media, chunks):
             rpc.signed()
             await rpc.open()
             await rpc.send(media_pb.DownloadMediaResponse(media=media))

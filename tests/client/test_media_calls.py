@@ -42,7 +42,7 @@ class EndlessMedia:
 
     @asynccontextmanager
     async def download_media(
-        self, media_id: str, signature: str, call: Call
+        self, media_id: str, signature: str, call: Call, offset: int = 0
     ) -> AsyncIterator[tuple[Media, AsyncIterator[bytes]]]:
         self.opening.set()
         try:

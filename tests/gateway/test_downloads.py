@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from gateway.media import byte_range, public_links
+from gateway.media import byte_range, public_links, requested_range
 from pomelo.call import Call
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.runtime.in_flight import InFlightLimits
@@ -57,7 +57,8 @@ def test_a_public_url_may_contain_media(base: str) -> None:
 def test_a_range_selects_bytes_or_none_and_an_invalid_one_selects_the_complete_file(
     header: str | None, expected: tuple[int, int] | None
 ) -> None:
-    assert byte_range(header, 100) == expected
+    requested = requested_range(header)
+    assert (requested and byte_range(requested, 100)) == expected
 
 
 async def test_a_signed_link_supports_ranges_and_head_and_requires_its_signature(gateway: GatewayApp) -> None:
@@ -178,7 +179,7 @@ class ThreeBytes:
 
     @asynccontextmanager
     async def download_media(
-        self, media_id: str, signature: str, call: Call
+        self, media_id: str, signature: str, call: Call, offset: int = 0
     ) -> AsyncIterator[tuple[Media, Any]]:
         async def pieces() -> AsyncIterator[bytes]:
             yield b"abc"
@@ -212,6 +213,39 @@ async def test_a_file_may_be_cached_until_its_link_or_it_expires(
     assert max(0, left - 20) <= seconds <= max(0, left)
 
 
+class LongMedia:
+    """A media service with one file of 100 bytes; `offsets` are those from which it was read."""
+
+    def __init__(self) -> None:
+        self.offsets: list[int] = []
+
+    @asynccontextmanager
+    async def download_media(
+        self, media_id: str, signature: str, call: Call, offset: int = 0
+    ) -> AsyncIterator[tuple[Media, Any]]:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield bytes(range(100))[offset:]
+
+        self.offsets.append(offset)
+        yield Media(id=media_id, content_type="image/png", size_bytes=100), pieces()
+
+
+async def test_the_bytes_before_a_range_are_not_read(gateway: GatewayApp) -> None:
+    media = LongMedia()
+    async with gateway.over(media=media) as scripted:
+        for headers, expected in (
+            ({"Range": "bytes=97-"}, [97, 98, 99]),
+            ({"Range": "bytes=97-98"}, [97, 98]),
+            ({"Range": "bytes=-2"}, [98, 99]),
+            ({"Range": "bytes=97-", "If-Range": '"x"'}, list(range(100))),
+            ({"Range": "bytes=97-96"}, list(range(100))),
+        ):
+            url = f"{scripted.url}/media/media_1.png?sig=x"
+            async with gateway.http.get(url, headers=headers) as response:
+                assert list(await response.read()) == expected
+    assert media.offsets == [97, 97, -2, 0, 0]
+
+
 class EndlessMedia:
     """A media service with one large file; `sent` are the bytes of it that were taken."""
 
@@ -219,7 +253,7 @@ class EndlessMedia:
 
     @asynccontextmanager
     async def download_media(
-        self, media_id: str, signature: str, call: Call
+        self, media_id: str, signature: str, call: Call, offset: int = 0
     ) -> AsyncIterator[tuple[Media, Any]]:
         async def pieces() -> AsyncIterator[bytes]:
             while True:

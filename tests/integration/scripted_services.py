@@ -161,15 +161,18 @@ class ScriptedServices:
 
     @asynccontextmanager
     async def download_media(
-        self, media_id: str, signature: str, call: Call
+        self, media_id: str, signature: str, call: Call, offset: int = 0
     ) -> AsyncIterator[tuple[Media, AsyncIterator[bytes]]]:
         """Returns a file of `chunks`."""
 
         async def produce() -> AsyncIterator[bytes]:
             if self.download is not None:
                 await self.download()
+            skipped = offset
             for chunk in self.chunks:
-                yield chunk
+                if rest := chunk[skipped:]:
+                    yield rest
+                skipped = max(0, skipped - len(chunk))
 
         yield Media(id=media_id, size_bytes=sum(map(len, self.chunks))), produce()
 

@@ -43,6 +43,9 @@ async def test_media_are_uploaded_and_downloaded(remote: Services, keys: Keys) -
         assert metadata.id == media.id
         assert call.response_headers["X-Request-Id"] == "mine"
         assert b"".join([chunk async for chunk in chunks]) == b"".join(data)
+    for offset in (-5, 3 * CHUNK + 10):
+        async with remote.media.download_media(media.id, "", call_of(keys.test), offset) as (_, chunks):
+            assert [chunk async for chunk in chunks] == [b"".join(data)[offset:]]
     signature = media.url.partition("?")[2]
     assert await _download(remote, media.id, signature, call_of(None)) == b"".join(data)
     assert (await refusal(_download(remote, media.id, "", call_of(None)))).code == "invalid_api_key"

@@ -256,7 +256,7 @@ async def test_a_wrong_header_takes_precedence_over_the_refusal_of_a_body(
 
 
 @pytest.mark.parametrize(
-    ("skip", "rest"),
+    ("offset", "rest"),
     [
         (0, [b"abc", b"def"]),
         (2, [b"c", b"def"]),
@@ -265,13 +265,11 @@ async def test_a_wrong_header_takes_precedence_over_the_refusal_of_a_body(
         (6, []),
     ],
 )
-async def test_the_beginning_of_a_download_can_be_skipped(skip: int, rest: list[bytes]) -> None:
+async def test_a_download_begins_at_its_offset(offset: int, rest: list[bytes]) -> None:
     async with ends(ScriptedServices(chunks=(b"abc", b"def"))) as opened:
-        opening = opened.services.media.download_media("media_1", "s", call_of(None))
+        opening = opened.services.media.download_media("media_1", "s", call_of(None), offset)
         async with opening as (media, chunks):
             assert media.size_bytes == 6
-            for _ in range(skip):
-                chunks.skip(1)
             assert [chunk async for chunk in chunks] == rest
 
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from pomelo.gen.v1 import media_pb2 as pomelo_dot_v1_dot_media__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpomelo/v1/media_service.proto\x12\tpomelo.v1\x1a\x15pomelo/v1/media.proto\")\n\x11UploadMediaHeader\x12\x14\n\x0c\x63ontent_type\x18\x01 \x01(\t\"]\n\x12UploadMediaRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.pomelo.v1.UploadMediaHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x64\x61ta\"6\n\x13UploadMediaResponse\x12\x1f\n\x05media\x18\x01 \x01(\x0b\x32\x10.pomelo.v1.Media\"5\n\x14\x44ownloadMediaRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\t\"S\n\x15\x44ownloadMediaResponse\x12!\n\x05media\x18\x01 \x01(\x0b\x32\x10.pomelo.v1.MediaH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x64\x61ta2\xb4\x01\n\x0cMediaService\x12N\n\x0bUploadMedia\x12\x1d.pomelo.v1.UploadMediaRequest\x1a\x1e.pomelo.v1.UploadMediaResponse(\x01\x12T\n\rDownloadMedia\x12\x1f.pomelo.v1.DownloadMediaRequest\x1a .pomelo.v1.DownloadMediaResponse0\x01\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dpomelo/v1/media_service.proto\x12\tpomelo.v1\x1a\x15pomelo/v1/media.proto\")\n\x11UploadMediaHeader\x12\x14\n\x0c\x63ontent_type\x18\x01 \x01(\t\"]\n\x12UploadMediaRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.pomelo.v1.UploadMediaHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x64\x61ta\"6\n\x13UploadMediaResponse\x12\x1f\n\x05media\x18\x01 \x01(\x0b\x32\x10.pomelo.v1.Media\"E\n\x14\x44ownloadMediaRequest\x12\n\n\x02id\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x03\"S\n\x15\x44ownloadMediaResponse\x12!\n\x05media\x18\x01 \x01(\x0b\x32\x10.pomelo.v1.MediaH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04\x64\x61ta2\xb4\x01\n\x0cMediaService\x12N\n\x0bUploadMedia\x12\x1d.pomelo.v1.UploadMediaRequest\x1a\x1e.pomelo.v1.UploadMediaResponse(\x01\x12T\n\rDownloadMedia\x12\x1f.pomelo.v1.DownloadMediaRequest\x1a .pomelo.v1.DownloadMediaResponse0\x01\x42-\n\tpomelo.v1P\x01Z\x12pomelo/v1;pomelov1\xaa\x02\tPomelo.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,9 +40,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPLOADMEDIARESPONSE']._serialized_start=205
   _globals['_UPLOADMEDIARESPONSE']._serialized_end=259
   _globals['_DOWNLOADMEDIAREQUEST']._serialized_start=261
-  _globals['_DOWNLOADMEDIAREQUEST']._serialized_end=314
-  _globals['_DOWNLOADMEDIARESPONSE']._serialized_start=316
-  _globals['_DOWNLOADMEDIARESPONSE']._serialized_end=399
-  _globals['_MEDIASERVICE']._serialized_start=402
-  _globals['_MEDIASERVICE']._serialized_end=582
+  _globals['_DOWNLOADMEDIAREQUEST']._serialized_end=330
+  _globals['_DOWNLOADMEDIARESPONSE']._serialized_start=332
+  _globals['_DOWNLOADMEDIARESPONSE']._serialized_end=415
+  _globals['_MEDIASERVICE']._serialized_start=418
+  _globals['_MEDIASERVICE']._serialized_end=598
 # @@protoc_insertion_point(module_scope)

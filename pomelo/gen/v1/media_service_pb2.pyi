@@ -101,19 +101,25 @@ class DownloadMediaRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id. Required."""
     signature: _builtins.str
     """The query string of its signed link; with it, no key is needed. Default: none."""
+    offset: _builtins.int
+    """The first byte to return, from 0; a negative one counts from the end: -300 returns the last 300 bytes, or the whole
+    file if it has fewer. From the end of the file on, no byte is returned. Default: 0.
+    """
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         signature: _builtins.str = ...,
+        offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "offset", b"offset", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -86,11 +86,11 @@ class RemoteMedia:
 
     @asynccontextmanager
     async def download_media(
-        self, media_id: str, signature: str, call: Call
+        self, media_id: str, signature: str, call: Call, offset: int = 0
     ) -> AsyncIterator[tuple[Media, MediaBytes]]:
         if not signature:
             await self._pool.check_headers(call)
-        request = DownloadMediaRequest(id=media_id, signature=signature)
+        request = DownloadMediaRequest(id=media_id, signature=signature, offset=offset)
         with self._pool.pick() as connection:
             rpc = connection.media.DownloadMedia(request, **connection.arguments(call))
             messages: Messages[DownloadMediaResponse] = Messages(rpc, call, self._turns.stream())
@@ -108,19 +108,9 @@ class _Chunks(AsyncIterator[bytes]):
 
     def __init__(self, messages: Messages[DownloadMediaResponse]) -> None:
         self._messages = messages
-        self._skipped = 0
-
-    def skip(self, size: int) -> None:
-        self._skipped += size
 
     async def __anext__(self) -> bytes:
-        while True:
-            chunk: bytes = (await anext(self._messages)).chunk
-            if self._skipped < len(chunk):
-                break
-            self._skipped -= len(chunk)
-        skipped, self._skipped = self._skipped, 0
-        return chunk[skipped:]
+        return (await anext(self._messages)).chunk
 
 
 async def _send(rpc: Any, content_type: str, chunks: AsyncIterator[bytes]) -> list[Any]:

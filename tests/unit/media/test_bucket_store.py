@@ -57,9 +57,7 @@ async def upload(store: BucketStore, data: bytes = PNG, call: Call | None = None
 
 
 async def download(store: BucketStore, media_id: str, query: str = "", skip: int = 0) -> bytes:
-    async with service(store).download_media(media_id, query, call_of(None)) as (_, chunks):
-        if skip:
-            chunks.skip(skip)
+    async with service(store).download_media(media_id, query, call_of(None), skip) as (_, chunks):
         return b"".join([chunk async for chunk in chunks])
 
 

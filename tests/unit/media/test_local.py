@@ -83,10 +83,17 @@ async def test_media_are_downloaded_by_their_owner_or_with_a_link(store: MediaSt
         with refused("not_found", match=message):
             async with service(store).download_media(media_id, query, call_of(None)):
                 pass
-    async with service(store).download_media(mine, "", call_of(None)) as (found, chunks):
-        chunks.skip(3)
-        chunks.skip(2)
-        assert b"".join([chunk async for chunk in chunks]) == b"56789"
+    for offset, rest in (
+        (5, b"56789"),
+        (10, b""),
+        (2**62, b""),
+        (-1, b"9"),
+        (-10, b"0123456789"),
+        (-(2**63), b"0123456789"),
+    ):
+        async with service(store).download_media(mine, "", call_of(None), offset) as (found, chunks):
+            assert found.size_bytes == 10
+            assert b"".join([chunk async for chunk in chunks]) == rest
 
 
 async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:
