@@ -243,10 +243,7 @@ class Engine:
                 if task.calls.attempts == task.calls.unsent:  # no provider has seen it
                     await reservation.refuse()
                 else:
-                    code = error.code if isinstance(error, PomeloError) else "internal_error"
-                    # A caller can make a model answer what can't be used, such as hundreds of tool calls.
-                    reservation.answered = code == "provider_failed" and task.calls.status == 200
-                    await reservation.fail(code)
+                    await reservation.fail(error.code if isinstance(error, PomeloError) else "internal_error")
         finally:
             reservation.release()
 

@@ -44,8 +44,7 @@ class Reservation:
 
     __slots__ = (
         "_call", "_collector", "_draft", "_ended", "_ledger", "_limits", "_route", "_saved_bytes", "_started",
-        "_status", "accepted", "amount", "answered", "first_byte_ms", "job", "lost", "on_lost",
-        "output_bytes", "record",
+        "_status", "accepted", "amount", "first_byte_ms", "job", "lost", "on_lost", "output_bytes", "record",
     )  # fmt: skip
 
     def __init__(
@@ -80,9 +79,6 @@ class Reservation:
         self.first_byte_ms = 0
         self.lost = False
         """Whether the store has ended it, because this process was taken for dead."""
-        self.answered = False
-        """Whether the provider has answered a task that fails: it may bill it, so its estimate of tokens is
-        kept."""
         self.on_lost: Callable[[], None] | None = None
         self.record: UsageRecord | None = None
         """Its usage record, once that is known; None if it leaves none."""
@@ -220,8 +216,7 @@ class Reservation:
                 return partial(store.void, self.wallet, task_id)
             limits = self._limits
             # A failed task is a request, but one that the provider did not answer has used no tokens.
-            answered = self.answered or code in _MAYBE_ANSWERED
-            counters = limits.counters if answered else limits.actual_counters(Usage())
+            counters = limits.counters if code in _MAYBE_ANSWERED else limits.actual_counters(Usage())
             failure = self.record = self._failure(self._route, code)
             return partial(store.settle, Settlement(failure, counters))
         try:

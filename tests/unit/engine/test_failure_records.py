@@ -10,7 +10,6 @@ from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
-from pomelo.providers.guard import MAX_TOOL_CALLS
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, error_reply
 from pomelo.testing.reply import Stop, json_reply
@@ -90,21 +89,6 @@ async def test_a_task_that_is_past_its_deadline_leaves_a_record(engine: EngineAp
     (record,) = await engine.failures(account)
     assert record.code == answer.code == "deadline_exceeded"
     assert (await engine.used(account)).tokens > 9, "as they were reserved"
-
-
-async def test_an_answer_that_cannot_be_used_keeps_its_estimate_of_tokens(engine: EngineApp) -> None:
-    account = await engine.account("limited")
-    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
-    calls = [{"id": f"call_{number}", **call} for number in range(MAX_TOOL_CALLS + 1)]
-    message = {"role": "assistant", "content": None, "tool_calls": calls}
-    choices = [{"index": 0, "message": message, "finish_reason": "tool_calls"}]
-    engine.upstream.when("hundreds", json_reply({"id": "1", "object": "chat.completion", "choices": choices}))
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    answer = await engine.ask(account, {**text_task("hundreds"), "tools": tools})
-    assert answer.code == "provider_failed"
-    (record,) = await engine.failures(account)
-    assert record.cost == 0
-    assert (await engine.used(account)).tokens > 9, "as they were reserved: the provider bills its answer"
 
 
 async def test_a_task_that_is_refused_leaves_no_record(engine: EngineApp) -> None:
