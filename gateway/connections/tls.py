@@ -83,6 +83,7 @@ class _Between(asyncio.BufferedProtocol):
     def __init__(self) -> None:
         self.connection: Connection | None = None
         self._tls: asyncio.BufferedProtocol | None = None
+        self._is_lost = False
         self._paused = self._paused_again = False
         self._buffer = bytearray(_RECEIVE_SIZE)
         self._received = b""
@@ -103,6 +104,8 @@ class _Between(asyncio.BufferedProtocol):
             buffer[:size] = received[:size]
             tls.buffer_updated(size)
             received = received[size:]
+        if self._is_lost:
+            tls.connection_lost(None)  # it has begun its handshake since: ends the timer
 
     def get_buffer(self, sizehint: int) -> bytearray:
         return self._buffer if self._tls is None else cast(bytearray, self._tls.get_buffer(sizehint))
@@ -117,6 +120,7 @@ class _Between(asyncio.BufferedProtocol):
         return None if self._tls is None else self._tls.eof_received()
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._is_lost = True
         if self._tls is not None:
             self._tls.connection_lost(exc)  # type: ignore[arg-type]
 

@@ -47,6 +47,7 @@ def open_log(level: str, style: Style | None, worker: int | None = None) -> Iter
     output = LogOutput(descriptor, dropped)
     handler = LimitedHandler(_OutputHandler(output, RecordFormatter(render, constant)))
     root, own = logging.getLogger(), logging.getLogger("pomelo")
+    levels = root.level, own.level
     root.addHandler(handler)
     root.setLevel(max(number, logging.WARNING))
     own.setLevel(number)
@@ -62,5 +63,7 @@ def open_log(level: str, style: Style | None, worker: int | None = None) -> Iter
     finally:
         task_log.close()
         root.removeHandler(handler)
+        root.setLevel(levels[0])
+        own.setLevel(levels[1])
         handler.close()
         output.close()

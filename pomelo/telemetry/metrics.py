@@ -135,7 +135,7 @@ class Metrics(Observer):
         )
         self.log_lines_dropped = ReadCounter(
             "pomelo_log_lines_dropped_total",
-            "Log lines that were suppressed because there were too many, or that could not be written.",
+            "Log lines that were dropped: one message repeated too often, or could not be written.",
         )
         self.build = Gauge("pomelo_build_info", "Always 1; the version of Pomelo.", "version")
         self.build.read_one(lambda: 1, __version__)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
+import struct
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -273,5 +275,30 @@ def test_a_client_that_leaves_in_the_handshake_frees_its_slot(run: Run, certific
             await until(lambda: not len(served.connections), 20)
             assert len(served.made) == 1
         assert not failed
+
+    run(test())
+
+
+def test_a_client_that_leaves_before_the_handshake_leaves_nothing(
+    run: Run, certificate: ssl.SSLContext
+) -> None:
+    def handshakes() -> int:
+        gc.collect()
+        return sum(type(each).__name__ == "SSLProtocol" for each in gc.get_objects())
+
+    async def test() -> None:
+        async def respond(request: Request) -> Response:
+            return Response({}, b"hello")
+
+        async with serve(respond, certificate) as served:
+            for number in range(30):
+                with socket.create_connection(("127.0.0.1", served.port)) as client:
+                    client.sendall(b"\x16")
+                    if number % 2:  # the connection is reset
+                        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            async with served.connect(GET) as later:  # accepted after them
+                assert await asyncio.to_thread(read_all, later, 5) == b"hello"
+            await until(lambda: not len(served.connections), 20)
+            await until(lambda: not handshakes(), 10)
 
     run(test())

@@ -49,6 +49,19 @@ def test_an_effort_has_its_name_at_anthropic(name: str) -> None:
     assert (body["output_config"], body["thinking"]) == ({"effort": name}, {"type": "adaptive"})
 
 
+@pytest.mark.parametrize("vendor", [OPENAI, ANTHROPIC], ids=["openai", "anthropic"])
+@pytest.mark.parametrize("name", ["none", "low"])
+async def test_a_stream_of_a_model_that_was_asked_to_think_is_known(
+    upstream: FaultUpstream, vendor: Vendor, name: str
+) -> None:
+    upstream.default = vendor.protocol.Answer("one")
+    route = Route(vendor.name, "m", options={"thinking": "adaptive"} if vendor is ANTHROPIC else {})
+    job = vendor.job(hi(reasoning_effort=effort(name)), stream=True, route=route)
+    async with open_provider(vendor.make, base_url(upstream, vendor.server)) as provider:
+        assert text(await read_all(provider, job)) == "one"
+    assert job.report.thinks == (name != "none")
+
+
 def test_an_effort_of_none_turns_the_thinking_off() -> None:
     route = Route("anthropic", "m", options={"thinking": "adaptive"})
     job = ANTHROPIC.job(hi(reasoning_effort=NONE), stream=False, route=route)

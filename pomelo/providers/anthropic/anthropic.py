@@ -100,6 +100,7 @@ class Anthropic(Vendor):
         return parse_message(message)
 
     def _stream(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
+        job.report.thinks = thinks(job.input, job.route.options)
         return stream_text(
             lambda: self._http.stream_events(
                 self._url, self._json_headers, encode_request(job, stream=True), ERROR_MAPPING

@@ -53,13 +53,9 @@ def test_lines_of_other_libraries_are_logged_from_warning(
 ) -> None:
     root, pomelo = logging.getLogger(), logging.getLogger("pomelo")
     before = root.level, pomelo.level, root.handlers[:]
-    try:
-        with open_log(level, "json", 3):
-            assert (root.level, pomelo.level) == (others, own)
-            logging.getLogger("pomelo.test").error("an error")
-        assert root.handlers == before[2]
-    finally:
-        root.setLevel(before[0])
-        pomelo.setLevel(before[1])
+    with open_log(level, "json", 3):
+        assert (root.level, pomelo.level) == (others, own)
+        logging.getLogger("pomelo.test").error("an error")
+    assert (root.level, pomelo.level, root.handlers) == before
     (line,) = capfd.readouterr().err.splitlines()
     assert [json.loads(line)[name] for name in ("event", "level", "worker")] == ["an error", "error", 3]
