@@ -127,7 +127,7 @@ def _paths() -> Schema:
             "listUsage",
             "List usage records, newest first; with group_by, totals.",
             responses({JSON: {"schema": ref("UsageList")}}, *COMMON_ERRORS, "deadline_exceeded"),
-            parameter("page_size", "query", _PAGE_SIZE, "Absent: 100 records, or 10,000 totals."),
+            parameter("page_size", "query", _PAGE_SIZE, "Absent: 100 records, or up to 10,000 totals."),
             parameter("page_token", "query", TEXT, "next_page_token of the previous page."),
             parameter("from", "query", _DATE_OR_TIME, "Tasks that ended at this time or later."),
             parameter("to", "query", _DATE_OR_TIME, "Tasks that ended before this time. Not before from."),

@@ -26,7 +26,7 @@ class Report:
     `cost` is the vendor's cost of the task in US dollars: an int, a float or a Decimal; None or 0 if it is
     not reported. `usage` is the vendor's count of the input of a stream, which is charged if the stream ends
     early; None until it is known. `thinking_bytes` are the bytes of the model's thinking that have arrived
-    and that no event has; `thinks` is set if the model was asked to think, of which perhaps nothing arrives.
+    and that no event has; `thinks` is set if the model was asked to think: perhaps none of it arrives.
     """
 
     cost: Any = None

@@ -15,6 +15,7 @@ from pomelo.cli.terminal import (
     print_array,
     print_table,
     read_time,
+    refuse_empty,
     unix_time,
 )
 
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
 
 def log(
-    account: Annotated[str, typer.Option(metavar="NAME", help="Only changes of this account.")] = "",
-    since: Annotated[str, typer.Option(metavar="WHEN", help="Only from this date or time (UTC).")] = "",
+    account: Annotated[str | None, typer.Option(metavar="NAME", help="Only changes of this account.")] = None,
+    since: Annotated[
+        str | None, typer.Option(metavar="WHEN", help="Only from this date or time (UTC).")
+    ] = None,
     config: Config = None,
     as_json: Json = False,
 ) -> None:
@@ -32,7 +35,8 @@ def log(
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    query = pb.ListActsRequest(account_id=account)
+    refuse_empty({"--account": account, "--since": since})
+    query = pb.ListActsRequest(account_id=account or "")
     if since:
         read_time(since, "--since", query.start_time)
     found = list_pages(load(config), query, lambda operator: operator.list_acts(query))

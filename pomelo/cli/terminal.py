@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -237,7 +238,19 @@ def read_time(text: str, hint: str, field: Any) -> None:
     if seconds is None:
         expected = "is not a date or time such as 2026-11-24 or 2026-11-24T12:00Z"
         raise typer.BadParameter(f"{text!r} {expected}", param_hint=hint)
-    field.FromNanoseconds(int(seconds * 1000) * 1_000_000)
+    field.FromNanoseconds(math.floor(seconds * 1000) * 1_000_000)
+
+
+def refuse_empty(filters: Mapping[str, str | None]) -> None:
+    """Refuses filters that are empty, such as from an unset variable of a script: they would select all.
+    `filters` are the values of options by their names.
+
+    Raises:
+        typer.BadParameter: one is empty.
+    """
+    for option, value in filters.items():
+        if value == "":
+            raise typer.BadParameter("must not be empty", param_hint=option)
 
 
 def format_time(message: Any, field: str) -> str | None:

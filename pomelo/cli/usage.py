@@ -23,6 +23,7 @@ from pomelo.cli.terminal import (
     print_array,
     print_table,
     read_time,
+    refuse_empty,
     task_type_name,
     value_name,
 )
@@ -65,14 +66,14 @@ class Format(StrEnum):
 def usage(
     by: Annotated[By | None, typer.Option("--by", help="Print sums instead of records.")] = None,
     since: Annotated[
-        str, typer.Option("--from", metavar="WHEN", help="Only from this date or time (UTC).")
-    ] = "",
+        str | None, typer.Option("--from", metavar="WHEN", help="Only from this date or time (UTC).")
+    ] = None,
     until: Annotated[
-        str, typer.Option("--to", metavar="WHEN", help="Only before this date or time (UTC).")
-    ] = "",
-    account: Annotated[str, typer.Option(metavar="NAME", help="Only tasks of this account.")] = "",
-    model: Annotated[str, typer.Option(metavar="MODEL", help="Only tasks of this model.")] = "",
-    key: Annotated[str, typer.Option(metavar="KEY_ID", help="Only tasks of this key.")] = "",
+        str | None, typer.Option("--to", metavar="WHEN", help="Only before this date or time (UTC).")
+    ] = None,
+    account: Annotated[str | None, typer.Option(metavar="NAME", help="Only tasks of this account.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="Only tasks of this model.")] = None,
+    key: Annotated[str | None, typer.Option(metavar="KEY_ID", help="Only tasks of this key.")] = None,
     live: Annotated[
         bool | None, typer.Option("--live/--test", help="Only tasks of live or test keys. Default: both.")
     ] = None,
@@ -88,15 +89,17 @@ def usage(
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
+    filters = {"--account": account, "--model": model, "--key": key, "--from": since, "--to": until}
+    refuse_empty(filters)
     request: Any
     if by is None:
-        request = pb.ListUsageRequest(account_id=account)
+        request = pb.ListUsageRequest(account_id=account or "")
     else:
         # Each page sums all records again.
-        request = pb.SumUsageRequest(account_id=account, group_by=[_grouping(by)], page_size=_SUMS_SIZE)
+        request = pb.SumUsageRequest(account_id=account or "", group_by=[_grouping(by)], page_size=_SUMS_SIZE)
     if live is not None:
         request.mode = to_mode(live)
-    request.filter.model, request.filter.key_id, request.filter.failed = model, key, failed
+    request.filter.model, request.filter.key_id, request.filter.failed = model or "", key or "", failed
     if since:
         read_time(since, "--from", request.filter.start_time)
     if until:
@@ -110,7 +113,7 @@ def usage(
     if as_json or output_format is Format.json:
         _print_json(pages)
         return
-    names = _key_names(config, account) if by is By.key else None
+    names = _key_names(config, account or "") if by is By.key else None
     rows = ([_record(row) if by is None else _sum(row, by.value, names) for row in page] for page in pages)
     if output_format is Format.csv:
         _print_csv(rows)

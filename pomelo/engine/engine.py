@@ -22,6 +22,7 @@ from pomelo.engine.routing import Events, Router
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
+from pomelo.media.content_types import storable_type
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import Job
 from pomelo.runtime.process import CancelScope
@@ -165,9 +166,15 @@ class Engine:
         """
         reserved = await self._ledger.reserve(accepted, self._access.plan(accepted.principal), call)
         if isinstance(reserved, ReplayedAnswer):
-            if self._media.shared:
-                await shared_media.fetch_answer(reserved.answer, accepted.principal.owner, self._media, call)
-            replayed = idempotency.ReplayedTask(reserved, accepted, self._media)
+            try:
+                if self._media.shared:
+                    await shared_media.fetch_answer(
+                        reserved.answer, accepted.principal.owner, self._media, call
+                    )
+                replayed = idempotency.ReplayedTask(reserved, accepted, self._media)
+            except BaseException:
+                call.response_headers.pop("Idempotent-Replayed", None)
+                raise
             report_adjustments(call, replayed.result.adjustments)
             if call.strict:
                 replayed.check_strict()
@@ -211,7 +218,9 @@ class Engine:
                     job.stream,
                     accepted.delivery,
                     job.report,
-                    lambda content_type: self._media.writer(accepted.principal.owner, content_type),
+                    lambda content_type: self._media.writer(
+                        accepted.principal.owner, storable_type(content_type)
+                    ),
                     accepted.idempotency_key is not None,
                 )
             )

@@ -133,9 +133,10 @@ def restore_answer(
             if inline:
                 part.data = path.read_bytes()
         except (OSError, PomeloError) as error:
-            raise PomeloError(
-                "store_unavailable", "The file of the stored answer is gone. Use a new Idempotency-Key"
-            ) from error
+            if isinstance(error, PomeloError) and error.code == "not_found":
+                gone = "The file of the stored answer is gone. Use a new Idempotency-Key"
+                raise PomeloError("store_unavailable", gone, repeatable=False) from error
+            raise PomeloError("store_unavailable") from error
         if delivery == MediaDelivery.MEDIA_DELIVERY_INLINE and (inline or streamed):
             part.ClearField("media")
     return result, path

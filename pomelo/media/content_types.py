@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pomelo.audio_formats import SAMPLE_RATES
+from pomelo.errors import PomeloError
 from pomelo.media.audio import BIG_ENDIAN_TYPES, sample_type
 from pomelo.media.media_types import parse
 
@@ -95,6 +96,15 @@ def _has_jpeg_end(data: bytes) -> bool:
             break  # here begin the samples, in which there is no other end marker
         at += 1 if marker == b"\xff" else 2 + int.from_bytes(data[at + 2 : at + 4])
     return data.rfind(b"\xff\xd9", at) >= 0
+
+
+def storable_type(content_type: str) -> str:
+    """The content type to store a provider's audio with: UNKNOWN for samples that callers can't send."""
+    try:
+        sample_type(parse(content_type))
+    except PomeloError:
+        return UNKNOWN
+    return content_type
 
 
 def sniff(content_type: str, head: bytes) -> str:

@@ -22,8 +22,8 @@ def today_utc() -> date:
 
 def to_timestamp(at: float) -> Timestamp:
     """Returns the Timestamp of Unix seconds, in whole milliseconds: a double is not reliably more precise."""
-    fraction, whole = math.modf(at)
-    return Timestamp(seconds=int(whole), nanos=int(fraction * 1000) * 1_000_000)
+    seconds, millis = divmod(math.floor(at * 1000), 1000)
+    return Timestamp(seconds=seconds, nanos=millis * 1_000_000)
 
 
 def from_timestamp(at: Timestamp) -> float:

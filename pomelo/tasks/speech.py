@@ -111,6 +111,11 @@ def _speed(task_input: TextToSpeechInput | SpeechToSpeechInput) -> float:
     return task_input.voice_settings.speed if task_input.voice_settings.HasField("speed") else 1.0
 
 
+def _ceil(product: float) -> int:
+    """Rounds up a product of floats, which may be a little above the exact one."""
+    return ceil(round(product, 6))
+
+
 def _bytes_per_second(task_input: TextToSpeechInput | SpeechToSpeechInput) -> int:
     """Bytes per second of the requested output format."""
     return AudioFormat.of(task_input.output_format).bytes_per_second
@@ -219,7 +224,7 @@ class SpeechCollector(Collector):
             return estimate.maximum, True  # the characters of the text
         measured = estimate.input_audio_ms
         output_ms = self._meter.ms if self._meter is not None else None
-        expected = ceil((output_ms or 0) * _speed(self._context.input))
+        expected = _ceil((output_ms or 0) * _speed(self._context.input))
         if not expected or (
             measured
             and expected <= 2 * measured + LENGTH_TOLERANCE_MS
@@ -239,11 +244,11 @@ class SpeechCollector(Collector):
             maximum = estimate.maximum.characters
             if output_ms is None:
                 return Usage(characters=maximum)
-            characters = ceil(output_ms * CHARACTERS_PER_SECOND * _speed(task_input) / 1000)
+            characters = _ceil(output_ms * CHARACTERS_PER_SECOND * _speed(task_input) / 1000)
             return Usage(characters=min(max(characters, 1), maximum))
         if output_ms is None:
             return Usage(audio_ms=estimate.likely_audio_ms)
-        spoken_ms = max(ceil(output_ms * _speed(task_input)), 1)
+        spoken_ms = max(_ceil(output_ms * _speed(task_input)), 1)
         return Usage(audio_ms=min(spoken_ms, estimate.likely_audio_ms))
 
     def close(self) -> None:

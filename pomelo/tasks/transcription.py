@@ -82,7 +82,7 @@ class TranscriptionCollector(Collector):
                 extra=log_fields(),
             )
             return 0
-        return ceil(seconds * 1000)
+        return ceil(round(seconds * 1000, 6))  # 4.009 s are 4,009 ms, although the product is above
 
 
 def _complete_times(output: Transcription) -> None:

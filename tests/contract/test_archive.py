@@ -142,7 +142,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 async def test_sums_are_by_model_key_day_or_account(archive: Archive) -> None:
     day = 86_400.0
     await archive.add([
-        record("a", at=day - 0.001, cost=1, input_tokens=2, output_bytes=3),
+        record("a", at=day - 0.0004, cost=1, input_tokens=2, output_bytes=3),
         record("b", at=day, cost=10, model="Claude", audio_ms=5),
         record("c", at=day + 1, cost=100, account="other", uncollected=7),
     ])  # fmt: skip

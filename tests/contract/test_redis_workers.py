@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pomelo.errors import PomeloError
 from pomelo.stores import records
 from pomelo.stores.accounts import Balance, Grant, Wallet
 from pomelo.stores.acts import Act
+from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.redis import Timing, open_redis, usage
 from pomelo.stores.redis.key_names import WALLETS, WORKERS, names
@@ -67,16 +68,22 @@ async def test_opening_watches_workers_that_only_their_reservations_name(
         await until(lambda: server.do("HEXISTS", WORKERS, dying._worker.id) == 1)
 
 
-async def test_a_worker_that_was_silent_for_long_sends_a_heartbeat_before_it_reserves(
-    server: RedisServer, tmp_path: Path
-) -> None:
-    clock = [5_000.0]
-    opening = open_redis(
+def open_clocked(
+    server: RedisServer, tmp_path: Path, clock: Sequence[float]
+) -> AbstractAsyncContextManager[Store]:
+    """A store whose worker is dead after 100 s of `clock[0]`, and does nothing by itself."""
+    return open_redis(
         *(server.url, f"sqlite:{tmp_path / 'usage.db'}"),
         timing=Timing(timeout=20.0, dead_after=100.0, **IDLE),
         monotonic=lambda: clock[0],
     )
-    async with opening as store:
+
+
+async def test_a_worker_that_was_silent_for_long_sends_a_heartbeat_before_it_reserves(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    clock = [5_000.0]
+    async with open_clocked(server, tmp_path, clock) as store:
         worker = store._worker  # type: ignore[attr-defined]
         first = worker.id
         await store.reserve(request("a", 0, account="default"))
@@ -99,12 +106,7 @@ async def test_a_worker_that_was_removed_while_it_was_silent_gets_a_new_id(
     server: RedisServer, tmp_path: Path
 ) -> None:
     clock = [5_000.0]
-    opening = open_redis(
-        *(server.url, f"sqlite:{tmp_path / 'usage.db'}"),
-        timing=Timing(timeout=20.0, dead_after=100.0, **IDLE),
-        monotonic=lambda: clock[0],
-    )
-    async with opening as store:
+    async with open_clocked(server, tmp_path, clock) as store:
         worker = store._worker  # type: ignore[attr-defined]
         first = worker.id
         server.do("HDEL", WORKERS, first)  # as a server does that has lost what it had

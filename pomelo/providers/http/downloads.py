@@ -116,6 +116,7 @@ class Downloader:
             except UpstreamError as error:
                 if not _is_transient(error):
                     raise
+                wait = max(wait, error.wait or 0)
             await asyncio.sleep(wait)
         return (await http.fetch(url, {}, None, error_mapping, max_bytes=MAX_FILE_BYTES))[0]
 
@@ -184,7 +185,7 @@ def is_public(text: str) -> bool:
 
 def _is_transient(error: UpstreamError) -> bool:
     """Whether a download that failed may succeed a moment later."""
-    transient = ("provider_unavailable", "overloaded")
+    transient = ("provider_unavailable", "overloaded", "deadline_exceeded")
     never = error.retry is RetryPolicy.NEVER
     return error.code in transient or not never or isinstance(error, TruncatedError)
 

@@ -217,8 +217,8 @@ def refused(
     retry = RetryPolicy.NEVER
     if code == "provider_unavailable" and (mapping.replays or status == 429):
         retry = RetryPolicy.NEXT_ROUTE if should_retry == "false" else RetryPolicy.SAME_ROUTE
-    elif code == "provider_failed" and status < 500:
-        retry = RetryPolicy.NEXT_ROUTE  # it concerns our key, account or model id
+    elif code == "provider_failed" and status < 500 and (mapping.replays or status != 303):
+        retry = RetryPolicy.NEXT_ROUTE  # it concerns our key, account or model id; after a 303 work was done
     wait = wait_hint(headers, now) if code == "provider_unavailable" else None
     request_id = headers.get("x-request-id") or headers.get("request-id") or ""
     note = ", ".join((mapping.vendor, f"HTTP {status}", *_safe(*error_body.codes, request_id)))

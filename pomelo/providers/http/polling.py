@@ -59,6 +59,8 @@ async def poll(
             wait = min(max(wait, interval) * 1.25, interval * 2)
             yield response
             continue
+        if failure.code in ("not_found", "overloaded"):
+            wait = min(wait, interval * 2)  # a wait that the vendor has asked for is over
         if failure.code == "not_found":
             yield {"status": UNKNOWN}
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 from functools import cache
 
@@ -17,6 +18,9 @@ from pomelo.runtime.process import shielded
 
 KEEPALIVE = 4.0
 """Seconds that an idle connection is kept. Common servers close theirs after five."""
+
+_TCP_KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 60, "TCP_KEEPCNT": 5}
+"""Options of TCP keep-alive: seconds of silence before a probe and between two; probes that may fail."""
 
 _SECOND_ATTEMPT = 0.25
 """Seconds after which the next address of a host is tried beside the first."""
@@ -97,6 +101,7 @@ class Pool:
         connection = Connection(self._loop, origin, self._lost, keep=keep)
         try:
             connected = await start_connection(addresses, happy_eyeballs_delay=_SECOND_ATTEMPT)
+            _probe(connected)
             await self._loop.create_connection(
                 lambda: connection,
                 sock=connected,
@@ -139,3 +144,11 @@ def tls_context() -> ssl.SSLContext:
     context = default_context()
     context.set_alpn_protocols(("http/1.1",))
     return context
+
+
+def _probe(connected: socket.socket) -> None:
+    """Turns on TCP keep-alive: a vendor may be silent for minutes, and a NAT forgets silent connections."""
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _TCP_KEEPALIVE.items():
+        if (option := getattr(socket, name, None)) is not None:  # not every system has it
+            connected.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
         self._keep = keep
         self._transport: asyncio.Transport | None = None
         self._parser: Any = httptools.HttpResponseParser(self)
-        # Servers that end lines with LF alone, or pad the sizes of chunks, were always understood.
+        # Servers that end lines of heads with LF alone, or pad the sizes of chunks, were always understood.
         self._parser.set_dangerous_leniencies(
             lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
         )

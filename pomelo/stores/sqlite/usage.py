@@ -33,7 +33,8 @@ METADATA_STEP = 2_000
 """Records that one step reads with their metadata, divided by the number of keys that are looked up: 2 ms, or
 35 ms if each has 8 kB of it."""
 
-_DIMENSIONS = {**records.DIMENSIONS, "day": "date(at, 'unixepoch')"}
+# SQLite would round the last half millisecond of a day into the next one.
+_DIMENSIONS = {**records.DIMENSIONS, "day": "date(CAST(at AS INTEGER), 'unixepoch')"}
 _METADATA = "coalesce((SELECT value FROM json_each(nullif(metadata, '')) WHERE key = ?), '')"
 _SUMS = ", ".join(["count(*)", *(f"sum({column})" for column in records.SUMMED)])
 _INSERT = f"INSERT INTO usage ({records.COLUMNS}) VALUES ({records.PLACEHOLDERS})"  # noqa: S608

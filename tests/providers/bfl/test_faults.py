@@ -173,8 +173,11 @@ async def test_a_failing_delivery_is_requested_again(rig: Rig) -> None:
     assert (await draw_image(rig.provider, job(DEV)))[0] == make_image()
 
 
-async def test_a_download_that_goes_silent_is_repeated(rig: Rig) -> None:
-    rig.script(Drawing(delivery=(Reply(steps=(make_image()[:9], Gate())), delivered(make_image()))))
+@pytest.mark.parametrize(
+    "silent", [Reply(steps=(make_image()[:9], Gate())), Reply(before=(Gate(),))], ids=["body", "head"]
+)
+async def test_a_download_that_goes_silent_is_repeated(rig: Rig, silent: Reply) -> None:
+    rig.script(Drawing(delivery=(silent, delivered(make_image()))))
     async with open_provider(BFL, rig.bfl_base_url, **NOW, timeouts=Timeouts(whole=0.1)) as provider:
         assert (await draw_image(provider, job(DEV)))[0] == make_image()
 

@@ -219,6 +219,20 @@ def test_a_replayed_answer_has_a_link_that_is_valid_as_long_as_its_media(tmp_pat
     media.check_link(link.id, link.url.partition("?")[2])
 
 
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_stored_answer_whose_file_is_gone_asks_for_no_repetition(tmp_path: Path, gone: bool) -> None:
+    media = MediaStore(tmp_path / "media", b"s" * 32)
+    stored = idempotency.store_answer(answer(media), UNSPECIFIED, media, stream=False)
+    (path,) = [one for one in media.folder.iterdir() if one.name.startswith("media_")]
+    path.unlink()
+    if not gone:
+        path.mkdir()  # can't be read
+    with refused("store_unavailable") as refusal:
+        idempotency.restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False)
+    assert refusal.value.repeatable is not gone
+    assert ("is gone" in refusal.value.message) is gone
+
+
 async def test_a_replayed_stream_has_the_order_of_the_first_one(tmp_path: Path) -> None:
     media = MediaStore(tmp_path / "media", b"s" * 32)
     data = b"ID3" + bytes(3 * MAX_AUDIO_BYTES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pomelo.media.content_types import image_type, is_complete_image, sniff
+from pomelo.media.content_types import UNKNOWN, image_type, is_complete_image, sniff, storable_type
 from pomelo.testing.images import make_image
 from tests.unit.media.files import PNG
 from tests.unit.refusals import refused
@@ -104,3 +104,18 @@ def test_only_images_can_be_incomplete(data: bytes) -> None:
 
 def test_a_jpeg_of_very_many_segments_is_searched_for_its_end_in_bounded_time() -> None:
     assert is_complete_image(b"\xff\xd8\xff\xe0\0\2" + b"\xff\xe1\0\2" * 1_000_000 + b"\xff\xd9")
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        ("audio/pcm;rate=16000", "audio/pcm;rate=16000"),
+        ("audio/pcm;rate=11025", UNKNOWN),
+        ("audio/L16; rate=24000; channels=2", UNKNOWN),
+        ("audio/mpeg", "audio/mpeg"),
+    ],
+)
+def test_samples_of_a_provider_that_callers_can_not_send_are_stored_without_a_type(
+    given: str, stored: str
+) -> None:
+    assert storable_type(given) == stored

@@ -25,6 +25,12 @@ def test_seconds_become_a_timestamp_of_whole_milliseconds(at: float, seconds: in
     assert to_timestamp(at) == Timestamp(seconds=seconds, nanos=nanos)
 
 
+def test_every_millisecond_is_kept() -> None:
+    for millis in range(1000):
+        given = Timestamp(seconds=1_764_374_399, nanos=millis * 1_000_000)
+        assert to_timestamp(from_timestamp(given)) == given
+
+
 @pytest.mark.parametrize(
     ("seconds", "nanos", "at"),
     [(1_234, 500_000_000, 1_234.5), (FIRST, 0, FIRST), (LAST, 0, LAST), (5, 999_999_999, 5.999999999)],

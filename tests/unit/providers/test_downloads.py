@@ -19,7 +19,8 @@ from pomelo.providers.http.errors import PrivateAddressError
 from pomelo.testing import FaultUpstream, Gate, Reply
 from tests.providers.image_rig import listener, was_connected
 from tests.unit.providers.names import Names
-from tests.unit.providers.raw_server import CHAT
+from tests.unit.providers.raw_server import CHAT, OK, raw_server, sends
+from tests.unit.sleeps import Sleeps
 
 PUBLIC = "8.8.4.4"
 
@@ -316,3 +317,15 @@ async def test_silence_of_a_download_times_out_as_on_a_stream() -> None:
             with pytest.raises(PomeloError) as raised:
                 await http.fetch(URL("http://files.example/bfl/delivery/a"), {}, None, CHAT, max_bytes=9)
         assert raised.value.code == "deadline_exceeded"
+
+
+async def test_a_download_is_repeated_after_the_wait_that_its_host_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    busy = b"HTTP/1.1 503 Busy\r\nRetry-After: 5\r\nContent-Length: 0\r\n\r\n"
+    failed = b"HTTP/1.1 500 Failed\r\nContent-Length: 0\r\n\r\n"
+    waits = Sleeps(monkeypatch)
+    async with raw_server(sends(busy, failed, OK)) as server, opened(base=str(server.url)) as links:
+        waits.begin()
+        assert await links.fetch(str(server.url), CHAT) == b"{}"
+    assert waits == [5, 0]

@@ -31,6 +31,16 @@ async def ask(http: Http, server: RawServer, body: bytes | None = b"{}") -> None
     assert await http.request_json(server.url, {}, body, CHAT) == {}
 
 
+async def test_the_kernel_probes_a_vendor_that_is_silent(http: Http) -> None:
+    async with raw_server(sends(OK)) as server:
+        await ask(http, server)
+        (connection,) = http._pool._open  # type: ignore[union-attr]
+        connected = connection._transport.get_extra_info("socket")  # type: ignore[union-attr]
+        assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, "TCP_KEEPIDLE"):
+            assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+
+
 # --- kept connections
 
 

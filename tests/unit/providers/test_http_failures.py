@@ -116,6 +116,14 @@ def test_only_a_refusal_of_our_account_is_tried_on_the_next_route(status: int, r
     assert (failure.code, failure.retry) == ("provider_failed", retry)
 
 
+@pytest.mark.parametrize("status", [301, 303, 307])
+@pytest.mark.parametrize("replays", [True, False])
+def test_a_redirect_after_the_work_was_done_leads_to_no_second_order(status: int, replays: bool) -> None:
+    failure = refused(status, CIMultiDict(), b"", replace(ACME, replays=replays), NOW)
+    paid = status == 303 and not replays
+    assert failure.retry is (RetryPolicy.NEVER if paid else RetryPolicy.NEXT_ROUTE)
+
+
 @pytest.mark.parametrize("status", [400, 422])
 def test_a_refused_field_of_the_caller_is_named(status: int) -> None:
     failure = refuse(status, b'{"field": "top_p"}')

@@ -72,6 +72,12 @@ async def test_the_wait_that_the_vendor_asks_for_replaces_the_own_one(http: Http
     assert waits == [2.0, 1.0, 2.5]
 
 
+async def test_a_wait_that_the_vendor_asks_for_is_not_repeated(http: Http, waits: Sleeps) -> None:
+    busy = BUSY.replace(b"7", b"60")
+    assert await polled(http, waits, busy, MISSING, MISSING, WORKING, count=3) == [UNKNOWN, UNKNOWN, "on"]
+    assert waits == [2.0, 60.0, 4.0, 4.0]
+
+
 async def test_a_request_without_a_response_is_cut_off_and_retried(
     http: Http, waits: Sleeps, monkeypatch: pytest.MonkeyPatch
 ) -> None:

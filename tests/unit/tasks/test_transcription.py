@@ -32,7 +32,13 @@ def transcript(
 @pytest.mark.parametrize(
     ("seconds", "ms", "counted"),
     [
-        *[(10.0, 10_000, True), (1.0001, 1_001, True), (0.0001, 1, True), (10.001, 9_800, False)],
+        *[
+            (10.0, 10_000, True),
+            (1.0001, 1_001, True),
+            (4.009, 4_009, True),
+            (0.0001, 1, True),
+            (10.001, 9_800, False),
+        ],
         *[(impossible, 9_800, False) for impossible in (0.0, -1.0, inf, nan)],
     ],
 )
