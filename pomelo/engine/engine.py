@@ -59,20 +59,13 @@ class Engine:
         try:
             with self._observe(call, principal, spec.model, stream=False) as task:
                 deadline = CancelScope(call.deadline).start()
-                try:
-                    accepted = task.accepted = await self._accept(
-                        spec, options, call, principal, stream=False
-                    )
-                    reservation = await self._reserve(accepted, call)
-                except BaseException as error:
-                    if deadline.ended_by(error):
-                        raise await self._late(call, principal, spec.model) from error
-                    raise
+                reservation = await self._begin(spec, options, call, principal, task, deadline, stream=False)
                 if isinstance(reservation, idempotency.ReplayedTask):
                     deadline.ended_by(None)
                     task.replayed = True
                     return reservation.result
                 task.reservation = reservation
+                accepted = reservation.accepted
                 collector = self._collect(reservation)
                 reservation.on_lost = deadline.expire
                 try:
@@ -107,14 +100,7 @@ class Engine:
         try:
             with self._observe(call, principal, spec.model, stream=True) as task:
                 deadline = CancelScope(call.deadline).start()
-                try:
-                    accepted = await self._accept(spec, options, call, principal, stream=True)
-                    task.accepted = accepted
-                    reservation = await self._reserve(accepted, call)
-                except BaseException as error:
-                    if deadline.ended_by(error):
-                        raise await self._late(call, principal, spec.model) from error
-                    raise
+                reservation = await self._begin(spec, options, call, principal, task, deadline, stream=True)
                 if isinstance(reservation, idempotency.ReplayedTask):
                     deadline.ended_by(None)
                     task.replayed = True
@@ -141,21 +127,37 @@ class Engine:
 
     # --- accepted and reserved
 
-    async def _accept(
-        self, spec: TaskSpec, options: TaskOptions, call: Call, principal: Principal, *, stream: bool
-    ) -> AcceptedJob:
-        """The job of a task, or its refusal with the limits in the response headers."""
-        try:
-            return await self._acceptance.accept(spec, options, call, principal, stream=stream)
-        except PomeloError:
-            await self._access.report_limits(call, principal, spec.model)
-            raise
+    async def _begin(
+        self,
+        spec: TaskSpec,
+        options: TaskOptions,
+        call: Call,
+        principal: Principal,
+        task: ObservedTask,
+        deadline: CancelScope,
+        *,
+        stream: bool,
+    ) -> Reservation | idempotency.ReplayedTask:
+        """Accepts and reserves a task; or finds the answer to its Idempotency-Key. A refusal has the limits
+        in the response headers.
 
-    async def _late(self, call: Call, principal: Principal, model: str) -> PomeloError:
-        """The refusal of a task whose deadline passed before anything was reserved, with the limits in the
-        response headers."""
-        await self._access.report_limits(call, principal, model)
-        return PomeloError("deadline_exceeded")
+        Raises:
+            PomeloError: what `Acceptance.accept` and `_reserve` raise; deadline_exceeded (nothing is reserved
+                then).
+        """
+        try:
+            try:
+                accepted = await self._acceptance.accept(spec, options, call, principal, stream=stream)
+            except PomeloError:
+                await self._access.report_limits(call, principal, spec.model)
+                raise
+            task.accepted = accepted
+            return await self._reserve(accepted, call)
+        except BaseException as error:
+            if not deadline.ended_by(error):
+                raise
+            await self._access.report_limits(call, principal, spec.model)
+            raise PomeloError("deadline_exceeded") from error
 
     async def _reserve(self, accepted: AcceptedJob, call: Call) -> Reservation | idempotency.ReplayedTask:
         """Reserves what the job needs, and fits the job to it; or finds the answer to its Idempotency-Key.
