@@ -10,11 +10,10 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pomelo.cli.doctor import check_data
+from pomelo.cli.doctor import check_data, describe_certificate
 from pomelo.cli.findings import Finding, report
 from pomelo.cli.fleet import check_bucket
 from pomelo.cli.terminal import counted, explain
@@ -115,19 +114,16 @@ async def _open_providers(
 def _certificate(settings: Settings, certificate: Certificate | None) -> Finding:
     if certificate is None:
         return Finding("TLS", "off", "POMELO_TLS_CERT is not set")
-    from pomelo.network.tls import EXPIRY_NOTICE
-
     assert settings.tls_cert is not None
     try:
         ends = _certificate_end(settings.tls_cert, certificate)
     except ssl.SSLCertVerificationError as error:
         return Finding("TLS", "broken", f"{settings.tls_cert}: {error.verify_message}")
-    soon = ends - datetime.now(UTC) < EXPIRY_NOTICE
-    return Finding("TLS", "warning" if soon else "ok", f"{settings.tls_cert} is valid until {ends:%Y-%m-%d}")
+    return describe_certificate(settings.tls_cert, ends)
 
 
-def _certificate_end(path: Path, certificate: Certificate) -> datetime:
-    """Returns when the certificate of a server ends, from a handshake in memory.
+def _certificate_end(path: Path, certificate: Certificate) -> float:
+    """Returns when the certificate of a server ends, as Unix time, from a handshake in memory.
 
     Raises:
         ssl.SSLCertVerificationError: it is not valid now.
@@ -146,7 +142,7 @@ def _certificate_end(path: Path, certificate: Certificate) -> datetime:
             server.do_handshake()
     peer = client.getpeercert()
     assert peer is not None
-    return datetime.fromtimestamp(ssl.cert_time_to_seconds(str(peer["notAfter"])), UTC)
+    return ssl.cert_time_to_seconds(str(peer["notAfter"]))
 
 
 def _store(settings: Settings, served: bool) -> Finding:

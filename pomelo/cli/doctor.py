@@ -19,6 +19,7 @@ from pomelo.cli.terminal import Config, Json, counted, explain, format_time
 
 if TYPE_CHECKING:
     from datetime import date
+    from pathlib import Path
 
     from pomelo.gen.admin.v1.admin_service_pb2 import Account, GetServerResponse, Key
     from pomelo.providers import Credentials
@@ -231,19 +232,27 @@ def _join(names: Iterable[str]) -> str:
 
 def _certificate(settings: Settings) -> Iterator[Finding]:
     """The end of the certificate; what else is wrong with it, the checks of the servers report."""
-    from datetime import UTC, datetime
+    from pomelo.network.tls import certificate_end
 
-    from pomelo.network.tls import EXPIRY_NOTICE, certificate_end
-
+    if settings.tls_cert is None:
+        return
     try:
-        at = None if settings.tls_cert is None else certificate_end(settings.tls_cert.read_bytes())
+        ends = certificate_end(settings.tls_cert.read_bytes())
     except OSError:
         return
-    if at is not None:
-        ends = datetime.fromtimestamp(at, UTC)
-        soon = ends - datetime.now(UTC) < EXPIRY_NOTICE
-        detail = f"{settings.tls_cert} is valid until {ends:%Y-%m-%d}"
-        yield Finding("TLS", "warning" if soon else "ok", detail)
+    if ends is not None:
+        yield describe_certificate(settings.tls_cert, ends)
+
+
+def describe_certificate(path: Path, ends: float) -> Finding:
+    """Reports a valid certificate; `ends` is Unix time."""
+    from datetime import UTC, datetime
+
+    from pomelo.network.tls import EXPIRY_NOTICE
+
+    end = datetime.fromtimestamp(ends, UTC)
+    soon = end - datetime.now(UTC) < EXPIRY_NOTICE
+    return Finding("TLS", "warning" if soon else "ok", f"{path} is valid until {end:%Y-%m-%d}")
 
 
 def _providers(

@@ -28,7 +28,7 @@ app = app_fixture()
 
 
 def png(size: int) -> bytes:
-    """Returns a PNG of at least `size` bytes, most of which are in a chunk that readers ignore."""
+    """Returns a PNG of at least `size` bytes, nearly all in a chunk that readers ignore."""
     small = make_image("png")
     content = b"teSt" + bytes(size)
     filler = struct.pack(">I", size) + content + struct.pack(">I", zlib.crc32(content))
