@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from gateway.openapi.document import document
 from gateway.types import TASK_FORMATS
 from pomelo.accounts.plans import BUILTIN
 from pomelo.catalog.catalog import Catalog
-from pomelo.fields import MAX_PARTS, MAX_TOTAL_PARTS, FieldRule, Rules
+from pomelo.fields import MAX_PARTS, MAX_TOTAL_PARTS, VOICE_SETTINGS_FIELDS, FieldRule, Rules
 from pomelo.gen.v1.task_pb2 import TaskType
 
 PAGE = Path(__file__).parents[2] / "docs" / "rest-api.md"
@@ -134,6 +135,48 @@ def test_the_built_in_plans_are_those_of_the_table() -> None:
 def test_no_other_fields_are_documented() -> None:
     documented = {name for field, *_ in FIELDS for name in names(field)}
     assert documented == {"stream"}.union(*(nested(each.rules) for each in TASK_FORMATS.values()))
+
+
+def parameter(name: str) -> str:
+    """The name that callers use for a parameter of a route."""
+    return f"voice_settings.{name}" if name in VOICE_SETTINGS_FIELDS else name
+
+
+def ranges(cell: str) -> dict[str, tuple[float, ...]]:
+    """The minimum, the maximum and the step (0: none) of each parameter in a cell of ranges."""
+    found: dict[str, tuple[float, ...]] = {}
+    for item in cell.split("; "):
+        numbers = re.search(r" ([\d.]+) to ([\d.]+)(?: in steps of (\d+))?$", item)
+        found |= {name: tuple(float(n or 0) for n in numbers.groups()) for name in names(item) if numbers}
+    return found
+
+
+def test_what_models_do_not_take_is_that_of_the_table() -> None:
+    documented = {
+        model: (set(names(left_out)), ranges(moved))
+        for models, left_out, moved in table("| models | left out | moved into the range |")
+        for model in models.split(", ")
+    }
+    routes = {name: model.routes[0] for name, model in Catalog.load().models.items()}
+    assert documented == {
+        name: (
+            {parameter(each) for each in route.drop},
+            {parameter(each): clamp for each, clamp in route.clamp.items()},
+        )
+        for name, route in routes.items()
+        if route.drop or route.clamp
+    }
+
+
+@pytest.mark.parametrize(
+    ("heading", "schema"), [("## Models", "Model"), ("## Account and usage", "UsageRecord")]
+)
+def test_the_members_of_an_object_are_those_of_its_tables(heading: str, schema: str) -> None:
+    section = PAGE.read_text().partition(f"\n{heading}\n")[2].partition("\n## ")[0]
+    documented = {
+        name for cell in re.findall(r"^\| ([^|]+) \|", section, re.MULTILINE) for name in names(cell)
+    }
+    assert document("")["components"]["schemas"][schema]["properties"].keys() - {"object"} <= documented
 
 
 def test_the_maximum_of_parts_is_that_of_the_table() -> None:
