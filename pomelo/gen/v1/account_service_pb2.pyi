@@ -59,7 +59,7 @@ class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageD
     USAGE_DIMENSION_UNSPECIFIED: _UsageDimension.ValueType  # 0
     """Refused."""
     USAGE_DIMENSION_MODEL: _UsageDimension.ValueType  # 1
-    """The model that was requested."""
+    """The model's own name, also if the request had an alias."""
     USAGE_DIMENSION_KEY: _UsageDimension.ValueType  # 2
     """The id of the key."""
     USAGE_DIMENSION_DAY: _UsageDimension.ValueType  # 3
@@ -81,7 +81,7 @@ class UsageDimension(_UsageDimension, metaclass=_UsageDimensionEnumTypeWrapper):
 USAGE_DIMENSION_UNSPECIFIED: UsageDimension.ValueType  # 0
 """Refused."""
 USAGE_DIMENSION_MODEL: UsageDimension.ValueType  # 1
-"""The model that was requested."""
+"""The model's own name, also if the request had an alias."""
 USAGE_DIMENSION_KEY: UsageDimension.ValueType  # 2
 """The id of the key."""
 USAGE_DIMENSION_DAY: UsageDimension.ValueType  # 3
@@ -354,7 +354,7 @@ class UsageRecord(_message.Message):
     protocol: _builtins.str
     """The protocol of the request: grpc or rest."""
     model: _builtins.str
-    """The requested model."""
+    """The model's own name, also if the request had an alias."""
     provider: _builtins.str
     """The provider that answered, or was asked last."""
     provider_model: _builtins.str
@@ -366,7 +366,9 @@ class UsageRecord(_message.Message):
     source: Global___UsageSource.ValueType
     """Who counted the usage."""
     complete: _builtins.bool
-    """False for an interrupted answer; it costs what was delivered, and a text also its input."""
+    """False if the task failed or was interrupted. An interrupted stream costs what was delivered, and a text also its
+    input; a failed task costs nothing.
+    """
     processing_ms: _builtins.int
     """Milliseconds from the task's reservation to its end."""
     first_byte_ms: _builtins.int
@@ -446,7 +448,7 @@ class UsageFilter(_message.Message):
     KEY_ID_FIELD_NUMBER: _builtins.int
     FAILED_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """Only tasks of this model, as it was requested. Default: all."""
+    """Only tasks of the model with this name, which is not an alias. Default: all."""
     key_id: _builtins.str
     """Only tasks of this key. Default: all."""
     failed: _builtins.bool
