@@ -28,7 +28,7 @@ CALLS, CONNECTIONS, IN_FLIGHT = CallLimits(), ConnectionLimits(), InFlightLimits
         ("duration of any call", [DEFAULT_TIMEOUT]),
         ("messages that an account sends", [CALLS.reads, CALLS.uploads]),
         ("time to receive a message", [CALLS.read_time, CALLS.chunk_time]),
-        ("time in which a message of a stream", [CALLS.unread_time]),
+        ("time that a caller may take to read a message", [CALLS.unread_time]),
         ("size of a message", [CALLS.message / MIB, MAX_FIELDS]),
         ("messages in memory", [IN_FLIGHT.account_bytes / MIB, IN_FLIGHT.bytes / MIB]),
         ("connections without a good key", [CONNECTIONS.per_address, CONNECTIONS.grace]),
@@ -39,7 +39,7 @@ CALLS, CONNECTIONS, IN_FLIGHT = CallLimits(), ConnectionLimits(), InFlightLimits
             "calls on one connection that are cancelled",
             [CONNECTIONS.resets, CONNECTIONS.reset_window, CONNECTIONS.unauthenticated_resets],
         ),
-        ("time in which nothing is read", [CONNECTIONS.unread_time]),
+        ("time in which a caller without a running call reads", [CONNECTIONS.unread_time]),
         (
             "frames that belong to no call",
             [
