@@ -46,7 +46,7 @@ ATTEMPTS = 3
 
 WAIT_INITIAL, WAIT_MAX = 0.25, 5.0
 """Seconds before the first retry, doubled for each later one, and the longest wait. If a vendor asks for a
-longer wait, the task fails and its caller is asked to retry."""
+longer wait, the next route is called; without one, the task fails and its caller is asked to retry."""
 
 _STATES = State.CLOSED, State.HALF_OPEN, State.OPEN
 
