@@ -14,7 +14,7 @@ from gateway.parsing.body import UTF_8, RequestBody, charset_of, too_large
 from gateway.parsing.json import JsonScan
 from gateway.request import Request
 from gateway.state import Gateway
-from gateway.types import FIELD_NAMES, JSON_FIELDS, TASK_FORMATS, check_task_type
+from gateway.types import FIELD_NAMES, FIELD_PARTS, JSON_FIELDS, TASK_FORMATS, check_task_type
 from gateway.types.fields import renamed_field, shorten_name, unknown_field
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
@@ -230,7 +230,8 @@ class FormFields:
 
     `json` are those with JSON text, `lists` those that may be given several times, `split` those whose
     members may be parts, such as `NAME[member]`; `file` is the audio file. `renamed` are the fields of a task
-    that have another name here.
+    that have another name here. `parts` are the members of objects, such as `voice_settings.speed`, which
+    errors may propose.
     """
 
     names: Collection[str]
@@ -239,9 +240,10 @@ class FormFields:
     split: Collection[str] = ()
     file: str = "audio"
     renamed: Mapping[str, str] = field(default_factory=dict)
+    parts: Collection[str] = ()
 
 
-TASK_FIELDS = FormFields(FIELD_NAMES, JSON_FIELDS)
+TASK_FIELDS = FormFields(FIELD_NAMES, JSON_FIELDS, parts=FIELD_PARTS)
 """The fields of a form of `POST /api/v1/task`."""
 
 
@@ -314,12 +316,13 @@ def _unknown_part(part: Part, fields: FormFields) -> PomeloError:
     name = part.name
     if name in fields.renamed:
         return renamed_field(name, fields.renamed[name])
-    outer = name.partition("[")[0]
+    outer = re.split(r"[.[]", name, maxsplit=1)[0]
     if outer != name and outer in fields.json:  # HTTP libraries split objects and lists in this way
         return invalid(outer, f"one field with JSON text, not {shorten_name(name)}")
     if _is_file(part):
         return unknown_field(name, known=[fields.file], listed=[fields.file])
-    return unknown_field(name, known=[each for each in fields.names if each not in fields.renamed])
+    names = [each for each in fields.names if each not in fields.renamed]
+    return unknown_field(name, known=[*names, *fields.parts])
 
 
 def _decode(name: str, data: bytes, content_type: str, is_file: bool) -> str:

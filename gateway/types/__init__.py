@@ -24,6 +24,9 @@ COMMON_FIELDS = frozenset({"model", "stream"})
 FIELD_NAMES = COMMON_FIELDS.union({"audio"}, *(each.fields for each in TASK_FORMATS.values()))
 """The fields of all task types."""
 
+FIELD_PARTS = frozenset(part for each in TASK_FORMATS.values() for part in each.parts)
+"""The members of fields that are objects, such as voice_settings.speed."""
+
 JSON_FIELDS = frozenset(
     field.name for each in TASK_FORMATS.values() for field in each.fields.values() if field.is_json
 )

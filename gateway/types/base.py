@@ -70,11 +70,15 @@ class TaskFormat:
         """Whether a form may have an audio file."""
         return self.takes_audio or self.ignores_audio_file
 
+    @property
+    def parts(self) -> list[str]:
+        """The members of its fields that are objects, such as voice_settings.speed."""
+        return [f"{name}.{part}" for name, rule in self.rules.items() for part in rule.fields or ()]
+
     def unknown_field(self, name: str) -> PomeloError:
         """Returns the error for a field that the task type does not have."""
         names = [*self.rules, "stream"]
-        parts = [f"{name}.{part}" for name, rule in self.rules.items() for part in rule.fields or ()]
-        return unknown_field(name, self.name, known=names + parts, listed=names)
+        return unknown_field(name, self.name, known=names + self.parts, listed=names)
 
 
 class StreamObjects:

@@ -302,7 +302,10 @@ def unknown_field(
     shown = shorten_name(name)
     where = f" for {type_name} models" if type_name else ""
     advice = "Leave it out"
-    if meant := _similar_name(name, known):
+    if name in known:  # a member of an object, such as voice_settings.speed
+        outer, _, member = name.rpartition(".")
+        advice = f"Send {outer} as an object with {member}"
+    elif meant := _similar_name(name, known):
         advice = f"Use {meant}, or leave it out"
     elif listed:
         advice = f"Leave it out, or use {'one of ' if len(listed) > 1 else ''}{', '.join(listed)}"

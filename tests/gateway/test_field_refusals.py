@@ -35,6 +35,11 @@ def test_a_field_that_the_task_type_does_not_have_is_refused_and_named(task_type
         (TEXT, {"temprature": 1}, "temprature. Use temperature, or leave it out"),
         (TEXT, {"Stream": True}, "Stream. Use stream, or leave it out"),
         (TTS, {"speed": 1}, "speed. Use voice_settings.speed, or leave it out"),
+        (
+            TTS,
+            {"voice_settings.speed": 1},
+            "voice_settings.speed. Send voice_settings as an object with speed",
+        ),
         (TTS, {"voice_settings": {"stabilty": 1}}, "Use voice_settings.stability, or leave it out"),
         (TTS, {"voice_settings": {"pitch": 1}}, "voice_settings.pitch. Leave it out"),
         (TEXT, {"messages": [{"role": "user", "contents": "x"}]}, "Use messages[0].content, or leave it out"),

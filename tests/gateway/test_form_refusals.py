@@ -31,11 +31,16 @@ async def test_a_text_in_place_of_a_file_is_refused_with_what_to_send(
         (('name="file"; filename="in.mp3"', AUDIO), "Unknown field: file. Leave it out, or use audio"),
         (('name="Audio"; filename="in.mp3"', AUDIO), "Unknown field: Audio. Use audio, or leave it out"),
         (('name="numSpeakers"', b"2"), "Unknown field: numSpeakers. Use num_speakers, or leave it out"),
+        (('name="speed"', b"1"), "Unknown field: speed. Use voice_settings.speed, or leave it out"),
         (('name="color"', b"red"), "Unknown field: color. Leave it out"),
         (('name="color[0]"', b"red"), "Unknown field: color[0]. Leave it out"),
         (
             ('name="voice_settings[speed]"', b"1"),
             "Invalid voice_settings: must be one field with JSON text, not voice_settings[speed]",
+        ),
+        (
+            ('name="voice_settings.speed"', b"1"),
+            "Invalid voice_settings: must be one field with JSON text, not voice_settings.speed",
         ),
         (
             ('name="messages[0][role]"', b"user"),
