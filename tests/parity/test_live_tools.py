@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import pytest
 
+from pomelo.testing import Answer, Call
 from tests.app import RunningApp, run_app
 from tests.driver import PROTOCOLS, Outcome
 
@@ -143,6 +144,30 @@ async def test_the_answer_of_a_vendor_can_be_sent_back_with_results(running: Run
         again = {**body, "messages": [*body["messages"], answer, result]}
         second = await running.ask(protocol, account.live, again)
         assert (second.code, second.output["finish"]) == ("ok", "stop")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_calls_that_are_left_out_are_charged_and_the_others_can_be_sent_back(
+    running: RunningApp, stream: bool
+) -> None:
+    body: dict[str, Any] = {"model": "gpt-4", "messages": [ASKED], "tools": [NOW]}
+    usage = {"prompt_tokens": 9, "completion_tokens": 2_000, "total_tokens": 2_009}
+    for protocol in PROTOCOLS:
+        account = await running.account()
+        running.upstream.script(Answer("All.", tool_calls=(Call("now"),) * 120, usage=usage))
+        answer = await running.ask(protocol, account.live, body, stream=stream)
+        assert (answer.code, answer.output["text"], answer.output["finish"]) == ("ok", "All.", "length")
+        assert len(answer.output["calls"]) == 99
+        record = await running.only_record(account, answer)
+        assert (record.output_tokens, record.complete, record.source) == (2_000, True, "provider")
+        calls = [
+            {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+            for call_id, name, arguments in answer.output["calls"]
+        ]
+        results = [{"role": "tool", "tool_call_id": call["id"], "content": "noon"} for call in calls]
+        messages = [ASKED, {"role": "assistant", "content": "All.", "tool_calls": calls}, *results]
+        again = await running.ask(protocol, account.live, {**body, "messages": messages}, stream=stream)
+        assert (again.code, again.output["finish"]) == ("ok", "stop")
 
 
 @pytest.mark.parametrize("model", MODELS)

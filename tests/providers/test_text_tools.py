@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 
 from pomelo.gen.v1.text_pb2 import FinishReason, JsonSchema, TextFormat, ToolChoice
+from pomelo.providers.guard import MAX_TOOL_CALLS
 from pomelo.testing import Call, FaultUpstream, Stop
 from tests.providers.rig import Rig, read_all
 from tests.providers.text_rig import (
     ANTHROPIC,
+    LENGTH,
     LONG,
+    STOP,
     TIME,
     WEATHER,
     Vendor,
@@ -110,10 +113,17 @@ async def test_a_stream_that_breaks_within_a_tool_call_is_not_complete(
     assert error.code == "provider_failed"
 
 
-async def test_more_tool_calls_than_an_answer_may_have_fail(vendor: Vendor, rig: Rig, stream: bool) -> None:
-    rig.script(vendor.protocol.Answer("", tool_calls=tuple(Call("time") for _ in range(100))))
-    error, _ = await failure(rig.provider, vendor.job(hi(tools=[TIME]), stream=stream))
-    assert error.code == "provider_failed"
+@pytest.mark.parametrize("number", [MAX_TOOL_CALLS, MAX_TOOL_CALLS + 1, 200])
+async def test_calls_that_a_caller_could_not_send_back_are_left_out_and_charged(
+    vendor: Vendor, rig: Rig, number: int, stream: bool
+) -> None:
+    calls = tuple(Call("weather", json.dumps({"city": str(index)})) for index in range(number))
+    rig.script(vendor.protocol.Answer("All of them.", tool_calls=calls, usage=vendor.usage(9, 2_000)))
+    answer = await read_all(rig.provider, vendor.job(hi(tools=[WEATHER]), stream=stream))
+    cities = [json.loads(arguments)["city"] for _, _, arguments in tool_calls(answer, stream=stream)]
+    assert cities == [str(index) for index in range(min(number, MAX_TOOL_CALLS))]
+    assert text(answer) == "All of them."
+    check_last([answer[-1]], 9, 2_000, LENGTH if number > MAX_TOOL_CALLS else STOP)
 
 
 async def test_calls_with_the_same_id_get_other_ids(vendor: Vendor, rig: Rig, stream: bool) -> None:

@@ -63,7 +63,7 @@ class _FinishReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FinishRe
     FINISH_REASON_STOP: _FinishReason.ValueType  # 1
     """The model finished, or generated a stop string."""
     FINISH_REASON_LENGTH: _FinishReason.ValueType  # 2
-    """The output reached max_tokens or the model's own limit."""
+    """The output reached max_tokens, the model's own limit, or 99 tool calls: further ones are left out."""
     FINISH_REASON_CONTENT_FILTER: _FinishReason.ValueType  # 3
     """The provider's content filter ended the output."""
     FINISH_REASON_TOOL_CALLS: _FinishReason.ValueType  # 4
@@ -77,7 +77,7 @@ FINISH_REASON_UNSPECIFIED: FinishReason.ValueType  # 0
 FINISH_REASON_STOP: FinishReason.ValueType  # 1
 """The model finished, or generated a stop string."""
 FINISH_REASON_LENGTH: FinishReason.ValueType  # 2
-"""The output reached max_tokens or the model's own limit."""
+"""The output reached max_tokens, the model's own limit, or 99 tool calls: further ones are left out."""
 FINISH_REASON_CONTENT_FILTER: FinishReason.ValueType  # 3
 """The provider's content filter ended the output."""
 FINISH_REASON_TOOL_CALLS: FinishReason.ValueType  # 4

@@ -33,10 +33,10 @@ def parse_message(message: Any) -> Event:
             raise from_error_body(message, ERROR_MAPPING)
         blocks = message["content"]
         texts = [block["text"] for block in blocks if block["type"] == "text"]
-        calls = [block for block in blocks if block["type"] == "tool_use"]
+        given = [_call(block) for block in blocks if block["type"] == "tool_use"]
         finish = finish_reason(message["stop_reason"], _FINISHES)
-        text, usage = well_formed("".join(texts)), _usage(message.get("usage"))
-        return completed_text(text, finish, usage, whole_calls(map(_call, calls)) if calls else ())
+        finish, calls = whole_calls(finish, given) if given else (finish, [])
+        return completed_text(well_formed("".join(texts)), finish, _usage(message.get("usage")), calls)
     except (AttributeError, KeyError, TypeError):
         pass
     raise malformed_response("a response of another shape")

@@ -2,12 +2,15 @@
 
 Hosts differ: ids are missing, "null" or the same for two calls, pieces have no index or all have the same,
 and arguments are a JSON object instead of its text.
+
+Calls above MAX_TOOL_CALLS are left out, and the answer ends as one that is cut off by its length: the vendor
+charges it, and the caller can use the other calls.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any
@@ -16,7 +19,7 @@ from pydantic_core import from_json
 
 from pomelo.catalog.reported_cost import Report
 from pomelo.fields import MAX_CALL_CHARACTERS
-from pomelo.gen.v1.text_pb2 import ToolCall
+from pomelo.gen.v1.text_pb2 import FINISH_REASON_LENGTH, FINISH_REASON_STOP, FinishReason, ToolCall
 from pomelo.providers.base import Event
 from pomelo.providers.guard import MAX_TOOL_CALLS
 from pomelo.providers.http.errors import malformed_response
@@ -24,22 +27,26 @@ from pomelo.providers.http.parsing import well_formed
 from pomelo.providers.text import StreamState
 
 
-def whole_calls(calls: Iterable[tuple[Any, Any, Any]]) -> list[ToolCall]:
-    """Return the calls of a whole response from their ids, names and arguments.
+def whole_calls(
+    finish: FinishReason.ValueType, calls: Sequence[tuple[Any, Any, Any]]
+) -> tuple[FinishReason.ValueType, list[ToolCall]]:
+    """Return the finish reason and the calls of a whole response, from the vendor's, and from the ids, names
+    and arguments of all its calls.
 
     Raises:
         TypeError: arguments of another type.
-        UpstreamError: provider_failed; a call without a usable name, or too many calls.
+        UpstreamError: provider_failed; a call without a usable name.
     """
     used: set[str] = set()
-    return [
+    usable = [
         ToolCall(
             id=_unique_id(_usable_id(call_id), used),
             name=_usable_name(name),
             arguments_json=well_formed(_arguments_text(arguments)),
         )
-        for call_id, name, arguments in calls
+        for call_id, name, arguments in calls[:MAX_TOOL_CALLS]
     ]
+    return (_of_cut_off(finish) if len(calls) > MAX_TOOL_CALLS else finish), usable
 
 
 @dataclass(slots=True, eq=False)
@@ -64,7 +71,7 @@ class _Call:
 class ToolCallState(StreamState):
     """The state of a stream with tool calls, from the pieces that a vendor sends."""
 
-    __slots__ = ("_by_index", "_ids", "_last", "_named", "_unnamed")
+    __slots__ = ("_by_index", "_ids", "_is_cut_off", "_last", "_named", "_unnamed")
 
     def __init__(self, report: Report) -> None:
         super().__init__(report)
@@ -72,6 +79,8 @@ class ToolCallState(StreamState):
         self._by_index: dict[int, _Call] = {}
         self._last: _Call | None = None
         self._named = self._unnamed = 0
+        self._is_cut_off = False
+        """Whether calls above MAX_TOOL_CALLS were left out."""
 
     def add_piece(self, index: Any, call_id: Any, name: Any, arguments: Any) -> None:
         """Add a vendor's piece of a tool call. Any of its values may be missing.
@@ -82,7 +91,7 @@ class ToolCallState(StreamState):
 
         Raises:
             TypeError: arguments of another type.
-            UpstreamError: provider_failed; a name that can't be one, arguments before it, or too many calls.
+            UpstreamError: provider_failed; a name that can't be one, or arguments before it.
         """
         text = _arguments_text(arguments)
         call_id = _usable_id(call_id)
@@ -91,6 +100,13 @@ class ToolCallState(StreamState):
         call = self._last if index is None else self._by_index.get(index)
         if call is None or (name and call.begins_another(index, call_id)):
             if not (call_id or name or text):
+                return
+            if len(self._ids) == MAX_TOOL_CALLS:
+                self._is_cut_off = True
+                # What follows belongs to the call that is left out, and not to the one before.
+                self._last = None
+                if index is not None:
+                    self._by_index.pop(index, None)
                 return
             call = _Call(_unique_id(call_id, self._ids), call_id)
             self._unnamed += 1
@@ -110,18 +126,19 @@ class ToolCallState(StreamState):
     def completed(self) -> Event:
         if self._unnamed:
             raise malformed_response("a tool call without a name")
+        if self._is_cut_off and self.finish is not None:
+            self.finish = _of_cut_off(self.finish)
         return super().completed()
+
+
+def _of_cut_off(finish: FinishReason.ValueType) -> FinishReason.ValueType:
+    """The finish reason of an answer whose last calls were left out."""
+    return FINISH_REASON_LENGTH if finish == FINISH_REASON_STOP else finish
 
 
 def _unique_id(call_id: str, used: set[str]) -> str:
     """The id of one more call of a response, added to those in use: the vendor's `call_id`, or a new one if
-    that is "" or in use.
-
-    Raises:
-        UpstreamError: provider_failed; the response has too many calls.
-    """
-    if len(used) == MAX_TOOL_CALLS:
-        raise malformed_response("too many tool calls")
+    that is "" or in use."""
     if not call_id or call_id in used:
         call_id = f"call_{token_hex(12)}"
     used.add(call_id)

@@ -8,14 +8,18 @@ from typing import Any
 import pytest
 
 from pomelo.providers import text as streams
+from pomelo.providers.guard import MAX_TOOL_CALLS
 from pomelo.testing import Reply, chunk
 from pomelo.testing.text_answer import DONE
 from tests.providers.rig import Rig, check_no_secrets, read_all
 from tests.providers.text_rig import (
+    FILTERED,
+    LENGTH,
     OPENAI,
     TIME,
     WEATHER,
     failure,
+    finish_reason,
     hi,
     text,
     tool_calls,
@@ -188,6 +192,22 @@ async def test_text_and_arguments_together_are_limited(
         return
     error, begun = await failure(rig.provider, job)
     assert (error.code, begun) == ("provider_failed", "x" * 10)
+
+
+@pytest.mark.parametrize("indexed", ["each its own", "all 0", "none"])
+@pytest.mark.parametrize(("reason", "ours"), [("tool_calls", LENGTH), ("content_filter", FILTERED)])
+async def test_the_pieces_of_a_call_that_is_left_out_belong_to_no_other(
+    rig: Rig, indexed: str, reason: str, ours: int
+) -> None:
+    steps = []
+    for number in range(MAX_TOOL_CALLS + 2):
+        index = {"each its own": number, "all 0": 0, "none": None}[indexed]
+        steps += [[piece(index, f"c{number}", "weather", '{"city":')], [piece(index, None, None, '"Bonn"}')]]
+    rig.script(streamed(*steps, reason=reason))
+    answer = await read_all(rig.provider, OPENAI.job(hi(tools=[WEATHER]), stream=True))
+    expected = [(f"c{number}", "weather", BONN) for number in range(MAX_TOOL_CALLS)]
+    assert tool_calls(answer, stream=True) == expected
+    assert finish_reason(answer) == ours
 
 
 async def test_a_call_whose_name_never_comes_fails(rig: Rig) -> None:
