@@ -32,7 +32,7 @@ from pomelo.providers.http.errors import (
     malformed_response,
 )
 from pomelo.providers.http.parsing import pick, pick_text
-from pomelo.providers.http.polling import UNKNOWN, poll
+from pomelo.providers.http.polling import MAX_FAILURES, UNKNOWN, poll
 from pomelo.providers.http.vendor import Vendor
 
 FORMATS = {ImageFormat.IMAGE_FORMAT_UNSPECIFIED: "png"} | enum_names(ImageFormat.DESCRIPTOR)
@@ -139,16 +139,20 @@ class OrderedImages(Vendor, ABC):
             yield result
 
     async def _states(self, url: URL) -> AsyncGenerator[Any, None]:
-        """The states of a task that the vendor knows."""
+        """The states of a task. MAX_FAILURES responses in a row may have none; after the grace, also those to
+        an unknown task."""
         clock = asyncio.get_running_loop().time
         grace_ends = clock() + self._grace
+        lost = 0
         polls = poll(self._http, url, self._headers, self._poll_errors, interval=self._interval)
         async with aclosing(polls) as states:
             async for state in states:
-                if pick_text(state, "status").lower() != UNKNOWN:
+                status = pick_text(state, "status").lower()
+                if status not in ("", UNKNOWN):
+                    lost = 0
                     yield state
-                elif clock() >= grace_ends:
-                    raise malformed_response("a task that the vendor has lost")
+                elif (not status or clock() >= grace_ends) and (lost := lost + 1) > MAX_FAILURES:
+                    raise malformed_response("a task that the vendor has lost, or without a status")
 
     def _finished(self, task: Any) -> bool:
         """Return whether a task has finished.

@@ -121,6 +121,10 @@ FAILING_POLLS: list[Script] = [
     error_reply(503, SECRETS),
     page(502),
     page(),
+    Reply(steps=(b"null",)),
+    Reply(steps=(b"[]",)),
+    Reply(steps=(b'{"message":"busy"}',)),
+    status("Pending", status=None),
     Reply(before=(Stop.CLOSE,)),
     Reply(before=(Stop.RESET,)),
     Reply(steps=(b'{"sta', Stop.CLOSE)),
@@ -149,6 +153,14 @@ async def test_a_task_that_remains_unknown_fails(rig: Rig) -> None:
         async with open_provider(BFL, rig.bfl_base_url, interval=0.001, grace=0.02) as provider:
             error = await failure(provider, job(DEV))
         assert (error.code, error.retry) == ("provider_failed", NEVER)
+
+
+async def test_a_known_task_that_is_not_found_for_a_moment_is_polled_again(rig: Rig) -> None:
+    lost = (status("Task not found"), error_reply(404, "Task not found"), error_reply(404, "Not Found"))
+    rig.script(Drawing(polls=(status("Pending"), *lost, status("Pending"), *lost)))
+    async with open_provider(BFL, rig.bfl_base_url, interval=0.001, grace=0.0) as provider:
+        await draw_image(provider, job(DEV))
+    assert orders(rig) == 1
 
 
 HUGE = b"\x89PNG\r\n\x1a\n" + b"x" * (1024 * 1024 - 8)
