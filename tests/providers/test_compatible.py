@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -26,6 +24,7 @@ from tests.providers.rig import KEY, SECRETS, check_no_secrets, read_all
 from tests.providers.text_rig import (
     COMPATIBLE,
     USER,
+    a_host,
     check_last,
     check_no_usage,
     failure,
@@ -35,13 +34,6 @@ from tests.providers.text_rig import (
 )
 
 FIELDS = {"model", "messages", "max_tokens", "temperature", "top_p", "seed", "presence_penalty", "frequency_penalty", "stop", "user"}  # fmt: skip
-
-
-@asynccontextmanager
-async def a_host(upstream: FaultUpstream, key: str | None = KEY, **row: Any) -> AsyncIterator[Compatible]:
-    """A host by its row, played by the upstream."""
-    async with Http() as http:
-        yield Compatible(Credentials(key, upstream.openai_base_url), http, host("ahost", row))
 
 
 async def body(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
@@ -41,6 +41,7 @@ from pomelo.testing import (
 )
 from pomelo.testing.event_checker import EventChecker
 from tests.providers.rig import (
+    KEY,
     PROMPT,
     Rig,
     base_url,
@@ -120,6 +121,13 @@ COMPATIBLE = Vendor(
     Route("ahost", "mixtral:8x7b"),
 )
 VENDORS = (OPENAI, ANTHROPIC, LONG, MISTRAL, COMPATIBLE)
+
+
+@asynccontextmanager
+async def a_host(upstream: FaultUpstream, key: str | None = KEY, **row: Any) -> AsyncIterator[Compatible]:
+    """A host by its row, played by the upstream."""
+    async with Http() as http:
+        yield Compatible(Credentials(key, upstream.openai_base_url), http, host("ahost", row))
 
 
 def largest_input() -> TextInput:

@@ -15,14 +15,21 @@ from pomelo.providers.base import Event
 from pomelo.providers.errors import never_retried
 from pomelo.providers.http.errors import ErrorMapping, from_error_body, malformed_response
 from pomelo.providers.http.parsing import parse, pick, pick_list, well_formed
-from pomelo.providers.text import completed_text, finish_reason, token_usage
+from pomelo.providers.text import completed_text, credible, finish_reason, token_usage
 from pomelo.providers.text.tool_calls import ToolCallState, whole_calls
 
 _FINISHES = {
     "length": FinishReason.FINISH_REASON_LENGTH,
     "model_length": FinishReason.FINISH_REASON_LENGTH,
+    "max_tokens": FinishReason.FINISH_REASON_LENGTH,
+    "model_context_window_exceeded": FinishReason.FINISH_REASON_LENGTH,
     "content_filter": FinishReason.FINISH_REASON_CONTENT_FILTER,
+    "refusal": FinishReason.FINISH_REASON_CONTENT_FILTER,
+    "sensitive": FinishReason.FINISH_REASON_CONTENT_FILTER,
 }
+
+_INTERRUPTED = frozenset(("abort", "error", "insufficient_system_resource", "network_error"))
+"""Finish reasons of answers that the host could not complete, such as vLLM's and DeepSeek's."""
 
 _REQUESTED = (None, 0, "0")
 """The index of the choice that is requested, as hosts write it."""
@@ -37,9 +44,10 @@ def parse_completion(completion: Any, error_mapping: ErrorMapping) -> Event:
         UpstreamError: provider_failed if it can't be used; the mapped error of an `error` in it.
     """
     try:
-        if "choices" not in completion and (completion.get("error") or completion.get("object") == "error"):
+        choices = completion.get("choices")
+        if not choices and (completion.get("error") or completion.get("object") == "error"):
             raise from_error_body(completion, error_mapping)
-        choice = _requested(completion["choices"])
+        choice = _requested(choices)
         message = choice["message"]
         finish = _finish_reason(choice, error_mapping)
         content = message.get("content")
@@ -200,11 +208,11 @@ def _parts(chunks: list[Any], kind: str) -> list[Any]:
 
 def _finish_reason(choice: dict[str, Any], error_mapping: ErrorMapping) -> FinishReason.ValueType:
     reason = choice["finish_reason"]
-    if reason == "error" and choice.get("error"):
-        with never_retried():
-            raise from_error_body(choice, error_mapping)
-    if reason == "error":
-        raise malformed_response("an invalid finish_reason")
+    if reason in _INTERRUPTED:
+        if choice.get("error"):
+            with never_retried():
+                raise from_error_body(choice, error_mapping)
+        raise malformed_response("an answer that the host has not completed")
     return finish_reason(reason, _FINISHES)
 
 
@@ -216,9 +224,14 @@ def _usage(usage: Any) -> Usage | None:
         cached, written = details.get("cached_tokens"), details.get("cache_write_tokens")
     if isinstance(details := usage.get("completion_tokens_details"), dict):
         reasoning = details.get("reasoning_tokens")
+    prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
+    if reasoning:
+        counts = [credible(count) for count in (prompt, completion, reasoning)]
+        if None not in counts and sum(counts) == usage.get("total_tokens"):
+            completion += reasoning  # xAI counts, and charges, the reasoning beside the output
     return token_usage(
-        usage.get("prompt_tokens"),
-        usage.get("completion_tokens"),
+        prompt,
+        completion,
         cached=cached or usage.get("num_cached_tokens"),  # the latter is Mistral's
         written=written,
         reasoning=reasoning,

@@ -36,6 +36,11 @@ CACHED = {"prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 2}
         ("content_filter", FILTERED),
         ("tool_calls", STOP),
         ("function_call", STOP),
+        ("end_turn", STOP),
+        ("max_tokens", LENGTH),
+        ("model_context_window_exceeded", LENGTH),
+        ("refusal", FILTERED),
+        ("sensitive", FILTERED),
         ("a_new_one", STOP),
     ],
 )
