@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from pomelo.providers.base import VENDOR_CALL, VendorCall
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.testing import Answer, FaultUpstream, Reply
 from tests.providers.rig import SECRETS, check_no_secrets, read_all
-from tests.providers.text_rig import COMPATIBLE, a_host, check_last, failure, reported_usage
+from tests.providers.text_rig import COMPATIBLE, a_host, check_last, failure, hi, reported_usage
 
 
 @pytest.mark.parametrize("reason", ["abort", "insufficient_system_resource", "network_error"])
@@ -41,6 +42,35 @@ async def test_reasoning_that_is_counted_beside_the_output_is_output(
     assert reported_usage(answer).reasoning_tokens == reasoning
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "The decoder prompt (length 21535) is longer than the maximum model length of 16384. Make sure that ",
+        "request (9412 tokens) exceeds the available context size (8192 tokens), try increasing it",
+        "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 32769. Given: 40000 `inputs`",
+        "This model's maximum prompt length is 131072 but the request contains 136973 tokens.",
+        "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",
+        "The input (233864 tokens) is longer than the model's context length (202752 tokens).",
+    ],
+)
+@pytest.mark.parametrize("form", ["the message of an error", "an error of a backend", "a text"])
+async def test_a_prompt_that_is_too_long_is_known_by_the_words_of_hosts(
+    upstream: FaultUpstream, message: str, form: str, stream: bool
+) -> None:
+    said = message + SECRETS
+    error: Any = {"message": said, "type": "BadRequestError", "param": None, "code": 400}
+    if form == "an error of a backend":
+        raw = json.dumps({"error": error})
+        error = {"message": "Provider returned error", "code": 400, "metadata": {"raw": raw}}
+    elif form == "a text":
+        error = said
+    upstream.script(Reply(400, steps=(json.dumps({"error": error}).encode(),)))
+    async with a_host(upstream) as provider:
+        failed, _ = await failure(provider, COMPATIBLE.job(stream=stream))
+    assert failed.code == "context_length_exceeded"
+    check_no_secrets(failed)
+
+
 @pytest.mark.parametrize("choices", [{}, {"choices": None}, {"choices": []}], ids=str)
 @pytest.mark.parametrize(
     ("theirs", "code", "retry"),
@@ -59,3 +89,22 @@ async def test_an_error_in_place_of_choices_is_mapped_by_its_code(
     assert isinstance(error, UpstreamError)
     assert (error.code, error.retry) == (code, retry)
     check_no_secrets(error)
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "advice"),
+    [(None, "the model takes. Shorten messages"), (9, "model takes. Shorten messages or lower max_tokens")],
+)
+async def test_a_caller_who_has_set_max_tokens_is_asked_to_lower_them_too(
+    upstream: FaultUpstream, max_tokens: int | None, advice: str, stream: bool
+) -> None:
+    """Vendors refuse a prompt and a limit that the context has no room for together, with the same error."""
+    error = {"code": "context_length_exceeded", "message": SECRETS}
+    upstream.script(Reply(400, steps=(json.dumps({"error": error}).encode(),)))
+    call = VendorCall()
+    VENDOR_CALL.set(call)
+    call.job = job = COMPATIBLE.job(hi(max_tokens=max_tokens), stream=stream)
+    async with a_host(upstream) as provider:
+        failed, _ = await failure(provider, job)
+    assert failed.code == "context_length_exceeded"
+    assert failed.message.endswith(advice)

@@ -12,6 +12,7 @@ _MEANINGS = {
     "prompt_too_long": "context_length_exceeded",
     "output_blocked": "content_policy_violation",
     "prefill": "invalid_parameter",
+    "unreadable_image": "invalid_parameter",
     "image_dimensions_too_large": "invalid_parameter",
     "request_too_large": "payload_too_large",
     # Our account, key or permissions. The first two have the status 429, but a retry is pointless.
@@ -32,6 +33,7 @@ _MESSAGES = (
     (pattern(r"prompt is too long|input length and .max_tokens. exceed"), "prompt_too_long"),
     (pattern(r"Output blocked by content filtering"), "output_blocked"),
     (pattern(r"This model does not support assistant message prefill"), "prefill"),
+    (pattern(r"Could not process image"), "unreadable_image"),
 )
 """The vendor has one code for every invalid request; only the beginning of its message differs."""
 

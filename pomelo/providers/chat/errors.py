@@ -86,7 +86,14 @@ _FIELDS = {
 """A host's name of a parameter -> the contract's."""
 
 _PARAM = pattern(r"[a-z_]+")
-_TOO_LONG = pattern(r"(maximum|model's) context (length|window)|too large for model", IGNORECASE)
+_TOO_LONG = pattern(
+    r"(maximum|model's) context (length|window)|too large for model"
+    r"|maximum (model|prompt) length"  # vLLM, xAI
+    r"|available context size"  # llama.cpp
+    r"|`inputs` tokens \+ `max_new_tokens`"  # Together
+    r"|maximum number of tokens allowed",  # Google
+    IGNORECASE,
+)
 _MAX_MESSAGE_CHARS = 1000  # only these are searched
 
 
@@ -101,7 +108,9 @@ def read_error_body(body: Any, own_names: Mapping[str, str] | None = None) -> Er
     codes.append(pick_text(details, 0, "type"))
     if path := pick_list(details, 0, "loc"):
         param = next((name for name in path[1:] if isinstance(name, str)), "")
-    if isinstance(message, str) and _TOO_LONG.search(message[:_MAX_MESSAGE_CHARS]):
+    # OpenRouter passes on the error of its backend as text; others send no more than a text as their error.
+    texts = (message, pick(error, "metadata", "raw"), pick(body, "error"))
+    if any(type(text) is str and _TOO_LONG.search(text[:_MAX_MESSAGE_CHARS]) for text in texts):
         codes.append("context_length_exceeded")
     if pick(error, "metadata", "reasons"):
         codes.append("content_policy_violation")  # OpenRouter's own filter: 403 with reasons

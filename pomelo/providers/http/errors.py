@@ -270,11 +270,16 @@ def _meaning(error_body: ErrorBody, mapping: ErrorMapping) -> str | None:
 def _is_callers(field: str) -> bool:
     """Whether a field that the vendor refuses can be corrected by the caller: a maximum that only the
     catalogue has set can't."""
+    return field != "max_tokens" or _given_max_tokens() != 0
+
+
+def _given_max_tokens() -> int | None:
+    """The max_tokens that the caller has set, or 0; None if there is no job, or if it is not for text."""
     call = VENDOR_CALL.get()
-    if field != "max_tokens" or call is None or (job := call.job) is None:
-        return True
+    if call is None or (job := call.job) is None:
+        return None
     given = job.input if job.given is None else job.given.input
-    return bool(given.max_tokens)
+    return getattr(given, "max_tokens", None)
 
 
 def _reason(status: int, code: str) -> str:
@@ -295,6 +300,10 @@ def _upstream_error(code: str, error_body: ErrorBody, *, message: str = "", **mo
     if code == "context_length_exceeded" and error_body.field in ("prompt", "text"):
         message = f"{error_body.field} is longer than the provider takes. Shorten it"
         return UpstreamError(code, message, field=error_body.field, **more)
+    if code == "context_length_exceeded" and _given_max_tokens():
+        message = (
+            "The prompt and max_tokens exceed what the model takes. Shorten messages or lower max_tokens"
+        )
     if code != "invalid_parameter":
         return UpstreamError(code, message, **more)
     name = error_body.field or "messages"

@@ -38,6 +38,7 @@ STATUSES = [
         None,
         "messages",
     ),
+    (refusal(400, INVALID, message="Could not process image"), "invalid_parameter", None, "messages"),
     (refusal(400, INVALID, message="thinking.type: no"), "provider_failed", None, None),
     (refusal(400, INVALID, message="Your credit balance is too low"), "provider_failed", None, None),
     (refusal(401, "authentication_error"), "provider_failed", None, None),
