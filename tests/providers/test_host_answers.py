@@ -91,6 +91,20 @@ async def test_an_error_in_place_of_choices_is_mapped_by_its_code(
     check_no_secrets(error)
 
 
+@pytest.mark.parametrize("status", [413, 429])
+async def test_a_request_that_alone_exceeds_the_rate_limit_goes_to_the_next_route(
+    upstream: FaultUpstream, status: int, stream: bool
+) -> None:
+    """No wait changes that, and it is no failure of the vendor."""
+    message = "Request too large for model `m` on tokens per minute (TPM): Limit 6000, Requested 12328"
+    error = {"message": message, "type": "tokens", "code": "rate_limit_exceeded"}
+    upstream.script(Reply(status, {"Retry-After": "7"}, steps=(json.dumps({"error": error}).encode(),)))
+    async with a_host(upstream) as provider:
+        failed, _ = await failure(provider, COMPATIBLE.job(stream=stream))
+    assert isinstance(failed, UpstreamError)
+    assert (failed.code, failed.retry, failed.wait) == ("provider_failed", RetryPolicy.NEXT_ROUTE, None)
+
+
 @pytest.mark.parametrize(
     ("max_tokens", "advice"),
     [(None, "the model takes. Shorten messages"), (9, "model takes. Shorten messages or lower max_tokens")],

@@ -38,6 +38,7 @@ MEANINGS = {
     "slow_down": "provider_unavailable",
     "server_is_overloaded": "provider_unavailable",
     # Our account, key, permissions or request. Some have the status 429, but a retry is pointless.
+    "above_rate_limit": "provider_failed",
     "credit_balance_exhausted": "provider_failed",
     "organization_spend_limit_exceeded": "provider_failed",
     "project_spend_limit_exceeded": "provider_failed",
@@ -108,6 +109,8 @@ def read_error_body(body: Any, own_names: Mapping[str, str] | None = None) -> Er
     codes.append(pick_text(details, 0, "type"))
     if path := pick_list(details, 0, "loc"):
         param = next((name for name in path[1:] if isinstance(name, str)), "")
+    if isinstance(message, str) and message.startswith("Request too large for"):
+        codes.insert(0, "above_rate_limit")  # by itself: OpenAI and Groq call it rate_limit_exceeded
     # OpenRouter passes on the error of its backend as text; others send no more than a text as their error.
     texts = (message, pick(error, "metadata", "raw"), pick(body, "error"))
     if any(type(text) is str and _TOO_LONG.search(text[:_MAX_MESSAGE_CHARS]) for text in texts):
