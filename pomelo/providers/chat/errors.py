@@ -64,7 +64,7 @@ MEANINGS = {
     "requests": "provider_unavailable",
     "tokens": "provider_unavailable",
 }
-"""A host's code -> the code of our table."""
+"""A host's code, or our name for the beginning of its message -> the code of our table."""
 
 _FIELDS = {
     "messages": "messages",

@@ -67,6 +67,7 @@ _STATUS_REASONS = {
     403: "the vendor does not allow this to your key",
     404: "the vendor does not have the model or the path",
     408: "the vendor timed out",
+    413: "the request is larger than the vendor takes",
     429: "the vendor's rate limit is reached",
     503: "the vendor is overloaded or down",
     504: "the vendor timed out",

@@ -65,6 +65,7 @@ def test_a_status_has_its_reason(status: int, expected: str) -> None:
 @pytest.mark.parametrize(
     ("status", "code", "expected"),
     [
+        (413, "broke", "the request is larger than the vendor takes"),
         (429, "broke", "your account at the vendor is out of quota or money"),
         (429, "busy", "the vendor's rate limit is reached"),
         (400, "moderated", "the vendor's content policy refused the input"),
