@@ -33,9 +33,9 @@ def parse_message(message: Any) -> Event:
             raise from_error_body(message, ERROR_MAPPING)
         blocks = message["content"]
         texts = [block["text"] for block in blocks if block["type"] == "text"]
-        given = [_call(block) for block in blocks if block["type"] == "tool_use"]
+        given = [block for block in blocks if block["type"] == "tool_use"]
         finish = finish_reason(message["stop_reason"], _FINISHES)
-        finish, calls = whole_calls(finish, given) if given else (finish, [])
+        finish, calls = whole_calls(finish, map(_call, given)) if given else (finish, [])
         return completed_text(well_formed("".join(texts)), finish, _usage(message.get("usage")), calls)
     except (AttributeError, KeyError, TypeError):
         pass

@@ -57,7 +57,7 @@ def parse_completion(completion: Any, error_mapping: ErrorMapping) -> Event:
             content = _join_text(content)
         calls = message.get("tool_calls") or ()
         if calls:
-            finish, calls = whole_calls(finish, list(map(_call, calls)))
+            finish, calls = whole_calls(finish, map(_call, calls))
         return completed_text(well_formed(content), finish, _usage(completion.get("usage")), calls)
     except (AttributeError, IndexError, KeyError, TypeError):
         pass

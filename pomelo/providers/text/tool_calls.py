@@ -10,7 +10,7 @@ charges it, and the caller can use the other calls.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from secrets import token_hex
 from typing import Any
@@ -28,25 +28,26 @@ from pomelo.providers.text import StreamState
 
 
 def whole_calls(
-    finish: FinishReason.ValueType, calls: Sequence[tuple[Any, Any, Any]]
+    finish: FinishReason.ValueType, calls: Iterable[tuple[Any, Any, Any]]
 ) -> tuple[FinishReason.ValueType, list[ToolCall]]:
     """Return the finish reason and the calls of a whole response, from the vendor's, and from the ids, names
-    and arguments of all its calls.
+    and arguments of all its calls. Calls without any of the three are left out.
 
     Raises:
         TypeError: arguments of another type.
         UpstreamError: provider_failed; a call without a usable name.
     """
     used: set[str] = set()
-    usable = [
-        ToolCall(
-            id=_unique_id(_usable_id(call_id), used),
-            name=_usable_name(name),
-            arguments_json=well_formed(_arguments_text(arguments)),
-        )
-        for call_id, name, arguments in calls[:MAX_TOOL_CALLS]
-    ]
-    return (_of_cut_off(finish) if len(calls) > MAX_TOOL_CALLS else finish), usable
+    usable: list[ToolCall] = []
+    for vendor_id, name, arguments in calls:
+        call_id, text = _usable_id(vendor_id), _arguments_text(arguments)
+        if not (call_id or name or text):
+            continue
+        if len(usable) == MAX_TOOL_CALLS:
+            return _of_cut_off(finish), usable
+        call_id = _unique_id(call_id, used)
+        usable.append(ToolCall(id=call_id, name=_usable_name(name), arguments_json=well_formed(text)))
+    return finish, usable
 
 
 @dataclass(slots=True, eq=False)

@@ -133,6 +133,12 @@ WHOLE: dict[str, Any] = {
     "with the id null": [piece(None, "null", "weather", BONN), piece(None, "null", "time", "{}")],
     "with the same id": [call("a", "weather", BONN), call("a", "time", "{}")],
     "objects as arguments": [call("a", "weather", {"city": "Bonn"}), call("b", "time", {})],  # type: ignore[arg-type]
+    "beside one without anything": [
+        call("a", "weather", BONN),
+        call("", "", ""),
+        call("b", "time", "{}"),
+        {},
+    ],
 }
 
 
