@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 
@@ -18,6 +19,9 @@ from pomelo.service import Services, Visit, get_task_model
 from pomelo.telemetry.readiness import Readiness
 
 _MAX_CACHED_TYPES = 1024
+
+TYPES_CACHED = 5.0
+"""Seconds after which the cached task types of models are looked up again: a reload may change them."""
 
 
 @dataclass(slots=True)
@@ -66,6 +70,8 @@ class Gateway:
         task_type = (await get_task_model(self.services.models, model, call)).task_type
         if len(self._task_types) >= _MAX_CACHED_TYPES:
             self._task_types.clear()
+        if not self._task_types:
+            asyncio.get_running_loop().call_later(TYPES_CACHED, self._task_types.clear)
         self._task_types[model] = task_type
         return task_type
 

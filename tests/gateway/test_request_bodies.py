@@ -6,21 +6,11 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from typing import Any
 
 import pytest
 
-from gateway.app import make_gateway
-from gateway.options import GatewayOptions
-from gateway.state import account_of
-from pomelo.call import Call
-from pomelo.gen.v1.model_service_pb2 import Model
-from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.media.duration import MAX_WORKERS
 from pomelo.runtime.in_flight import InFlightLimits
-from pomelo.telemetry.readiness import Readiness
-from tests.calls import call_of
 from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp
 from tests.gateway.requests import (
     CHUNKED,
@@ -28,7 +18,6 @@ from tests.gateway.requests import (
     FORM,
     HI,
     JSON,
-    KEY,
     STT,
     code_of,
     incomplete,
@@ -357,31 +346,3 @@ async def test_a_transfer_encoding_other_than_chunked_is_refused(gateway: Gatewa
     for given, expected in ((encoding, 415), ("Chunked", 200)):
         async with gateway.connect(raw_task(body, framing=f"Transfer-Encoding: {given}")) as (reader, _):
             assert (await read_response(reader))[0] == expected
-
-
-# --- what is known of its model and its account
-
-
-async def test_a_model_is_looked_up_once_until_the_cache_is_full(gateway: GatewayApp) -> None:
-    asked: list[str] = []
-
-    class Models:
-        async def get_model(self, model_id: str, call: Call) -> Model:
-            asked.append(model_id)
-            return Model(id=model_id, task_type=TaskType.TASK_TYPE_IMAGE)
-
-    models: Any = Models()
-    services = replace(gateway.services, models=models)
-    state = make_gateway(services, GatewayOptions(), Readiness())
-    call = call_of(KEY)
-    for name in ("m0", "first") * 2:
-        assert await state.task_type(name, call) == TaskType.TASK_TYPE_IMAGE
-    assert asked == ["m0", "first"]
-    for number in range(1024):
-        await state.task_type(f"m{number}", call)
-    assert await state.task_type("first", call) == TaskType.TASK_TYPE_IMAGE
-    assert asked.count("first") == 2
-
-
-def test_calls_of_an_unknown_account_are_counted_by_their_key() -> None:
-    assert account_of(call_of("one")) == account_of(call_of("one")) != account_of(call_of("other"))

@@ -1,0 +1,76 @@
+"""What a gateway knows of a request's model and its account."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from gateway.app import make_gateway
+from gateway.options import GatewayOptions
+from gateway.state import TYPES_CACHED, Gateway, account_of
+from pomelo.call import Call
+from pomelo.gen.v1.model_service_pb2 import Model
+from pomelo.gen.v1.task_pb2 import TaskType
+from pomelo.service import Services
+from pomelo.telemetry.readiness import Readiness
+from tests.calls import call_of
+from tests.gateway.requests import KEY
+from tests.unit.loop import iterations
+
+CALL = call_of(KEY)
+
+
+class Models:
+    """Models of one task type. `asked` are those that were looked up."""
+
+    def __init__(self) -> None:
+        self.task_type = TaskType.TASK_TYPE_IMAGE
+        self.asked: list[str] = []
+
+    async def get_model(self, model_id: str, call: Call) -> Model:
+        self.asked.append(model_id)
+        return Model(id=model_id, task_type=self.task_type)
+
+
+def gateway_of(models: Any) -> Gateway:
+    return make_gateway(Services(models, models, models, models, models), GatewayOptions(), Readiness())
+
+
+class AdjustableLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock is `ahead` of the real one, in seconds."""
+
+    ahead = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.ahead
+
+
+async def test_a_model_is_looked_up_once_until_the_cache_is_full() -> None:
+    models = Models()
+    state = gateway_of(models)
+    for name in ("m0", "first") * 2:
+        assert await state.task_type(name, CALL) == TaskType.TASK_TYPE_IMAGE
+    assert models.asked == ["m0", "first"]
+    for number in range(1024):
+        await state.task_type(f"m{number}", CALL)
+    assert await state.task_type("first", CALL) == TaskType.TASK_TYPE_IMAGE
+    assert models.asked.count("first") == 2
+
+
+def test_a_model_whose_type_was_changed_by_a_reload_gets_its_new_type() -> None:
+    async def test() -> None:
+        models = Models()
+        state = gateway_of(models)
+        for task_type in (TaskType.TASK_TYPE_TEXT, TaskType.TASK_TYPE_IMAGE, TaskType.TASK_TYPE_TEXT):
+            models.task_type = task_type
+            assert await state.task_type("our-model", CALL) == task_type
+            loop.ahead += TYPES_CACHED
+            await iterations()
+
+    loop = AdjustableLoop()
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(test())
+
+
+def test_calls_of_an_unknown_account_are_counted_by_their_key() -> None:
+    assert account_of(call_of("one")) == account_of(call_of("one")) != account_of(call_of("other"))
