@@ -26,6 +26,10 @@ UTF_8 = frozenset({"", "utf-8", "utf8"})
 
 _CHARSET = re.compile(r""";\s*charset\s*=\s*["']?([^\s;"']*)""", re.IGNORECASE)
 
+_MAX_DIGITS = 20
+"""Digits of a Content-Length, which the parser takes up to 2^64 - 1. There may be thousands of zeros before
+them, and Python refuses to convert so many."""
+
 _MAX_CHUNKS = 4096
 """Chunks (of chunked encoding) that a body may have, whatever their size."""
 
@@ -82,7 +86,7 @@ class RequestBody:
                 raise PomeloError(
                     "unsupported_media_type", "Send the body with no other Transfer-Encoding than chunked"
                 )
-        elif int(length) > limit:
+        elif int(length[-_MAX_DIGITS:]) > limit:
             raise too_large("The body", limit)
         self._request = request
         self._content = request.content

@@ -59,6 +59,14 @@ async def test_a_body_of_exactly_the_limit_is_accepted(
         )
 
 
+async def test_zeros_before_a_content_length_do_not_count(open_gateway: OpenApp) -> None:
+    form = b'--B\r\nContent-Disposition: form-data; name="model"\r\n\r\nnone\r\n--B--'
+    async with open_gateway(json_limit=1000, upload_limit=1000) as gateway:
+        for size, code in ((len(form), b"unsupported_model"), (2001, b"payload_too_large")):
+            request = raw_task(form, content_type=FORM, framing=f"Content-Length: {'0' * 5000}{size}")
+            assert b'"code":"%b"' % code in await gateway.exchange(request)
+
+
 async def test_a_call_counts_as_in_flight_while_its_body_is_read(open_gateway: OpenApp) -> None:
     async with open_gateway(in_flight=InFlightLimits(account_calls=1)) as gateway:
         async with gateway.connect(raw_task(HI)[: 5 - len(BODY)]) as (reader, writer):
