@@ -132,7 +132,11 @@ class ResponseStream:
             end = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
             self._chunked = False
             data = end
-        self.push(data)
+        if self._connection.tcp is None:
+            self.push(data)
+        else:
+            self.push(b"")  # the head, if it was not sent
+            await self._connection.write_slices(data)
         await self.drain()
 
 

@@ -164,12 +164,16 @@ def test_a_body_is_sent_only_when_its_client_has_read_it(
     run(test())
 
 
+@pytest.mark.parametrize("is_stream", [False, True], ids=["whole", "stream"])
 def test_little_of_an_unread_body_is_in_memory_in_encrypted_form(
-    run: Run, certificate: ssl.SSLContext
+    run: Run, certificate: ssl.SSLContext, is_stream: bool
 ) -> None:
     async def test() -> None:
-        async def respond(request: Request) -> Response:
-            return Response({}, BODY)
+        async def respond(request: Request) -> Response | None:
+            if not is_stream:
+                return Response({}, BODY)
+            await ResponseStream(request, {}).finish(BODY)
+            return None
 
         async with serve(respond, certificate) as served, served.connect(GET):
             connection = await served.stalled()
