@@ -161,6 +161,9 @@ class FormParts:
             if len(buffer) >= MAX_PADDING + len(delimiter):
                 raise _malformed()
             await self._fill_buffer()
+        if buffer.find(delimiter[2:], 0, at) >= 0:
+            # A part whose boundary follows no line break, or a bare line feed, would be skipped unnoticed.
+            raise _malformed()
         del buffer[: at + len(delimiter)]
 
     async def _read_part_headers(self) -> bytes:

@@ -117,6 +117,12 @@ async def test_the_bytes_before_the_first_part_and_after_the_last_are_limited() 
         assert await bytes_until_refused(form(b"B", [b"x"], after=flood)) <= 2 * MAX_PADDING + 1000
 
 
+@pytest.mark.parametrize("before", [b"\n", b"x", b"preamble\n", b"\r\r"])
+async def test_a_first_part_without_a_line_end_before_it_is_not_skipped(before: bytes) -> None:
+    data = form(b"B", [b"x", b"y"], before)
+    assert await bytes_until_refused(data) == len(data)
+
+
 async def test_parts_and_their_headers_are_limited() -> None:
     assert await bytes_until_refused(form(b"B", [b""] * (MAX_PARTS + 1))) > 0
     start = b"--B\r\nContent-Disposition: form-data; name=a"
