@@ -50,7 +50,7 @@ _ALLOWED_HEADERS = (
     "X-Stainless-Timeout",
 )
 
-_EXPOSED_HEADERS = (*RESPONSE_HEADERS, "X-Should-Retry", "Accept-Ranges", "Content-Range", "ETag")
+_EXPOSED_HEADERS = (*RESPONSE_HEADERS, "X-Should-Retry", "Allow", "Accept-Ranges", "Content-Range", "ETag")
 """Listed by name because older browsers do not support `*`."""
 
 _EXPOSE: Mapping[str, str] = {hdrs.ACCESS_CONTROL_EXPOSE_HEADERS: ", ".join(_EXPOSED_HEADERS)}

@@ -46,7 +46,7 @@ ASKED = {
 EXPOSED = {
     "retry-after", "x-request-id", "x-pomelo-mode", "x-pomelo-adjusted", "x-credits-remaining",
     "x-credits-charged", "idempotent-replayed", "preference-applied", "deprecation", "sunset",
-    "x-should-retry",
+    "x-should-retry", "allow",
 } | {name.lower() for name in RESPONSE_HEADERS}  # fmt: skip
 
 
