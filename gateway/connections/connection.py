@@ -41,7 +41,7 @@ MAX_FRAMING = 512 * 1024
 requests after it."""
 
 MAX_DISCARDED = 64 * 1024 * 1024
-"""Bytes of a refused body that are discarded so that its sender can read the error. No upload is larger."""
+"""The most bytes of a refused body that are discarded so that its sender can read the error."""
 
 MAX_UNAUTHENTICATED = 4
 """Consecutive requests without a valid key after which a connection is closed."""
