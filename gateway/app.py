@@ -8,6 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
+from ipaddress import ip_address
 
 from gateway.connections.connection import Connection
 from gateway.connections.http import HttpConnection
@@ -123,7 +124,7 @@ async def open_rest(
     readiness: Readiness | None = None,
     report_connections: Callable[[Callable[[], int], int], None] = lambda count, limit: None,
 ) -> AsyncIterator[tuple[str, int]]:
-    """Serves REST within the context; yields the host and the port that it listens on (port 0: a free one).
+    """Serves REST within the context; yields `host` and the port that it listens on (port 0: a free one).
     With `reuse_port`, other processes may listen on it too. `readiness` is what health checks report;
     while it is draining, each response is the last one on its connection. `report_connections` is called
     once, with a function that returns the number of connections, and with their limit.
@@ -158,12 +159,18 @@ async def open_rest(
         cors=cors,
     )
     try:
-        bound: tuple[str, int] = sockets[0].getsockname()[:2]
+        address, port = sockets[0].getsockname()[:2]
         if not options.public_url:
             scheme = "http" if ssl_context is None else "https"
-            gateway.link = public_links(f"{scheme}://{join_address(*bound)}")
+            url = f"{scheme}://{join_address(host, port)}"
+            gateway.link = public_links(url)
+            if ip_address(address).is_unspecified:
+                log.warning(
+                    "Links to media begin with %s, which only this machine can reach. Set POMELO_PUBLIC_URL",
+                    url,
+                )
         listener.start()
-        yield bound
+        yield host, port
     finally:
         await listener.close()
         await close_connections(live, options.drain_timeout)

@@ -18,7 +18,17 @@ from gateway.connections.listener import bind
 from gateway.options import GatewayOptions
 from pomelo.call import Call, Principal
 from tests.gateway.gateway_app import GatewayApp, OpenApp, authenticate
-from tests.gateway.requests import ACCOUNT, HEALTH, HI, raw_get, raw_task, read_status, read_until_closed
+from tests.gateway.requests import (
+    ACCOUNT,
+    HEALTH,
+    HI,
+    KEY,
+    TTS,
+    raw_get,
+    raw_task,
+    read_status,
+    read_until_closed,
+)
 from tests.gateway.scripts import play, word
 
 
@@ -74,6 +84,20 @@ async def test_a_delay_of_the_server_does_not_count_against_clients_that_wait(
             reader, writer = await asyncio.open_connection(sock=each)
             assert await read_status(reader) == 200
             writer.close()
+
+
+@pytest.mark.parametrize(("host", "warnings"), [("127.1", 0), ("0.0.0.0", 1)])
+async def test_links_to_media_begin_with_the_address_that_was_configured(
+    gateway: GatewayApp, caplog: pytest.LogCaptureFixture, host: str, warnings: int
+) -> None:
+    async with open_rest(gateway.services, GatewayOptions(), host, 0) as (named, port):
+        assert named == host
+        base = f"http://{host}:{port}"
+        url, headers = f"http://127.0.0.1:{port}/api/v1/task", {"Authorization": f"Bearer {KEY}"}
+        async with gateway.http.post(url, json=TTS, headers=headers) as response:
+            assert (await response.json())["audio"]["url"].startswith(f"{base}/media/")
+    reported = [each for each in caplog.messages if each.startswith(f"Links to media begin with {base}, ")]
+    assert len(reported) == warnings
 
 
 def open_files() -> int:
