@@ -13,6 +13,7 @@ from gateway.parsing.body import ParseQueue
 from gateway.request import Request
 from gateway.types.base import Link
 from pomelo.call import Call
+from pomelo.errors import PomeloError
 from pomelo.network.origin import network
 from pomelo.runtime.in_flight import InFlight
 from pomelo.service import Services, Visit, get_task_model
@@ -51,7 +52,12 @@ class Gateway:
         Raises:
             PomeloError: invalid_api_key, concurrency_limit_exceeded, overloaded, store_unavailable.
         """
-        visit = await self.services.access.admit(call)
+        try:
+            visit = await self.services.access.admit(call)
+        except PomeloError:
+            if call.principal is not None:  # the key is valid, even if the account has too many calls
+                request.connection.trust(account_of(call))
+            raise
         request.connection.trust(account_of(call))
         return visit
 

@@ -9,6 +9,8 @@ from functools import partial
 
 import pytest
 
+from gateway.connections.connection import MAX_UNAUTHENTICATED
+from pomelo.runtime.in_flight import InFlightLimits
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import (
     ACCOUNT,
@@ -17,6 +19,7 @@ from tests.gateway.requests import (
     HEALTH,
     HI,
     KEY,
+    code_of,
     raw_get,
     raw_task,
     read_response,
@@ -35,6 +38,29 @@ async def test_a_valid_key_resets_the_count_of_unauthenticated_requests(gateway:
         for each in asked:
             writer.write(each)
             assert await read_status(reader) == (200 if each is ACCOUNT else 401)
+
+
+async def test_a_valid_key_keeps_the_connection_of_an_account_with_too_many_calls(
+    open_gateway: OpenApp,
+) -> None:
+    async with (
+        open_gateway(in_flight=InFlightLimits(account_calls=1), untrusted_timeout=0.6) as gateway,
+        gateway.connect() as (reader, writer),
+    ):
+        writer.write(ACCOUNT)
+        assert await read_status(reader) == 200
+        started, ended = asyncio.Event(), asyncio.Event()
+        gateway.provider.script = play(started.set, ended.wait, *text_events("late"))
+        running = asyncio.create_task(code_of(gateway.post_task(HI)))
+        await started.wait()
+        for _ in range(MAX_UNAUTHENTICATED + 1):
+            writer.write(ACCOUNT)
+            assert await read_status(reader) == 503
+        await asyncio.sleep(0.9)  # longer than the lifetime of an untrusted connection
+        ended.set()
+        assert await running == (200, "")
+        writer.write(ACCOUNT)
+        assert await read_status(reader) == 200
 
 
 async def test_the_size_of_each_request_head_is_limited_separately(gateway: GatewayApp) -> None:
