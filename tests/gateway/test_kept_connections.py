@@ -10,7 +10,10 @@ from functools import partial
 import pytest
 
 from gateway.connections.connection import MAX_UNAUTHENTICATED
+from pomelo.call import Call
+from pomelo.errors import PomeloError
 from pomelo.runtime.in_flight import InFlightLimits
+from pomelo.service import Visit
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import (
     ACCOUNT,
@@ -61,6 +64,20 @@ async def test_a_valid_key_keeps_the_connection_of_an_account_with_too_many_call
         assert await running == (200, "")
         writer.write(ACCOUNT)
         assert await read_status(reader) == 200
+
+
+async def test_a_valid_key_keeps_the_connection_if_a_server_elsewhere_has_too_many_calls(
+    gateway: GatewayApp,
+) -> None:
+    class Elsewhere:
+        async def admit(self, call: Call) -> Visit:
+            call.response_headers["X-Pomelo-Mode"] = "test"
+            raise PomeloError("overloaded")
+
+    async with gateway.over(access=Elsewhere()) as other, other.connect() as (reader, writer):
+        for _ in range(MAX_UNAUTHENTICATED + 1):
+            writer.write(ACCOUNT)
+            assert await read_status(reader) == 503
 
 
 async def test_the_size_of_each_request_head_is_limited_separately(gateway: GatewayApp) -> None:
