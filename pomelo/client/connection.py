@@ -115,7 +115,8 @@ class Attempts:
     """The attempts of one call, which share its deadline and its idempotency key.
 
     A `task` gets the caller's idempotency key, or a new one if it may be repeated. Without a key it is
-    repeated only if the server says so: it might run twice.
+    repeated only if the server says so: it might run twice. If an attempt broke, and its task still runs, the
+    next one waits for its answer, which counts as no retry.
 
     Raises:
         ValueError, TypeError: one of the `settings` is wrong.
@@ -132,6 +133,8 @@ class Attempts:
         )
         self._left = connection.retries if retries is None else _checked_retries(retries)
         self._backoff = _FIRST_BACKOFF
+        self._broke = False
+        """Whether an attempt broke: the server may not have noticed, and still run it."""
         self.metadata = [("authorization", f"Bearer {connection.key}")]
         if request_id := settings.get("request_id"):
             self.metadata.append(("x-request-id", _checked_text("request_id", request_id)))
@@ -162,9 +165,12 @@ class Attempts:
             ApiError: the error, if the call must not or can't be repeated in time.
         """
         seconds = self._wait_before_retry(error)
-        if seconds is None or self._left <= 0 or time.monotonic() + seconds >= self._deadline:
+        # ABORTED: a call with the same idempotency key runs. Giving up would lose an answer that is charged.
+        runs = self._broke and error.code() is grpc.StatusCode.ABORTED
+        if seconds is None or (self._left <= 0 and not runs) or time.monotonic() + seconds >= self._deadline:
             raise self.failure(error) from None
-        self._left -= 1
+        if not runs:
+            self._left -= 1
         return seconds
 
     def failure(self, error: Any) -> ApiError:
@@ -179,6 +185,7 @@ class Attempts:
         if pushback is not None:
             return int(pushback) / 1000 + jitter if pushback.isdigit() else None
         if error.code() in _INTERRUPTED and self._repeatable:
+            self._broke = True
             return backoff / 2 + jitter
         return None
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 
 import pytest
@@ -72,6 +72,30 @@ class Failing:
         self._fail(spec, call)
         async with self._inner.stream_task(spec, options, call) as events:
             yield events
+
+
+@asynccontextmanager
+async def half_broken(address: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
+    """Yields the address of a proxy, and a function that breaks its first connection at the client's end only."""
+    writers: list[asyncio.StreamWriter] = []
+    forwarding: set[asyncio.Task[None]] = set()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(64 * 1024):
+                writer.write(data)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(*address.split(":"))
+        writers.extend((writer, back))
+        forwarding.update(asyncio.create_task(forward(*way)) for way in ((reader, back), (there, writer)))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as proxy:
+        host, port = proxy.sockets[0].getsockname()
+        yield f"{host}:{port}", lambda: writers[0].transport.abort()
+        for end in writers:
+            end.transport.abort()
+        await asyncio.wait(forwarding)
 
 
 @pytest.fixture
@@ -222,6 +246,28 @@ async def test_a_call_whose_connection_breaks_is_repeated_and_charged_once(
     (record,) = await server.records(account)
     assert record.complete
     assert (await server.balance(account, live=True)).spent == record.cost
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+async def test_a_call_waits_for_its_attempt_that_the_server_still_runs(
+    connect: ClientFactory, failing: tuple[str, Failing], keys: Keys, upstream: FaultUpstream, stream: bool
+) -> None:
+    address, tasks = failing
+    gate = Gate()
+    prompt = f"unnoticed 0 {time.monotonic_ns()}"
+    upstream.when(prompt, Answer("one two", at={0: gate}))
+    async with half_broken(address) as (target, break_first):
+        client = connect(keys.live, target)
+        call = begin(client, prompt, stream=stream)
+        await gate.reached.wait()
+        break_first()
+        await until(lambda: call.done() or len(tasks.keys[prompt]) == 4)
+        assert not call.done(), "these were more attempts than the client's retries"
+        gate.open()
+        result = await call
+    upstream.reset()
+    assert (result.text, result.replayed) == ("one two", True)
+    assert len(set(tasks.keys[prompt])) == 1
 
 
 @KIND
