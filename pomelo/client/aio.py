@@ -288,11 +288,12 @@ class AsyncClient(ClientBase):
 
 class AsyncStream(StreamState[AsyncClient, T, R]):
     """The output of a task as it arrives: `async with` opens the stream and cancels it when it is left,
-    `async for` yields its pieces. After the last piece there is the `result`.
+    `async for` yields its pieces. After the last piece there is the `result`. Cancelling a read, also by a
+    timeout, ends the stream.
 
     Raises:
         pomelo.client.ApiError: the task was refused or failed.
-        pomelo.client.IncompleteStream: the server ended the stream too early.
+        pomelo.client.IncompleteStream: the server ended the stream too early, or a read was cancelled.
     """
 
     async def __aenter__(self) -> Self:
@@ -314,11 +315,9 @@ class AsyncStream(StreamState[AsyncClient, T, R]):
                 return piece
         raise StopAsyncIteration
 
-    async def events(self) -> AsyncIterator[TaskEvent]:
+    def events(self) -> AsyncIterator[TaskEvent]:
         """Yields the events of the contract in place of the pieces."""
-        while (event := await self._next_event()) is not None:
-            self._read(event)
-            yield event
+        return _Events(self)
 
     async def _next_event(self) -> TaskEvent | None:
         if self._rpc is None:
@@ -340,9 +339,24 @@ class AsyncStream(StreamState[AsyncClient, T, R]):
             return await self._client._next(self._rpc, self._attempts)
         except asyncio.CancelledError:
             task = asyncio.current_task()
-            if self._left and not (task is not None and task.cancelling()):
+            if task is None or not task.cancelling():
                 self._is_over()  # another task has left the block
+                raise IncompleteStream("A cancelled read of the stream has ended it") from None
             raise
+
+
+class _Events(AsyncIterator[TaskEvent]):
+    """The events of a stream. A generator would look complete after a read that was cancelled."""
+
+    def __init__(self, stream: AsyncStream[Any, Any]) -> None:
+        self._stream = stream
+
+    async def __anext__(self) -> TaskEvent:
+        event = await self._stream._next_event()
+        if event is None:
+            raise StopAsyncIteration
+        self._stream._read(event)
+        return event
 
 
 async def _send(rpc: Any, upload: Upload) -> None:

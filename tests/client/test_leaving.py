@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from pomelo.testing import Answer, Gate
 from tests.app import Account, RunningApp, app_fixture
 from tests.client.clients import KINDS, begin, make_client, read
 from tests.conftest import Keys
-from tests.waiting import cancel
+from tests.waiting import cancel, until
 
 server = app_fixture()
 
@@ -131,6 +132,32 @@ async def test_a_reader_of_a_stream_that_another_has_left_is_not_cancelled(
         await reader
     await server.idle(account, live=True)
     await client.close()
+
+
+@pytest.mark.parametrize("events", [False, True], ids=["pieces", "events"])
+async def test_a_stream_whose_read_was_cancelled_is_incomplete(events: bool, server: RunningApp) -> None:
+    account = await server.account()
+    gate = Gate()
+    server.upstream.script(Answer("one two three", at={2: gate}))
+    async with (
+        AsyncClient(str(server.server.grpc), key=account.live) as client,
+        client.stream("gpt-4", "Hello") as stream,
+    ):
+        pieces: AsyncIterator[Any] = stream.events() if events else stream
+
+        got: list[Any] = []
+
+        async def read_all() -> None:
+            async for piece in pieces:
+                got.append(piece)
+
+        reading = asyncio.create_task(read_all())
+        await until(lambda: len(got) >= 2)
+        await cancel(reading)
+        for _ in range(2):
+            with pytest.raises(IncompleteStream, match="A cancelled read"):
+                await asyncio.create_task(read_all())
+    await ended_at_the_vendor(server, account)
 
 
 async def test_an_asyncio_client_says_that_it_belongs_to_another_event_loop(app: App, keys: Keys) -> None:
