@@ -27,7 +27,7 @@ class OutputFile:
         """None: `path` itself is written to."""
         self._target = path
         with self._named_errors():
-            if _is_special(path):
+            if is_special(path):  # renaming a file to its name would replace it
                 self._file = path.open("wb", buffering=0)
                 return
             self._target = Path(os.path.realpath(path))
@@ -86,8 +86,8 @@ class OutputFile:
             raise
 
 
-def _is_special(path: Path) -> bool:
-    """Whether it exists and is no regular file: renaming a file to its name would replace it."""
+def is_special(path: Path) -> bool:
+    """Whether it exists and is no regular file, but a device or a pipe, for example."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except FileNotFoundError:

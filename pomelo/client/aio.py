@@ -360,11 +360,24 @@ class _Events(AsyncIterator[TaskEvent]):
 
 
 async def _send(rpc: Any, upload: Upload) -> None:
-    """Sends an upload until it is complete or the server has answered."""
+    """Sends an upload until it is complete or the server has answered, also while a pipe is waited for."""
     # An InternalError: the call ended while the end of the upload was being sent.
     ended = (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError)
-    with upload.open() as file, suppress(*ended):
-        requests = upload.requests(file)
-        while (request := await asyncio.to_thread(next, requests, None)) is not None:
-            await rpc.write(request)
-        await rpc.done_writing()
+    sending = asyncio.timeout(None)
+
+    def stop(_: Any) -> None:
+        with suppress(RuntimeError):  # it has ended already
+            sending.reschedule(0)
+
+    try:
+        async with sending:
+            if not upload.repeatable:  # a file that is read again must not be read by a thread that is left
+                rpc.add_done_callback(stop)
+            with await asyncio.to_thread(upload.open) as file, suppress(*ended):
+                requests = upload.requests(file)
+                while (request := await asyncio.to_thread(next, requests, None)) is not None:
+                    await rpc.write(request)
+                await rpc.done_writing()
+    except TimeoutError:
+        if not sending.expired():
+            raise

@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol
 
 from pomelo.gen.v1.media_pb2 import Media, MediaSource
 from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
-from pomelo.output_file import OutputFile
+from pomelo.output_file import OutputFile, is_special
 
 MAX_INLINE_BYTES = 3 * 1024 * 1024
 """Bytes of audio that are sent in the task; larger audio is uploaded first."""
@@ -41,27 +41,31 @@ class Upload:
             )
         self._file = Path(file) if isinstance(file, str) else file
         self._content_type = content_type
-        self._start: int | None = None
-        if isinstance(self._file, (bytes, os.PathLike)):
+        self._start = 0
+        if isinstance(self._file, bytes):
             self.repeatable = True
+        elif isinstance(self._file, os.PathLike):
+            self.repeatable = not is_special(Path(self._file))
         else:
             self.repeatable = self._file.seekable()
-            self._start = self._file.tell() if self.repeatable else None
+            if self.repeatable:
+                self._start = self._file.tell()
 
     def size(self) -> int | None:
         """Returns how many bytes it has; None if only reading it can tell."""
+        if not self.repeatable:
+            return None
         if isinstance(self._file, bytes):
             return len(self._file)
         if isinstance(self._file, os.PathLike):
             return Path(self._file).stat().st_size
-        if self._start is None:
-            return None
         end = self._file.seek(0, io.SEEK_END)
         self._file.seek(self._start)
         return end - self._start
 
     def open(self) -> AbstractContextManager[BinaryIO]:
-        """Returns the file, open at its start; a file of the caller's stays open at the end.
+        """Returns the file, open at its start; a file of the caller's stays open at the end. Opening a pipe
+        waits for its writer.
 
         Raises:
             OSError: it can't be read.
@@ -69,8 +73,9 @@ class Upload:
         if isinstance(self._file, bytes):
             return io.BytesIO(self._file)
         if isinstance(self._file, os.PathLike):
-            return Path(self._file).open("rb")
-        if self._start is not None:
+            # Without a buffer, closing does not wait for a read in another thread.
+            return Path(self._file).open("rb", buffering=0)
+        if self.repeatable:
             self._file.seek(self._start)
         return nullcontext(self._file)
 

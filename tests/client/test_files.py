@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -65,6 +66,14 @@ def test_a_pipe_is_read_once_and_its_size_is_unknown() -> None:
     assert (upload.size(), upload.repeatable) == (None, False)
     assert contents(upload) == b"sent"
     assert isinstance(to_source(Pipe(b"sent"), ""), Upload)
+
+
+def test_the_path_of_a_pipe_is_read_once_and_its_size_is_unknown(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    upload = Upload(str(pipe))
+    assert (upload.size(), upload.repeatable) == (None, False)
+    assert isinstance(to_source(pipe, ""), Upload)
 
 
 def test_audio_of_exactly_the_limit_is_sent_in_the_task() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from pomelo.app import App
 from pomelo.call import Call
-from pomelo.client import Overloaded
+from pomelo.client import DeadlineExceeded, Overloaded
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.server.connection_limits import ConnectionObserver
@@ -24,6 +24,7 @@ from tests.client.clients import make_client
 from tests.client.conftest import ClientFactory
 from tests.conftest import Keys
 from tests.waiting import cancel
+from tests.wav import PCM, wav_file
 
 CHUNK = bytes(64 * 1024)
 
@@ -92,6 +93,48 @@ async def test_a_pipe_is_uploaded_once_and_the_servers_error_raised(
     with pytest.raises(Overloaded):
         await call
     assert media.uploaded == [b"OggS"]
+
+
+async def test_the_path_of_a_pipe_is_uploaded_once(
+    connect: ClientFactory, endless: tuple[str, EndlessMedia], keys: Keys, tmp_path: Path
+) -> None:
+    address, media = endless
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writing = asyncio.get_running_loop().run_in_executor(None, pipe.write_bytes, b"OggS")
+    async with asyncio.timeout(20):
+        with pytest.raises(Overloaded):
+            await connect(keys.test, address).upload(pipe)
+        await writing
+    assert media.uploaded == [b"OggS"]
+
+
+async def test_audio_from_the_path_of_a_pipe_may_be_large(client: Any, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    audio = wav_file(PCM, 8000, 2, bytes(8000 * 2 * 280))
+    assert len(audio) > 4 * 1024 * 1024
+    writing = asyncio.get_running_loop().run_in_executor(None, pipe.write_bytes, audio)
+    async with asyncio.timeout(20):
+        transcript = await client.transcribe("eleven-labs-stt", str(pipe))
+        await writing
+    assert transcript.raw.transcription.audio_seconds == 280
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["open", "path"])
+async def test_an_upload_from_a_pipe_without_data_ends_when_the_server_answers(
+    connect: ClientFactory, keys: Keys, tmp_path: Path, named: bool
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = os.open(pipe, os.O_RDWR)  # so that opening the pipe does not wait
+    with pipe.open("rb") as file:
+        try:
+            async with asyncio.timeout(20):
+                with pytest.raises(DeadlineExceeded):
+                    await connect(keys.test, timeout=0.5).upload(pipe if named else file)
+        finally:
+            os.close(writer)  # ends the read that a thread was left with
 
 
 async def test_a_file_that_can_be_read_again_is_uploaded_again(
