@@ -87,9 +87,9 @@ def user(
     level = to_enum(ImageDetail, "detail", detail)
     if isinstance(images, (str, bytes)):
         raise TypeError("images must be a list of images, also for one")
-    parts = [ContentPart(text=text)] if text else []
-    for image in images:
-        parts.append(ContentPart(image=ImagePart(source=_image_source(image), detail=level)))
+    parts = [ContentPart(image=ImagePart(source=_image_source(image), detail=level)) for image in images]
+    if text or not parts:
+        parts.insert(0, ContentPart(text=text))
     return Message(role=ROLE_USER, content=parts, name=name)
 
 

@@ -209,7 +209,8 @@ class TextReader(Reader[str, TextResult]):
 
     def result(self, raw: TaskResult, metadata: Mapping[str, str]) -> TextResult:
         if not raw.text.HasField("message"):
-            content = [ContentPart(text="".join(self._text))] if self._text else []
+            # Without tool calls it has a text, also an empty one: a message without content is refused.
+            content = [ContentPart(text="".join(self._text))] if self._text or not self._calls else []
             for _, (call_id, name, *pieces) in sorted(self._calls.items()):
                 call = ToolCall(id=call_id, name=name, arguments_json="".join(pieces))
                 content.append(ContentPart(tool_call=call))

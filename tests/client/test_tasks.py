@@ -19,6 +19,7 @@ from pomelo.client.files import MAX_INLINE_BYTES
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import TextOutput
 from pomelo.stores.accounts import Grant, Wallet
+from tests.client.clients import read
 from tests.client.conftest import ClientFactory
 from tests.conftest import Keys
 from tests.wav import PCM, wav_file
@@ -106,6 +107,18 @@ async def test_a_stream_yields_text_and_then_has_the_same_result(client: Any) ->
     assert stream.result.usage == whole.usage
     assert stream.result.cost == whole.cost
     assert stream.result.limits.credits is not None
+
+
+async def test_an_answer_without_text_can_be_continued(client: Any) -> None:
+    whole = await client.text("gpt-4", "Hello", stop="This")  # with which the sandbox begins
+    streamed = await read(client.stream("gpt-4", "Hello", stop="This"), [])
+    assert whole.text == ""
+    assert streamed.message == whole.message
+    assert (await client.text("gpt-4", [user("Hello"), streamed.message, user("Go on")])).text
+
+
+async def test_an_empty_text_is_sent(client: Any) -> None:
+    assert (await client.text("gpt-4", "")).text == (await client.text("gpt-4", [user("")])).text
 
 
 async def test_a_stream_yields_the_events_of_the_contract_on_request(client: Any) -> None:

@@ -627,8 +627,9 @@ class TextOutput(_message.Message):
     """Why the model stopped."""
     @_builtins.property
     def message(self) -> Global___Message:
-        """The model's message, with the role assistant: its text, if there is any, then its tool calls. To continue the
-        conversation, append it to the messages of the next task. Absent in a stream, whose deltas contain it.
+        """The model's message, with the role assistant: its text, if there is any, then its tool calls; without both, an empty
+        text, since every message needs content. To continue the conversation, append it to the messages of the next task.
+        Absent in a stream, whose deltas contain it.
         """
 
     def __init__(
