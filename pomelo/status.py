@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Coroutine, Iterable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -151,7 +151,19 @@ def from_rpc_error(error: Any) -> PomeloError:
     return _from_metadata(error.trailing_metadata() or ()) or _from_code(error.code(), error.details() or "")
 
 
-def _from_metadata(metadata: Iterable[tuple[str, Any]]) -> PomeloError | None:
+class Details(NamedTuple):
+    """The details of an error of Pomelo. `code` may be one that only a newer version knows."""
+
+    code: str
+    message: str
+    field: str | None
+    retry_after: int | None
+    values: dict[str, str]
+    repeatable: bool
+
+
+def read_details(metadata: Iterable[tuple[str, Any]]) -> Details | None:
+    """Returns what trailing metadata say of an error; None if they are not of a Pomelo."""
     status = status_pb2.Status()
     info = error_details_pb2.ErrorInfo()
     retry = error_details_pb2.RetryInfo()
@@ -170,13 +182,24 @@ def _from_metadata(metadata: Iterable[tuple[str, Any]]) -> PomeloError | None:
                 retry_after = retry.retry_delay.seconds
     except DecodeError:
         return None
-    code = info.reason.lower()
-    if info.domain != DOMAIN or code not in TABLE:
+    if info.domain != DOMAIN or not info.reason:
         return None
     values = dict(info.metadata)
     field = values.pop("field", None)
+    return Details(info.reason.lower(), status.message, field, retry_after, values, repeatable)
+
+
+def _from_metadata(metadata: Iterable[tuple[str, Any]]) -> PomeloError | None:
+    details = read_details(metadata)
+    if details is None or details.code not in TABLE:
+        return None
     return PomeloError(
-        code, status.message, field=field, retry_after=retry_after, values=values, repeatable=repeatable
+        details.code,
+        details.message,
+        field=details.field,
+        retry_after=details.retry_after,
+        values=details.values,
+        repeatable=details.repeatable,
     )
 
 

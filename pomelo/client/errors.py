@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from pomelo.client.limits import Limits, read_limits
-from pomelo.status import DETAILS_KEY, from_rpc_error
+from pomelo.status import DETAILS_KEY, from_rpc_error, read_details
 
 
 class PomeloClientError(Exception):
@@ -25,7 +25,8 @@ class IncompleteStream(PomeloClientError):
 
 
 class ApiError(PomeloClientError):
-    """A call was refused or failed. Each code has its own subclass.
+    """A call was refused or failed. Each code has its own subclass; an error with a code that is newer than
+    the client is an ApiError itself.
 
     `code` is the code of the error, such as rate_limit_exceeded; `message` says what to do; `field` is the
     field at fault, or None. `values` are the values that the message names, as text: error_reason.proto lists
@@ -187,12 +188,22 @@ _BY_CODE = {each.code: each for each in ApiError.__subclasses__()}
 
 def to_error(error: Any, target: str) -> ApiError:
     """Returns the exception of a failed call (a grpc.RpcError) to a server."""
-    metadata = text_metadata(error.initial_metadata(), error.trailing_metadata())
+    trailing = error.trailing_metadata() or ()
+    metadata = text_metadata(error.initial_metadata(), trailing)
+    details = read_details(trailing)
+    if details is not None and details.code not in _BY_CODE:
+        newer = ApiError(
+            details.message,
+            field=details.field,
+            values=details.values,
+            retry_after=details.retry_after,
+            metadata=metadata,
+        )
+        newer.code = details.code
+        return newer
     known = from_rpc_error(error)
     message = known.message
-    if error.code() is grpc.StatusCode.UNAVAILABLE and not any(
-        key == DETAILS_KEY for key, _ in error.trailing_metadata() or ()
-    ):
+    if error.code() is grpc.StatusCode.UNAVAILABLE and not any(key == DETAILS_KEY for key, _ in trailing):
         message = f"The connection to {target} failed. Check the address, TLS, and that a server is running"
     return _BY_CODE[known.code](
         message,

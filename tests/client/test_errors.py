@@ -6,7 +6,10 @@ import pickle
 from datetime import UTC, datetime
 from typing import Any
 
+import grpc
 import pytest
+from google.rpc import status_pb2
+from google.rpc.error_details_pb2 import ErrorInfo
 
 from pomelo import client as package
 from pomelo.client import (
@@ -28,6 +31,7 @@ from pomelo.client import (
     UnsupportedModel,
 )
 from pomelo.errors import TABLE
+from pomelo.status import DOMAIN, details_metadata
 from tests.app import RunningApp, app_fixture
 from tests.client.clients import KINDS, make_client, read
 from tests.client.conftest import ClientFactory
@@ -85,6 +89,32 @@ async def test_an_error_can_be_pickled(client: Any) -> None:
     copy = pickle.loads(pickle.dumps(caught.value))
     assert (type(copy), copy.message, copy.field) == (InvalidParameter, caught.value.message, "temperature")
     assert copy.request_id == caught.value.request_id
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_error_that_is_newer_than_the_client_keeps_what_the_server_says(kind: str) -> None:
+    status = status_pb2.Status(code=7, message="The region is closed. Use another")
+    values = {"field": "region", "region": "eu"}
+    status.details.add().Pack(ErrorInfo(reason="REGION_CLOSED", domain=DOMAIN, metadata=values))
+
+    async def refuse(request: bytes, context: Any) -> bytes:
+        metadata = (*details_metadata(status), ("x-request-id", "req_1"))
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, status.message, metadata)
+        return b""
+
+    newer = grpc.aio.server()
+    handlers = {"GetAccount": grpc.unary_unary_rpc_method_handler(refuse)}
+    newer.add_registered_method_handlers("pomelo.v1.AccountService", handlers)
+    port = newer.add_insecure_port("127.0.0.1:0")
+    await newer.start()
+    client = make_client(kind, f"127.0.0.1:{port}", "key")
+    with pytest.raises(ApiError) as caught:
+        await client.account()
+    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):
+        assert (type(error), error.code, error.message) == (ApiError, "region_closed", status.message)
+        assert (error.field, error.values, error.request_id) == ("region", {"region": "eu"}, "req_1")
+    await client.close()
+    await newer.stop(None)
 
 
 async def test_a_bad_key_is_refused_by_every_method(connect: ClientFactory, keys: Keys) -> None:
