@@ -48,7 +48,17 @@ from pomelo.client.errors import (
 )
 from pomelo.client.files import Audio, File
 from pomelo.client.limits import Limit, Limits, to_credits
-from pomelo.client.messages import JsonSchema, Messages, Tool, arguments, assistant, system, tool_result, user
+from pomelo.client.messages import (
+    JsonSchema,
+    MessageDict,
+    Messages,
+    Tool,
+    arguments,
+    assistant,
+    system,
+    tool_result,
+    user,
+)
 from pomelo.client.results import ImageResult, Result, SpeechResult, TextResult, Transcript
 from pomelo.client.tasks import Settings, Voice
 from pomelo.gen.v1.media_pb2 import Media
@@ -80,6 +90,7 @@ __all__ = [
     "Limits",
     "Media",
     "Message",
+    "MessageDict",
     "Messages",
     "MethodNotAllowed",
     "MissingParameter",

@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar, Unpack
+from typing import IO, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import grpc
 
@@ -103,7 +103,7 @@ class AsyncClient(ClientBase):
         """
         return await self._upload(Upload(file, content_type), Attempts(self._connection))
 
-    async def download(self, media: Media | str, to: str | os.PathLike[str] | BinaryIO) -> Media:
+    async def download(self, media: Media | str, to: str | os.PathLike[str] | IO[bytes]) -> Media:
         """Writes stored media, by their id, to a path or an open file, in chunks. A path exists only when the
         file is complete, unless it names a device or a pipe.
 

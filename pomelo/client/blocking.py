@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, BinaryIO, Concatenate, ParamSpec, Self, TypeVar, Unpack
+from typing import IO, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import grpc
 
@@ -88,7 +88,7 @@ class Client(ClientBase):
         """
         return self._upload(Upload(file, content_type), Attempts(self._connection))
 
-    def download(self, media: Media | str, to: str | os.PathLike[str] | BinaryIO) -> Media:
+    def download(self, media: Media | str, to: str | os.PathLike[str] | IO[bytes]) -> Media:
         """Writes stored media, by their id, to a path or an open file, in chunks. A path exists only when the
         file is complete, unless it names a device or a pipe.
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import IO, Protocol
 
 from pomelo.gen.v1.media_pb2 import Media, MediaSource
 from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
@@ -18,7 +18,7 @@ MAX_INLINE_BYTES = 3 * 1024 * 1024
 
 _CHUNK_BYTES = 256 * 1024
 
-File = bytes | str | os.PathLike[str] | BinaryIO
+File = bytes | str | os.PathLike[str] | IO[bytes]
 """The content of a file, its path, or a file that is open for reading bytes, from its position on."""
 
 Audio = File | Media
@@ -63,7 +63,7 @@ class Upload:
         self._file.seek(self._start)
         return end - self._start
 
-    def open(self) -> AbstractContextManager[BinaryIO]:
+    def open(self) -> AbstractContextManager[IO[bytes]]:
         """Returns the file, open at its start; a file of the caller's stays open at the end. Opening a pipe
         waits for its writer.
 
@@ -79,7 +79,7 @@ class Upload:
             self._file.seek(self._start)
         return nullcontext(self._file)
 
-    def requests(self, file: BinaryIO) -> Iterator[UploadMediaRequest]:
+    def requests(self, file: IO[bytes]) -> Iterator[UploadMediaRequest]:
         """Yields the messages of the upload of an open file."""
         yield UploadMediaRequest(header=UploadMediaHeader(content_type=self._content_type))
         while chunk := file.read(_CHUNK_BYTES):
@@ -125,7 +125,7 @@ class Writable(Protocol):
         """Writes the bytes."""
 
 
-def written_file(to: str | os.PathLike[str] | BinaryIO) -> AbstractContextManager[Writable]:
+def written_file(to: str | os.PathLike[str] | IO[bytes]) -> AbstractContextManager[Writable]:
     """Returns a block with a file to write: the caller's, or a new one that gets its name at the end.
 
     Raises:

@@ -17,9 +17,10 @@ PROGRAM = """\
 from __future__ import annotations
 
 from collections.abc import Iterator
+from tempfile import SpooledTemporaryFile
 
 from pomelo.client import (
-    AsyncClient, Client, JsonSchema, Message, RateLimitExceeded, Tool, arguments, tool_result, user
+    AsyncClient, Client, JsonSchema, Message, MessageDict, RateLimitExceeded, Tool, arguments, tool_result, user
 )
 
 weather = Tool("weather", "The weather of a place", {"type": "object"})
@@ -36,6 +37,10 @@ def run(client: Client) -> Iterator[str]:
     with client.stream_speech("eleven-labs-tts", "Hi", voice="adam") as speech:
         data: bytes = b"".join(speech)
     print(client.transcribe("eleven-labs-stt", data).language)
+    mixed: list[Message | MessageDict] = [user("Hi"), result.message, {"role": "user", "content": "And?"}]
+    yield client.text("gpt-4", mixed).text
+    with SpooledTemporaryFile() as file:
+        yield client.download(client.upload(file), file).id
     for record in client.usage(model="gpt-4"):
         yield record.id
 
