@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from functools import partial
-from io import SEEK_END, TextIOWrapper
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +17,7 @@ import typer
 
 from pomelo.cli.output import Output, check_out, note_result
 from pomelo.cli.terminal import Ca, Config, FailureError, Key, Progress, Target, task_type_name
+from pomelo.output_file import is_special
 
 if TYPE_CHECKING:
     from pomelo.gen.v1.media_pb2 import Media, MediaSource
@@ -127,7 +129,7 @@ def _make_task(
     if "audio" in fields:
         if file is None or text is not None:
             raise FailureError(f"{model.id} takes audio: give --file and no text")
-        if file.stat().st_size <= _MAX_INLINE_AUDIO:
+        if not is_special(file) and file.stat().st_size <= _MAX_INLINE_AUDIO:
             task_input.audio.data = file.read_bytes()
         else:
             large_audio = task_input.audio
@@ -174,11 +176,10 @@ def _not_text(source: Path | str, model: str) -> FailureError:
 
 async def _chunks(file: Path, progress: Progress) -> AsyncIterator[bytes]:
     sent = 0
-    with file.open("rb") as source:
-        size = source.seek(0, SEEK_END)
-        source.seek(0)
+    with file.open("rb", buffering=0) as source:
+        size = os.fstat(source.fileno()).st_size  # 0 for a pipe
         while chunk := source.read(_CHUNK_SIZE):
-            progress.show(f"Uploading … {sent / max(size, sent, 1):.0%}")
+            progress.show(f"Uploading … {min(sent / size, 1):.0%}" if size else "Uploading …")
             yield chunk
             sent += len(chunk)
 

@@ -116,6 +116,14 @@ async def test_audio_too_large_for_a_message_is_uploaded_first(command: Command,
     assert (folder / "a.wav").stat().st_size > 4 * 1024 * 1024
     transcribed = await command("run", *STT, "-f", "a.wav")
     assert (transcribed.status, transcribed.error) == (0, "")
+    pipe = folder / "pipe"
+    os.mkfifo(pipe)
+    async with asyncio.timeout(20):
+        audio = (folder / "a.wav").read_bytes()
+        piped, _ = await asyncio.gather(
+            command("run", *STT, "-f", "pipe"), asyncio.to_thread(pipe.write_bytes, audio)
+        )
+    assert (piped.status, piped.out) == (0, transcribed.out)
 
 
 async def test_a_link_is_printed_on_request(served: Served, command: Command, folder: Path) -> None:
