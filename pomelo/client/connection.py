@@ -115,8 +115,8 @@ class Attempts:
     """The attempts of one call, which share its deadline and its idempotency key.
 
     A `task` gets the caller's idempotency key, or a new one if it may be repeated. Without a key it is
-    repeated only if the server says so: it might run twice. If an attempt broke, and its task still runs, the
-    next one waits for its answer, which counts as no retry.
+    repeated only if the server says so: it might run twice. If an attempt broke, and the server has not ended
+    its task yet, the next ones wait for its answer, which counts as no retry.
 
     Raises:
         ValueError, TypeError: one of the `settings` is wrong.
@@ -134,7 +134,7 @@ class Attempts:
         self._left = connection.retries if retries is None else _checked_retries(retries)
         self._backoff = _FIRST_BACKOFF
         self._broke = False
-        """Whether an attempt broke: the server may not have noticed, and still run it."""
+        """Whether an attempt broke: the server may still run its task, or try to store its answer."""
         self.metadata = [("authorization", f"Bearer {connection.key}")]
         if request_id := settings.get("request_id"):
             self.metadata.append(("x-request-id", _checked_text("request_id", request_id)))
@@ -165,11 +165,13 @@ class Attempts:
             ApiError: the error, if the call must not or can't be repeated in time.
         """
         seconds = self._wait_before_retry(error)
-        # ABORTED: a call with the same idempotency key runs. Giving up would lose an answer that is charged.
-        runs = self._broke and error.code() is grpc.StatusCode.ABORTED
-        if seconds is None or (self._left <= 0 and not runs) or time.monotonic() + seconds >= self._deadline:
+        # ABORTED: the server has not ended a call with the idempotency key, whose answer may be charged.
+        unended = self._broke and error.code() is grpc.StatusCode.ABORTED
+        self._broke |= error.code() in _INTERRUPTED
+        allowed = self._left > 0 or unended
+        if seconds is None or not allowed or time.monotonic() + seconds >= self._deadline:
             raise self.failure(error) from None
-        if not runs:
+        if not unended:
             self._left -= 1
         return seconds
 
@@ -185,7 +187,6 @@ class Attempts:
         if pushback is not None:
             return int(pushback) / 1000 + jitter if pushback.isdigit() else None
         if error.code() in _INTERRUPTED and self._repeatable:
-            self._broke = True
             return backoff / 2 + jitter
         return None
 

@@ -15,6 +15,7 @@ from pomelo.app import App
 from pomelo.call import Call
 from pomelo.client import (
     ApiError,
+    IdempotencyConflict,
     IdempotencyMismatch,
     Overloaded,
     RateLimitExceeded,
@@ -41,8 +42,8 @@ KIND = pytest.mark.parametrize("kind", KINDS)
 
 
 class Failing:
-    """The tasks of an app whose first attempts fail, as the prompt says: `CODE TIMES`, or `lost`: the first answer
-    does not arrive. `keys` has the idempotency key of each attempt."""
+    """The tasks of an app whose first attempts fail, as the prompt says: `CODE TIMES`, with `FIRST,CODE` if the first
+    has a code of its own; or `lost`: the first answer does not arrive. `keys` has the idempotency key of each attempt."""
 
     def __init__(self, inner: TaskService) -> None:
         self._inner = inner
@@ -55,7 +56,8 @@ class Failing:
         code, times = prompt.split()[:2]
         self._failures[prompt] += 1
         if code != "lost" and self._failures[prompt] <= int(times):
-            raise PomeloError(code, retry_after=1 if code == "overloaded" else None)
+            first, _, later = code.partition(",")
+            raise PomeloError(first if self._failures[prompt] == 1 else later or first, retry_after=1)
 
     async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
         self._fail(spec, call)
@@ -268,6 +270,17 @@ async def test_a_call_waits_for_its_attempt_that_the_server_still_runs(
     upstream.reset()
     assert (result.text, result.replayed) == ("one two", True)
     assert len(set(tasks.keys[prompt])) == 1
+
+
+async def test_a_call_waits_for_its_answer_that_the_store_does_not_have_yet(
+    connect: ClientFactory, failing: tuple[str, Failing], keys: Keys
+) -> None:
+    address, tasks = failing
+    prompt = f"store_unavailable,idempotency_conflict 4 {time.monotonic_ns()}"
+    assert (await connect(keys.test, address).text("gpt-4", prompt)).text
+    assert len(tasks.keys[prompt]) == 5
+    with pytest.raises(IdempotencyConflict):
+        await connect(keys.test, address).text("gpt-4", f"idempotency_conflict 9 {prompt}")
 
 
 @KIND
