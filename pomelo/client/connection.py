@@ -86,9 +86,12 @@ class ClientBase:
         retries: int = 2,
         strict: bool = False,
     ) -> None:
-        address, secure = _parse_target(target or os.environ.get("POMELO_TARGET") or DEFAULT_TARGET)
+        if target is None:
+            target = os.environ.get("POMELO_TARGET") or DEFAULT_TARGET
+        address, secure = _parse_target(target)
         secure = secure or ca is not None or certificate is not None
-        key = key or os.environ.get("POMELO_KEY") or ""
+        if key is None:  # not if it is empty: the call would be charged to another account
+            key = os.environ.get("POMELO_KEY", "")
         if not isinstance(key, str):
             raise TypeError(f"key must be text, not {type(key).__name__}")
         key = key.strip()  # a key that was read from a file ends with a line break

@@ -63,6 +63,9 @@ def test_target_and_key_come_from_the_environment_which_a_server_accepts(
     made = connection(key=None)
     assert (made.target, made.key) == ("pomelo.example:443", "pml_test_y")
     assert connection("127.0.0.1:1", "pml_test_x").key == "pml_test_x"
+    for empty in ({"target": ""}, {"key": ""}):
+        with pytest.raises(ValueError, match=r"no target|no key"):
+            connection(**empty)
     assert load(None, variables)
 
 
