@@ -146,8 +146,8 @@ class Attempts:
         key = settings.get("idempotency_key")
         if task and key is None and self._left > 0:
             key = str(uuid.uuid4())
-        if key:
-            self.metadata.append(("idempotency-key", _checked_text("idempotency_key", key)))
+        if key is not None and _checked_text("idempotency_key", key):
+            self.metadata.append(("idempotency-key", key))
         self._repeatable = bool(key) or not task
 
     def arguments(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ WRONG_TASKS: list[tuple[dict[str, Any], str]] = [
     ({"request_id": 5}, "request_id must be text, not int"),
     ({"idempotency_key": "é"}, "idempotency_key must be printable ASCII"),
     ({"idempotency_key": b"x"}, "idempotency_key must be text, not bytes"),
+    ({"idempotency_key": 0}, "idempotency_key must be text, not int"),
     ({"tools": [{"type": "function"}]}, "tools must be a list of Tool, not of dict"),
     ({"reasoning_effort": "some"}, "reasoning_effort must be one of none, minimal, .*, not 'some'"),
     ({"reasoning_effort": 5}, "reasoning_effort must be one of"),
