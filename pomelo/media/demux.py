@@ -13,12 +13,12 @@ from stdin and answers each with a line of JSON on stdout:
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
 import sys
 from collections.abc import Iterator
-from io import BytesIO
 from typing import Any, BinaryIO
 
 from pomelo.media.containers import FileSlice, chained_streams, structure_size, tag_sizes
@@ -39,6 +39,9 @@ _MAX_FAILURES = 16
 
 _LONGER_THAN_ANY_FILE = 2**62
 """In microseconds."""
+
+_BEYOND_ANY_FILE = 2**40
+"""A position that every file system has."""
 
 _BARE_FORMATS = ("mp3", "aac", "ac3", "eac3", "dts", "amr", "amrnb", "amrwb", "gsm", "loas")
 """Formats that consist only of frames. Any garbage has bytes that look like a frame."""
@@ -98,6 +101,19 @@ def measure(file: BinaryIO, size: int, raw: bool) -> tuple[int, str]:
     except (av.FFmpegError, ValueError, OSError, OverflowError, LookupError, MemoryError):
         return 0, ""
     return ms, name if ms or raw else ""
+
+
+class DiskFile(io.BufferedReader):
+    """A file on the disk that a demuxer reads as it reads bytes in memory: without its name, by whose
+    extension it would guess the format, and with positions far beyond its end, which file systems refuse."""
+
+    def __init__(self, path: str) -> None:
+        raw = io.FileIO(path)
+        raw.name = ""
+        super().__init__(raw)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return super().seek(min(offset, _BEYOND_ANY_FILE), whence)
 
 
 class _LateStreamError(Exception):
@@ -225,13 +241,13 @@ def main() -> None:
         raw = bool(request.get("raw"))
         if "path" in request:
             try:
-                with open(request["path"], "rb") as file:  # noqa: PTH123
+                with DiskFile(request["path"]) as file:
                     result = measure(file, os.fstat(file.fileno()).st_size, raw)
             except OSError:
                 result = (0, "")
         else:
             data = source.read(request["size"])
-            result = measure(BytesIO(data), len(data), raw)
+            result = measure(io.BytesIO(data), len(data), raw)
         print(json.dumps({"ms": result[0], "format": result[1]}), flush=True)  # noqa: T201
 
 

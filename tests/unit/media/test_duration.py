@@ -58,6 +58,22 @@ async def test_the_length_of_every_container_in_use_is_within_3_percent(
     assert (await measurer.measure(AudioSource("", len(data), path=path))).ms == expected
 
 
+@pytest.mark.parametrize("extension", ["bin", "png", "jpg", "mp3", "ulaw"])
+@pytest.mark.parametrize("name", ["ac3", "mp2", "mpeg program stream", "latm", "caf before another chunk"])
+async def test_a_file_is_as_long_as_the_same_bytes_in_memory(
+    measurer: Measurer, tmp_path: Path, name: str, extension: str
+) -> None:
+    if name in corpus.CASES:
+        data = corpus.make(name)
+    else:  # whose size is larger than any file can be
+        data = corpus.make("caf") + b"next" + struct.pack(">Q", 2**60)
+    path = tmp_path / f"audio.{extension}"
+    path.write_bytes(data)
+    measured = await measure(measurer, data)
+    assert measured.ms > 0
+    assert await measurer.measure(AudioSource(sniff("", data[:16]), len(data), path=path)) == measured
+
+
 @pytest.mark.parametrize(
     "name", ["mp3", "wav", "flac", "ogg opus", "webm opus", "adts", "fragmented mp4", "mpeg-ts"]
 )
