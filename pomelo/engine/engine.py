@@ -343,7 +343,7 @@ class Engine:
             answer = idempotency.store_answer(
                 result, accepted.delivery, self._media, stream=reservation.job.stream
             )
-        usage, counted = collector.usage()
+        usage, counted = collector.usage(reservation.job.input)
         write_usage(result, await reservation.settle(usage, counted=counted, answer=answer))
 
 

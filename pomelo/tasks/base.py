@@ -181,8 +181,9 @@ class Collector(ABC):
         """Counts what the task used, from its input and output."""
 
     @abstractmethod
-    def usage(self) -> tuple[Usage, bool]:
-        """The usage of the finished task, and whether it is the provider's count or exact."""
+    def usage(self, task_input: Any) -> tuple[Usage, bool]:
+        """The usage of the finished task, and whether it is the provider's count or exact. `task_input` is
+        the input as its provider got it: a later route than the context's may have served the task."""
 
     def partial_usage(self, task_input: Any) -> Usage:
         """The usage of a stream that ends early, from what it passed on; none for an output that is delivered

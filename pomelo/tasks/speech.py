@@ -218,13 +218,13 @@ class SpeechCollector(Collector):
         writer.close()
         self._writer = None
 
-    def usage(self) -> tuple[Usage, bool]:
+    def usage(self, task_input: TextToSpeechInput | SpeechToSpeechInput) -> tuple[Usage, bool]:
         estimate = self._context.estimate
         if estimate.exact:
             return estimate.maximum, True  # the characters of the text
         measured = estimate.input_audio_ms
         output_ms = self._meter.ms if self._meter is not None else None
-        expected = _ceil((output_ms or 0) * _speed(self._context.input))
+        expected = _ceil((output_ms or 0) * _speed(task_input))
         if not expected or (
             measured
             and expected <= 2 * measured + LENGTH_TOLERANCE_MS

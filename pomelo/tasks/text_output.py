@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from pomelo.catalog.pricing import MAX_TOKENS, Usage
 from pomelo.errors import PomeloError
@@ -235,7 +236,7 @@ class TextCollector(Collector):
             input_tokens=min(estimate.count_input(), estimate.maximum.input_tokens), output_tokens=tokens
         )
 
-    def usage(self) -> tuple[Usage, bool]:
+    def usage(self, task_input: Any) -> tuple[Usage, bool]:
         if self.must_count:
             self.count()
         return self._usage, self._counted

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from math import ceil, inf
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -64,7 +65,7 @@ class TranscriptionCollector(Collector):
         ends = (from_duration(word.end_offset) for word in output.words)
         output.audio_seconds = ms / 1000 or max(ends, default=0.0)
 
-    def usage(self) -> tuple[Usage, bool]:
+    def usage(self, task_input: Any) -> tuple[Usage, bool]:
         if ms := self._reported_ms():
             return Usage(audio_ms=ms), True
         return Usage(audio_ms=self._context.estimate.likely_audio_ms), False

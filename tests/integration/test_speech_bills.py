@@ -81,6 +81,21 @@ ANSWERS: dict[str, tuple[str, bytes]] = {
     "webm for opus": ("opus_48000_32", b"\x1aE\xdf\xa3" + bytes(20_000)),
 }
 
+ROUTES = """
+[models.eleven-labs-sts-twice]
+type = "speech_to_speech"
+limits = { max_audio_seconds = 300 }
+price = { audio_minute = "0.12" }
+price_version = "2026-11-28"
+[[models.eleven-labs-sts-twice.routes]]
+provider = "elevenlabs"
+model = "first"
+[[models.eleven-labs-sts-twice.routes]]
+provider = "elevenlabs"
+model = "second"
+drop = ["speed"]
+"""
+
 app = app_fixture()
 
 
@@ -173,6 +188,22 @@ async def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor(
     await interrupt(app, protocol, caller, text | settings, samples)
     (record,) = await app.records(caller)
     assert record.characters == pytest.approx(150 * sent_speed, abs=1)
+
+
+async def test_speech_of_a_second_route_is_billed_at_the_speed_that_this_route_got(tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(ROUTES)
+    unknown = bytes(range(250)) * 20  # it can't be measured, so the length of the answer decides
+    body = ask_sts("pcm_16000", unknown, model="eleven-labs-sts-twice", voice_settings={"speed": 1.2})
+    async with run_app(tmp_path, settings={"catalog": tmp_path / "own.toml"}) as app:
+        for protocol in PROTOCOLS:
+            for stream in (False, True):
+                caller = await app.account("wide")
+                refusal = Reply(401)
+                app.upstream.script(refusal, Reply(headers=AUDIO, steps=(bytes(10 * 32_000),)))
+                response = await app.ask(protocol, caller.live, body, stream=stream)
+                assert response.code == "ok", response.message
+                record = await app.only_record(caller)
+                assert (record.provider_model, record.audio_ms) == ("second", 10_000)
 
 
 @PROTOCOL_AND_STREAM

@@ -81,7 +81,7 @@ async def answer(
             if collected.add(event) is not None:
                 yield estimate, collected, None
     finish(collected)
-    yield estimate, collected, collected.usage()[0]
+    yield estimate, collected, collected.usage(task_input)[0]
 
 
 FORTY_EXAMPLES = settings(

@@ -140,17 +140,20 @@ def test_an_answer_of_another_length_than_its_input_is_billed_by_its_length_up_t
     else:
         collected.add(chunk(b"\x1aE\xdf\xa3" * 10, "audio/webm"))
     finish(collected)
-    used, counted = collected.usage()
+    used, counted = collected.usage(given)
     assert used.audio_ms == pytest.approx(billed, abs=2)
     assert counted == measured
 
 
 def test_what_neither_the_input_nor_the_answer_measures_is_billed_as_an_estimate() -> None:
     most = Usage(audio_ms=8_000)
-    collected = collector("eleven-labs-sts", stream=True, delivery=INLINE, estimate=Estimate(most, most))
+    given = task_input("eleven-labs-sts")
+    collected = collector(
+        "eleven-labs-sts", stream=True, delivery=INLINE, given=given, estimate=Estimate(most, most)
+    )
     collected.add(chunk(b"\x1aE\xdf\xa3" * 10, "audio/webm"))
     finish(collected)
-    assert collected.usage() == (most, False)
+    assert collected.usage(given) == (most, False)
 
 
 def test_audio_is_billed_up_to_the_maximum_of_the_model() -> None:
@@ -161,4 +164,4 @@ def test_audio_is_billed_up_to_the_maximum_of_the_model() -> None:
     )
     collected.add(chunk(bytes(9 * 32_000), SAMPLES))
     finish(collected)
-    assert collected.usage() == (most, True)
+    assert collected.usage(given) == (most, True)

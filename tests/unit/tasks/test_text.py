@@ -83,7 +83,7 @@ def test_a_long_whole_answer_without_usage_is_counted_exactly_in_little_memory(
     try:
         if counted:
             collected.count()
-        used, is_exact = collected.usage()
+        used, is_exact = collected.usage(None)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
@@ -132,7 +132,7 @@ def test_the_text_of_a_stream_is_kept_only_for_an_idempotency_key(keep: bool) ->
     assert text_of(finish(collected)) == ("four" * 100_000 if keep else "")
     # A stored text takes about its own bytes, not those of 100,000 pieces.
     assert memory < (1_000_000 if keep else 20_000)
-    assert collected.usage()[0].output_tokens == 100_000
+    assert collected.usage(None)[0].output_tokens == 100_000
 
 
 def test_a_stored_stream_has_its_complete_text() -> None:
@@ -171,7 +171,7 @@ def test_plausible_counts_of_a_provider_are_used(counts: tuple[int, ...], counte
     usage = {f"{name}_tokens": count for name, count in zip(names, counts, strict=False)}
     collected.add(text_end(**usage))
     collected.finish(TaskResult())
-    used, by_provider = collected.usage()
+    used, by_provider = collected.usage(None)
     assert by_provider == counted
     if counted:
         assert used == Usage(**usage)
@@ -187,7 +187,7 @@ def test_impossible_counts_are_logged(
     collected.add(delta("some words"))
     collected.add(text_end(input_tokens=counts[0], output_tokens=counts[1]))
     collected.finish(TaskResult())
-    collected.usage()
+    collected.usage(None)
     assert bool(caplog.records) == logged
 
 
@@ -198,7 +198,7 @@ def test_an_early_count_of_the_input_is_billed() -> None:
     assert collected.add(delta("some words")) == delta("some words")
     collected.add(text_end())
     collected.finish(TaskResult())
-    assert collected.usage()[0].input_tokens == 77
+    assert collected.usage(None)[0].input_tokens == 77
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_unary_answer_without_reported_usage_is_not_free(pieces: tuple[str, ..
         collected.add(delta(piece))
     collected.add(text_end(pieces[-1]))
     result = finish(collected)
-    used, counted = collected.usage()
+    used, counted = collected.usage(None)
     assert not counted
     assert used.input_tokens == 3
     assert 2 <= used.output_tokens <= 4
@@ -224,7 +224,7 @@ def test_deltas_without_text_are_not_counted_as_tokens() -> None:
         collected.add(delta(piece))
     collected.add(text_end())
     collected.finish(TaskResult())
-    assert collected.usage()[0].output_tokens == 2
+    assert collected.usage(None)[0].output_tokens == 2
 
 
 def test_only_the_input_of_an_early_count_is_billed() -> None:
@@ -249,7 +249,7 @@ def test_a_plausible_count_is_used_beside_an_impossible_one(
     collected = collector("gpt-4")
     collected.add(text_end("Yes", input_tokens=counts[0], output_tokens=counts[1]))
     result = finish(collected)
-    assert collected.usage() == (Usage(*billed), counted)
+    assert collected.usage(None) == (Usage(*billed), counted)
     assert result.text.finish_reason == FINISH_REASON_STOP
 
 
@@ -273,14 +273,14 @@ def test_reasoning_is_a_part_of_the_output_that_was_counted(
     collected.add(delta("Yes"))
     collected.add(text_end(input_tokens=counts[0], output_tokens=counts[1], reasoning_tokens=counts[2]))
     finish(collected)
-    assert collected.usage()[0] == billed
+    assert collected.usage(None)[0] == billed
 
 
 def test_an_answer_without_text_may_have_no_tokens() -> None:
     collected = collector("gpt-4")
     collected.add(text_end(input_tokens=5))
     finish(collected)
-    assert collected.usage() == (Usage(5, 0), True)
+    assert collected.usage(None) == (Usage(5, 0), True)
 
 
 # --- bounds
@@ -342,7 +342,7 @@ def test_more_input_than_the_catalogue_allows_is_billed_as_far_as_a_text_can_hav
         collected = collector("gpt-4", estimate=bound, given=given, served=model)
         collected.add(text_end("ok", input_tokens=count, output_tokens=2))
         finish(collected)
-        assert collected.usage() == (Usage(billed, 2), billed == count)
+        assert collected.usage(None) == (Usage(billed, 2), billed == count)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -128,7 +128,7 @@ def test_tool_calls_without_reported_usage_are_not_free() -> None:
     collected = collector("gpt-4")
     collected.add(end(ToolCall(id="a", name="x", arguments_json="y" * 799)))
     finish(collected)
-    assert collected.usage() == (Usage(input_tokens=3, output_tokens=100), False)
+    assert collected.usage(None) == (Usage(input_tokens=3, output_tokens=100), False)
 
 
 def test_a_count_of_no_output_tokens_beside_tool_calls_is_impossible() -> None:
@@ -137,7 +137,7 @@ def test_a_count_of_no_output_tokens_beside_tool_calls_is_impossible() -> None:
     event.completed.usage.input_tokens = 5
     collected.add(event)
     finish(collected)
-    assert collected.usage() == (Usage(input_tokens=5, output_tokens=1), False)
+    assert collected.usage(None) == (Usage(input_tokens=5, output_tokens=1), False)
 
 
 def test_a_stored_answer_is_replayed_with_its_tool_calls() -> None:

@@ -26,7 +26,7 @@ def transcript(
     for start, end in words:
         found.words.add(text="word", start_offset=to_duration(start), end_offset=to_duration(end))
     collected.add(event)
-    return finish(collected).transcription, *collected.usage()
+    return finish(collected).transcription, *collected.usage(None)
 
 
 @pytest.mark.parametrize(

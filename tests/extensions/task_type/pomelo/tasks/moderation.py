@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pomelo.catalog.catalog import Model, Route
 from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
@@ -45,7 +47,7 @@ class ModerationCollector(Collector):
             raise PomeloError("provider_failed")
         result.moderation.CopyFrom(self._output)
 
-    def usage(self) -> tuple[Usage, bool]:
+    def usage(self, task_input: Any) -> tuple[Usage, bool]:
         return self._context.estimate.maximum, True
 
 
