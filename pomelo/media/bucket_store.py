@@ -124,9 +124,12 @@ class BucketStore(MediaStore):
         if lifetime is not None:
             expires = self.now() + lifetime
 
-        async def send() -> None:
+        async def send() -> bool:
+            """Returns whether the file still counts: a caller who has left may have discarded it."""
             await self._bucket.send(key, path, media.content_type, expires)
+            counts = path.exists()
             path.unlink(missing_ok=True)
+            return counts
 
         sending = asyncio.ensure_future(send())
         try:
@@ -146,9 +149,12 @@ class BucketStore(MediaStore):
             if (self.folder / media_id).exists():
                 self.discard(media_id, owner)
                 return
-            self._in_background(self._delete(media_id, owner))
             copy = self._copies.get(media_id)
-            if copy is not None and copy.media is not None and not copy.deleted:
+            if copy is None or copy.media is None:
+                self._in_background(self._delete(media_id, counts=True))
+                return
+            self._in_background(self._delete(media_id, counts=False))
+            if not copy.deleted:
                 copy.deleted = True
                 self.uncount(media_id, copy.media.size_bytes)
 
@@ -200,18 +206,21 @@ class BucketStore(MediaStore):
             with suppress(OSError):
                 copy.path.unlink(missing_ok=True)
 
-    async def _discard(self, sending: asyncio.Future[None], media_id: str, owner: str) -> None:
+    async def _discard(self, sending: asyncio.Future[bool], media_id: str, owner: str) -> None:
         """Deletes a file whose sending was cancelled, once it is complete or has failed."""
         await asyncio.wait({sending})
         if sending.exception() is None:
-            await self._delete(media_id, owner)
+            await self._delete(media_id, counts=sending.result())
         else:
             self.discard(media_id, owner)
 
-    async def _delete(self, media_id: str, owner: str) -> None:
+    async def _delete(self, media_id: str, *, counts: bool) -> None:
+        """Deletes a file from the bucket; with `counts`, also from what its owner stores."""
         for key in self._keys(media_id):
             with suppress(PomeloError, MissingFileError):
+                size = (await self._bucket.begin(key, 1))[0].size if counts else 0
                 await self._bucket.delete([key])
+                self.uncount(media_id, size)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

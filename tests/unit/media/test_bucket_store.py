@@ -5,55 +5,22 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
-import obstore
 import pytest
-from obstore.store import S3Store
 
-from pomelo.call import Call
 from pomelo.media.bucket import Bucket, StoredFile
 from pomelo.media.bucket_store import BucketStore
-from pomelo.media.local import LocalMedia
-from pomelo.runtime.turns import Turns
 from tests.calls import call_of
 from tests.s3_server import S3Server
-from tests.unit.media.files import PNG, Access, Clock, put
+from tests.unit.media.buckets import MIB, chunks_of, grpc_call, keys, on_disk, service, upload
+from tests.unit.media.files import PNG, Clock, put
 from tests.unit.refusals import refused
 from tests.waiting import cancel, until
 
-MIB = 1024 * 1024
 LARGE = os.urandom(MIB) * 12
 """More than a part of an upload, and more than what one request reads."""
-
-
-def keys(url: str) -> list[str]:
-    """The keys of all files in the bucket."""
-    return [each["path"] for each in obstore.list(S3Store.from_url(url)).collect()]
-
-
-def on_disk(store: BucketStore) -> list[str]:
-    return sorted(path.name for path in store.folder.iterdir())
-
-
-def service(store: BucketStore) -> LocalMedia:
-    return LocalMedia(store, Access(), turns=Turns())
-
-
-def grpc_call(*, protocol: str = "grpc", relayed: bool = False) -> Call:
-    call = call_of(None)
-    call.protocol, call.relayed = protocol, relayed
-    return call
-
-
-async def chunks_of(data: bytes) -> AsyncIterator[bytes]:
-    for at in range(0, len(data), MIB):
-        yield data[at : at + MIB]
-
-
-async def upload(store: BucketStore, data: bytes = PNG, call: Call | None = None) -> str:
-    return (await service(store).upload_media("image/png", chunks_of(data), call or grpc_call())).id
 
 
 async def download(store: BucketStore, media_id: str, query: str = "", skip: int = 0) -> bytes:
@@ -282,22 +249,6 @@ async def test_the_upload_of_a_request_to_a_gateway_is_read_and_deleted_on_any_m
     assert on_disk(first) == on_disk(second) == []
 
 
-async def test_spent_uploads_to_a_gateway_do_not_count(machine: Callable[..., BucketStore]) -> None:
-    store = machine("a", account=2 * MIB + 4096)
-    await upload(store)
-    for _ in range(5):
-        call = grpc_call(protocol="rest", relayed=True)
-        media_id = await upload(store, bytes(MIB), call)
-        await store.fetch(media_id, "ann/test", call)
-        for _ in range(2):
-            store.delete(media_id, "ann/test")
-        call.end()
-    assert store.quota.stored(store.ids.owner_tag("ann/test")) == 4096
-    await store.aclose()
-    await store.refresh()
-    assert await upload(store, bytes(2 * MIB))
-
-
 async def test_copying_a_file_ends_at_the_deadline_of_its_call(own_server: S3Server, tmp_path: Path) -> None:
     store = BucketStore(Bucket(own_server.new_bucket()), tmp_path / "media", b"s" * 32)
     media_id = await upload(store)
@@ -343,6 +294,7 @@ async def test_a_caller_who_leaves_while_the_file_is_sent_leaves_nothing_in_the_
     own_server.resume()
     await store.aclose()
     assert on_disk(store) == keys(url) == []
+    assert store.quota.total == 0
 
 
 async def test_files_whose_sending_was_cancelled_and_fails_are_deleted_from_the_disk(

@@ -1,0 +1,56 @@
+"""Files that were deleted from a bucket no longer count toward the limits, without a scan."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from pomelo.media.bucket import Bucket
+from pomelo.media.bucket_store import BucketStore
+from tests.s3_server import S3Server
+from tests.unit.media.buckets import MIB, grpc_call, keys, on_disk, upload
+from tests.unit.media.files import put
+from tests.waiting import cancel
+
+
+async def test_spent_uploads_to_a_gateway_do_not_count(machine: Callable[..., BucketStore]) -> None:
+    store = machine("a", account=2 * MIB + 4096)
+    await upload(store)
+    for _ in range(5):
+        call = grpc_call(protocol="rest", relayed=True)
+        media_id = await upload(store, bytes(MIB), call)
+        await store.fetch(media_id, "ann/test", call)
+        for _ in range(2):
+            store.delete(media_id, "ann/test")
+        call.end()
+    assert store.quota.stored(store.ids.owner_tag("ann/test")) == 4096
+    await store.aclose()
+    await store.refresh()
+    assert await upload(store, bytes(2 * MIB))
+
+
+async def test_the_upload_of_a_refused_request_to_a_gateway_does_not_count(
+    machine: Callable[..., BucketStore], url: str
+) -> None:
+    store = machine("a", account=2 * MIB)
+    for _ in range(3):
+        media_id = await upload(store, bytes(2 * MIB), grpc_call(protocol="rest", relayed=True))
+        store.delete(media_id, "ann/test")  # no task has fetched it
+        await store.aclose()
+    assert (keys(url), store.quota.total) == ([], 0)
+
+
+async def test_an_answer_that_is_not_wanted_while_it_is_sent_does_not_count(
+    own_server: S3Server, tmp_path: Path
+) -> None:
+    url = own_server.new_bucket()
+    store = BucketStore(Bucket(url), tmp_path / "media", b"s" * 32)
+    own_server.stop()
+    sharing = asyncio.create_task(store.share(put(store, "ann/test"), "ann/test"))
+    await asyncio.sleep(0)
+    await cancel(sharing)
+    own_server.resume()
+    await store.aclose()
+    assert on_disk(store) == keys(url) == []
+    assert store.quota.total == 0
