@@ -126,14 +126,15 @@ class MediaWriter:
         now = store.now()
         try:
             assert self._descriptor is not None
-            os.utime(self._descriptor, (now, now + lifetime - store.lifetime))
             store.publish(self._temporary, media_id, self.owner_tag, self.counted)
+            self.counted = 0  # the store counts it now
+            # Not before: another process would take a partial file of that age for a leftover.
+            os.utime(self._descriptor, (now, now + lifetime - store.lifetime))
         except OSError as error:
             raise store.quota.failed(error) from error
         with suppress(OSError):
             os.close(self._descriptor)
         self._descriptor = None
-        self.counted = 0  # the store counts it now
         return store.describe(media_id, content_type, self.size, now + lifetime)
 
     def _flush(self, more: bytes = b"") -> None:

@@ -165,6 +165,22 @@ async def test_media_expire_exactly_when_their_lifetime_is_over(tmp_path: Path) 
     assert await store.refresh() == 1
 
 
+def test_another_process_deletes_no_file_that_is_being_completed(tmp_path: Path) -> None:
+    other = MediaStore(tmp_path, b"s" * 32)
+
+    class Scanned(MediaStore):
+        def publish(self, partial: Path, media_id: str, owner_tag: bytes, size: int) -> None:
+            other._scan_folder()
+            super().publish(partial, media_id, owner_tag, size)
+
+    store = Scanned(tmp_path, b"s" * 32)
+    with store.writer("ann", "image/png") as writer:
+        writer.write(PNG)
+        media = writer.commit(lifetime=60)
+    other._scan_folder()
+    assert store.find(media.id, "ann")[0].read_bytes() == PNG
+
+
 @pytest.mark.parametrize(("asked", "left"), [(None, 60), (1_000, 60), (60, 60), (10, 10), (0, 0)])
 def test_a_shorter_lifetime_can_be_requested_but_not_a_longer_one(
     tmp_path: Path, asked: float | None, left: int
