@@ -38,16 +38,19 @@ def check(task_input: SpeechToTextInput, model: Model, read_media: ReadMedia) ->
 class TranscriptionCollector(Collector):
     """Keeps the transcription until the end."""
 
-    __slots__ = ("_context", "_transcription")
+    __slots__ = ("_context", "_reported_ms", "_transcription")
 
     def __init__(self, context: CollectorContext) -> None:
         super().__init__()
         self._context = context
         self._transcription: Transcription | None = None
+        self._reported_ms = 0
+        """The length that the provider reports; 0 if it is missing, as for silence, or impossible."""
 
     def add(self, event: TaskEvent) -> TaskEvent | None:
         if event.completed.HasField("transcription"):
             self._transcription = event.completed.transcription
+            self._reported_ms = self._possible_ms(self._transcription.audio_seconds)
         return None
 
     def finish(self, result: TaskResult) -> None:
@@ -61,18 +64,16 @@ class TranscriptionCollector(Collector):
         _complete_times(output)
         estimate = self._context.estimate
         # If the length is unknown, the audio lasts at least until the end of its last word.
-        ms = self._reported_ms() or min(estimate.input_audio_ms, estimate.maximum.audio_ms)
+        ms = self._reported_ms or min(estimate.input_audio_ms, estimate.maximum.audio_ms)
         ends = (from_duration(word.end_offset) for word in output.words)
         output.audio_seconds = ms / 1000 or max(ends, default=0.0)
 
     def usage(self, task_input: Any) -> tuple[Usage, bool]:
-        if ms := self._reported_ms():
-            return Usage(audio_ms=ms), True
+        if self._reported_ms:
+            return Usage(audio_ms=self._reported_ms), True
         return Usage(audio_ms=self._context.estimate.likely_audio_ms), False
 
-    def _reported_ms(self) -> int:
-        """The length that the provider reports; 0 if it is missing, as for silence, or impossible."""
-        seconds = self._transcription.audio_seconds if self._transcription is not None else 0.0
+    def _possible_ms(self, seconds: float) -> int:
         if not 0 < seconds < inf:  # false for NaN
             return 0
         if seconds * 1000 > self._context.estimate.maximum.audio_ms:

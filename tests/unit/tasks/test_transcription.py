@@ -48,6 +48,11 @@ def test_a_plausible_reported_length_is_billed(seconds: float, ms: int, counted:
     assert result.audio_seconds == ms / 1000
 
 
+def test_an_impossible_length_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    transcript(12.5, [])
+    assert caplog.messages == ["a provider reported 12.5 s of audio that has at most 10000 ms"]
+
+
 def test_audio_of_unknown_length_is_billed_by_its_bound_and_lasts_to_its_last_word() -> None:
     result, used, counted = transcript(0.0, [(0.5, 1.5), (2.0, 2.5)], input_audio_ms=0)
     assert (used, counted) == (Usage(audio_ms=10_000), False)
