@@ -89,6 +89,8 @@ class AudioMeter:
         if counter is not None and (
             self._bytes_per_second is None or (counter.count > 1 and not counter.out_of_sync)
         ):
+            if counter.out_of_sync and not counter.count:
+                return None  # audio in another format after a tag
             return ceil(counter.estimate(self._size))
         if self._head.startswith(b"RIFF"):
             wav = samples.wav_data(BytesIO(self._head), self._size)

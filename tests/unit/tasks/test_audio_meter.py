@@ -92,6 +92,9 @@ def test_the_sample_rate_of_the_content_type_is_used() -> None:
 def test_audio_that_cannot_be_measured_has_no_length(output_format: str) -> None:
     assert measured(WEBM, "audio/webm", output_format) is None
     assert measured(bytes(5000), "audio/mpeg", output_format) is None
+    tag = b"ID3\x04\x00\x00\x00\x00\x4e\x10" + bytes(10_000)
+    assert measured(tag, "audio/mpeg", output_format) == 0
+    assert measured(tag + corpus.make("adts"), "audio/mpeg", output_format) is None
 
 
 @pytest.mark.parametrize("declared", [0, 1, 0xFFFFFFFF])
