@@ -181,11 +181,13 @@ class SpeechCollector(Collector):
             return event
         if self._size <= self._max_inline:
             self._chunks.append(data)
-        elif self._writer is None:
+            return None
+        if self._writer is None:
             # Too large to be returned inline: store it, if there is space.
             self._writer = self._context.writer(self._content_type)
             self._writer.write(b"".join(self._chunks))
             self._writer.write(data)
+        self._chunks.clear()
         return None
 
     def finish(self, result: TaskResult) -> None:
