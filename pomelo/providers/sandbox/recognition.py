@@ -133,15 +133,12 @@ def transcribe(text: str, seconds: float, given: SpeechToTextInput) -> Transcrip
     if given.diarize:
         speakers = min(given.num_speakers, _SPEAKERS) if given.HasField("num_speakers") else _SPEAKERS
     sentence = 0
-    position = 0
     for match in _WORD.finditer(text):
         start, end = match.span()
         speaker = f"speaker_{sentence % speakers}" if speakers else ""
         if by_character:
-            # The space before a word belongs to its speaker.
-            for index in range(position, end):
+            for index in range(start, end):
                 add_word(transcription, text[index], _time(index * each), _time((index + 1) * each), speaker)
-            position = end
         else:
             add_word(transcription, match[0], _time(start * each), _time(end * each), speaker)
         if match[0].endswith(_ENDS):
