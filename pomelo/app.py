@@ -152,11 +152,11 @@ async def open_app(
 
         async def describe(fleet: Fleet) -> Process:
             clock = await fleet.clock_ahead()
+            mark_media(reloader.settings)
             return describe_process(reloader.settings, reloader.configuration, secret, started, clock)
 
         metrics, readiness = metrics or Metrics(), readiness or Readiness()
         if isinstance(opened, Fleet):
-            mark_media(settings)
             await join(opened, await describe(opened), warn=not worker)
             opened.drain_usage(metrics.archive_failed)
         metrics.know_models(catalog.models)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from tests.integration.commands import doctor as cli_doctor
 from tests.redis_server import RedisServer
 from tests.s3_server import any_server
 from tests.serving import serve
+from tests.waiting import first
 
 SECRET = "the root secret of all of the machines"
 BUCKET = "s3://fleet/prefix"
@@ -197,6 +199,29 @@ async def test_servers_with_their_own_data_folders_share_a_folder_of_media_and_a
         _, own = await doctor(tmp_path / "web-2", redis, **variables)
     assert (status, found["media"][0], found["archive"][0]) == (0, "ok", "ok")
     assert (own["media"][0], own["archive"][0]) == ("broken", "ok")
+
+
+async def test_servers_notice_that_they_share_a_folder_of_media_again_when_they_are_reloaded(
+    redis: RedisServer, tmp_path: Path
+) -> None:
+    (tmp_path / "volume").mkdir(mode=0o700)
+    archive = f"sqlite:{tmp_path / 'volume' / 'usage.db'}"
+    variables = {**SHARED, "POMELO_STORE": redis.url, "POMELO_ARCHIVE": archive, "POMELO_MEDIA": ""}
+    for name in ("web-1", "web-2"):
+        (tmp_path / name / "data").mkdir(mode=0o700, parents=True)
+        (tmp_path / name / "data" / "media").symlink_to(tmp_path / "volume")
+        (tmp_path / name / "data" / "test-key").touch(0o600)
+    async with serve(tmp_path / "web-1", **variables) as one, serve(tmp_path / "web-2", **variables) as two:
+
+        async def media() -> str:
+            return (await doctor(tmp_path / "web-2", redis, **variables))[1]["media"][0]
+
+        assert await media() == "ok"
+        (tmp_path / "volume" / ".folder").unlink()
+        assert await media() == "broken"
+        for server in (one, two):
+            os.kill(server.pid, signal.SIGHUP)
+        await first(media, lambda state: state == "ok")
 
 
 COMMANDS = (
