@@ -38,14 +38,21 @@ _INHERITED = ("PATH", "PYTHON", "LD_", "LANG", "LC_", "TMP")
 """Beginnings of the names of the variables that a process gets: the others may be secrets."""
 
 _CONTENT_TYPES = {
+    "aac": "audio/aac",
+    "aiff": "audio/aiff",
+    "asf": "video/x-ms-wmv",
+    "avi": "video/x-msvideo",
     "flac": "audio/flac",
+    "flv": "video/x-flv",
     "matroska": "audio/webm",
     "mov": "audio/mp4",
     "mp3": "audio/mpeg",
+    "mpeg": "video/mpeg",
+    "mpegts": "video/mpeg",
     "ogg": "audio/ogg",
     "wav": "audio/wav",
 }
-"""Name of a demuxer -> the media type of what it reads."""
+"""Name of a demuxer -> the media type of what it reads, as vendors list the types that they take."""
 
 
 @dataclass(frozen=True, slots=True)

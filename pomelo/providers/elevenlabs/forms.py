@@ -27,8 +27,12 @@ _EXTENSIONS = {
     "audio/flac": "flac",
     "audio/mp4": "m4a",
     "audio/webm": "webm",
-    "video/mp4": "mp4",
-    "video/webm": "webm",
+    "audio/aac": "aac",
+    "audio/aiff": "aiff",
+    "video/mpeg": "mpg",
+    "video/x-flv": "flv",
+    "video/x-ms-wmv": "wmv",
+    "video/x-msvideo": "avi",
 }
 _MEDIA_TYPE = re.compile(r"[a-z]+/[a-z0-9.+-]+(;[a-z]+=[a-z0-9.+-]+)?")
 _CHUNK_BYTES = 64 * 1024

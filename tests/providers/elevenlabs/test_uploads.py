@@ -40,6 +40,8 @@ from tests.wav import A_LAW, MU_LAW, PCM, wav_file
     [
         ("audio/wav", "audio/wav", "audio.wav"),
         ("audio/webm", "audio/webm", "audio.webm"),
+        ("audio/aac", "audio/aac", "audio.aac"),
+        ("video/x-msvideo", "video/x-msvideo", "audio.avi"),
         ("application/octet-stream", "application/octet-stream", "audio.bin"),
         ("", "application/octet-stream", "audio.bin"),
         ('audio/x"\r\nX-Evil: 1', "application/octet-stream", "audio.bin"),
