@@ -39,6 +39,7 @@ class TaskFormat:
     `media_range` is the prefix of media types that `Accept` may ask for in place of JSON, or
     empty, and `output_formats` are the values of output_format by media type, empty for the default.
     `raw_media` returns the file of a result; None: its bytes come as `audio_chunk` events.
+    `is_slow`: whether a result takes so long to render that it is rendered in a thread; None: never.
     """
 
     name: str
@@ -59,6 +60,7 @@ class TaskFormat:
     media_range: str = ""
     output_formats: Mapping[str, int | str] = field(default_factory=dict)
     raw_media: Callable[[TaskResult], Any] | None = None
+    is_slow: Callable[[TaskResult], bool] | None = None
     ignores_audio_file: bool = False
 
     @property

@@ -28,6 +28,9 @@ def render_result(result: TaskResult, link: Link) -> bytes:
     return open_object(result, "speech.transcription", **members) + b"}"
 
 
+_MANY_WORDS = 5_000
+"""Words, or characters with times, above which a transcript takes 10 ms and more to render."""
+
 _WORD = {
     "text": {"type": "string"},
     "start": {"type": "number"},
@@ -72,4 +75,5 @@ FORMAT = TaskFormat(
         fields.METADATA,
     ),
     render_result=render_result,
+    is_slow=lambda result: len(result.transcription.words) > _MANY_WORDS,
 )

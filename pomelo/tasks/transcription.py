@@ -22,6 +22,10 @@ from pomelo.tasks.speech import check_audio, check_language
 
 log = logging.getLogger("pomelo.tasks")
 
+MANY_WORDS = 5_000
+"""Words, or characters with times, above which a transcript is processed in a thread: it takes 10 ms and
+more."""
+
 
 def check(task_input: SpeechToTextInput, model: Model, read_media: ReadMedia) -> None:
     """Refuses an input that no speech-to-text model takes.
@@ -38,12 +42,13 @@ def check(task_input: SpeechToTextInput, model: Model, read_media: ReadMedia) ->
 class TranscriptionCollector(Collector):
     """Keeps the transcription until the end."""
 
-    __slots__ = ("_context", "_reported_ms", "_transcription")
+    __slots__ = ("_context", "_output", "_reported_ms", "_transcription")
 
     def __init__(self, context: CollectorContext) -> None:
         super().__init__()
         self._context = context
         self._transcription: Transcription | None = None
+        self._output = Transcription()
         self._reported_ms = 0
         """The length that the provider reports; 0 if it is missing, as for silence, or impossible."""
 
@@ -56,11 +61,18 @@ class TranscriptionCollector(Collector):
     def finish(self, result: TaskResult) -> None:
         if self._transcription is None:
             raise PomeloError("provider_failed")
-        output = result.transcription
+        self._output = output = result.transcription
         output.CopyFrom(self._transcription)
         output.ClearField("language_code")
         if language := iso_language(self._transcription.language_code.strip()):
             output.language_code = language
+        self.must_count = len(output.words) > MANY_WORDS
+        if not self.must_count:
+            self.count()
+
+    def count(self) -> None:
+        """Completes the times of the output."""
+        output = self._output
         _complete_times(output)
         estimate = self._context.estimate
         # If the length is unknown, the audio lasts at least until the end of its last word.

@@ -180,7 +180,9 @@ class Sandbox:
         triggers = await self._begin(recognized.text, job, "audio")
         if triggers.stops_halfway:
             await self._stop_halfway(triggers)
-        transcription = transcribe(recognized.text, recognized.seconds, job.input)
+        transcription = await asyncio.get_running_loop().run_in_executor(
+            self._threads, transcribe, recognized.text, recognized.seconds, job.input
+        )
         yield Event(completed=TaskResult(transcription=transcription))
 
     async def _begin(self, content: str, job: Job[Any], field: str) -> Triggers:

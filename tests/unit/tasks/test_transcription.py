@@ -11,6 +11,7 @@ from pomelo.gen.v1.speech_pb2 import Transcription
 from pomelo.gen.v1.task_pb2 import TaskEvent
 from pomelo.protobuf.times import from_duration, to_duration
 from pomelo.tasks.base import Estimate
+from pomelo.tasks.transcription import MANY_WORDS
 from tests.unit.tasks.collectors import collector, finish
 
 
@@ -26,7 +27,11 @@ def transcript(
     for start, end in words:
         found.words.add(text="word", start_offset=to_duration(start), end_offset=to_duration(end))
     collected.add(event)
-    return finish(collected).transcription, *collected.usage(None)
+    result = finish(collected)
+    assert collected.must_count == (len(words) > MANY_WORDS)
+    if collected.must_count:
+        collected.count()
+    return result.transcription, *collected.usage(None)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +63,13 @@ def test_audio_of_unknown_length_is_billed_by_its_bound_and_lasts_to_its_last_wo
     assert (used, counted) == (Usage(audio_ms=10_000), False)
     assert result.audio_seconds == 2.5
     assert transcript(0.0, [], input_audio_ms=0)[0].audio_seconds == 0
+
+
+def test_a_long_transcript_is_completed_afterwards_in_a_thread() -> None:
+    result, used, _ = transcript(0.0, [(0.5, 1.0), (nan, inf)] * (MANY_WORDS // 2) + [(2.0, nan)], 0)
+    assert len(result.words) == MANY_WORDS + 1
+    assert [from_duration(word.end_offset) for word in result.words[-3:]] == [1.0, 1.0, 2.0]
+    assert (result.audio_seconds, used) == (2.0, Usage(audio_ms=10_000))
 
 
 def test_times_that_are_no_numbers_are_replaced_by_those_before() -> None:

@@ -6,7 +6,11 @@ import asyncio
 import threading
 from collections.abc import Iterator
 
-from pomelo.providers.sandbox import Sandbox
+import pytest
+
+from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Transcription
+from pomelo.providers.sandbox import Sandbox, recognition
+from tests.unit.providers.sandbox.sandbox_jobs import source, transcribe
 
 
 async def test_sandbox_tasks_do_not_occupy_the_threads_of_live_tasks() -> None:
@@ -27,4 +31,19 @@ async def test_sandbox_tasks_do_not_occupy_the_threads_of_live_tasks() -> None:
     assert await asyncio.gather(*tasks) == [1] * 50
     for iterator in iterators:
         await iterator.aclose()
+    await sandbox.aclose()
+
+
+async def test_a_transcript_is_made_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    threads: list[threading.Thread] = []
+
+    def record(text: str, seconds: float, given: SpeechToTextInput) -> Transcription:
+        threads.append(threading.current_thread())
+        return recognition.transcribe(text, seconds, given)
+
+    monkeypatch.setattr("pomelo.providers.sandbox.provider.transcribe", record)
+    sandbox = Sandbox()
+    assert (await transcribe(sandbox, source(b"[[words:3]] Good evening."))).words
+    assert threads
+    assert threading.current_thread() not in threads
     await sandbox.aclose()
