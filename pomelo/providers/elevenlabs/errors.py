@@ -11,6 +11,11 @@ from pomelo.providers.http.parsing import pick, pick_list, pick_text
 _MEANINGS = {
     "voice_not_found": "invalid_parameter",
     "voice_does_not_exist": "invalid_parameter",
+    "invalid_voice_id": "invalid_parameter",
+    "invalid_voice_settings": "invalid_parameter",
+    "invalid_content": "invalid_parameter",
+    "invalid_audio_format": "invalid_parameter",
+    "empty_text": "invalid_parameter",
     "max_character_limit_exceeded": "context_length_exceeded",
     "text_too_long": "context_length_exceeded",
     "rate_limit_exceeded": "provider_unavailable",
@@ -53,6 +58,11 @@ _FIELDS = {
 _PARAMS = {
     "voice_not_found": "voice_id",
     "voice_does_not_exist": "voice_id",
+    "invalid_voice_id": "voice_id",
+    "invalid_voice_settings": "voice_settings",
+    "invalid_content": "audio",
+    "invalid_audio_format": "audio",
+    "empty_text": "text",
     "max_character_limit_exceeded": "text",
     "text_too_long": "text",
 }
