@@ -61,18 +61,19 @@ class TranscriptionCollector(Collector):
     def finish(self, result: TaskResult) -> None:
         if self._transcription is None:
             raise PomeloError("provider_failed")
-        self._output = output = result.transcription
-        output.CopyFrom(self._transcription)
-        output.ClearField("language_code")
-        if language := iso_language(self._transcription.language_code.strip()):
-            output.language_code = language
-        self.must_count = len(output.words) > MANY_WORDS
+        self._output = result.transcription
+        self.must_count = len(self._transcription.words) > MANY_WORDS
         if not self.must_count:
             self.count()
 
     def count(self) -> None:
-        """Completes the times of the output."""
+        """Writes the output."""
         output = self._output
+        assert self._transcription is not None  # as in `finish`
+        output.CopyFrom(self._transcription)
+        output.ClearField("language_code")
+        if language := iso_language(self._transcription.language_code.strip()):
+            output.language_code = language
         _complete_times(output)
         estimate = self._context.estimate
         # If the length is unknown, the audio lasts at least until the end of its last word.

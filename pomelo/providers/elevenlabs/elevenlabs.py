@@ -29,7 +29,7 @@ from pomelo.providers.base import Event, Job, Options, Probe, one_event
 from pomelo.providers.credentials import Credentials
 from pomelo.providers.elevenlabs.errors import CHARGED_MAPPING, ERROR_MAPPING, MOVED_MAPPING
 from pomelo.providers.elevenlabs.forms import form
-from pomelo.providers.elevenlabs.responses import MAX_AUDIO_BYTES, AudioStream, parse_transcript
+from pomelo.providers.elevenlabs.responses import MAX_AUDIO_BYTES, AudioStream, transcript_event
 from pomelo.providers.elevenlabs.voices import Voices
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.fitting import Fitting
@@ -181,12 +181,8 @@ class ElevenLabs(Vendor):
                 url, self._headers, body, CHARGED_MAPPING, max_bytes=MAX_TRANSCRIPT_BYTES
             )
         if len(response) < _THREAD_BYTES:
-            transcript = parse_transcript(response, job.input, CHARGED_MAPPING)
-        else:
-            transcript = await asyncio.to_thread(parse_transcript, response, job.input, CHARGED_MAPPING)
-        event = Event()
-        event.completed.transcription.CopyFrom(transcript)
-        return event
+            return transcript_event(response, job.input, CHARGED_MAPPING)
+        return await asyncio.to_thread(transcript_event, response, job.input, CHARGED_MAPPING)
 
     async def _stream_audio(
         self,

@@ -114,10 +114,8 @@ class AudioStream:
         return head.startswith(_FRAME_STARTS) or sniff("", head).startswith("audio/")
 
 
-def parse_transcript(
-    response: bytes, options: SpeechToTextInput, error_mapping: ErrorMapping
-) -> Transcription:
-    """Return the transcript of a response, with the words or characters that `options` request.
+def transcript_event(response: bytes, options: SpeechToTextInput, error_mapping: ErrorMapping) -> Event:
+    """Return the event of the transcript in a response, with the words or characters that `options` request.
 
     Spaces and noises are left out. The text was paid for, so other invalid parts are skipped or repaired: a
     word without text is skipped, an impossible time becomes that of the word before. `audio_seconds` is 0 if
@@ -130,7 +128,8 @@ def parse_transcript(
         body = parse(response)
         if "text" not in body and "detail" in body:
             raise from_error_body(body, error_mapping)
-        transcript = Transcription()
+        event = Event()
+        transcript = event.completed.transcription
         # Not in the constructor, which accepts None for a missing text.
         transcript.text = body["text"]
         if language := _string(body.get("language_code")):
@@ -138,7 +137,7 @@ def parse_transcript(
         transcript.audio_seconds = _seconds(body.get("audio_duration_secs"), 0.0)
         if options.timestamps != TimestampGranularity.TIMESTAMP_GRANULARITY_NONE:
             _add_words(transcript, _objects(body.get("words")), options)
-        return transcript
+        return event
     except (AttributeError, KeyError, TypeError, ValueError):
         pass
     raise malformed_response("a transcript of another shape")
