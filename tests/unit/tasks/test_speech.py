@@ -90,6 +90,22 @@ def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor(
     assert 89 <= interrupted(estimate, fitted, ms * 32).characters <= 91
 
 
+@pytest.mark.parametrize(
+    ("speed", "answered", "billed"),
+    [(None, 4_000, 4_000), (0.7, 4_000, 2_800), (1.2, 4_000, 4_800), (None, 1, 1), (None, 90_000, 10_000)],
+)
+def test_interrupted_speech_to_speech_costs_the_input_that_was_spoken(
+    speed: float | None, answered: int, billed: int
+) -> None:
+    estimate = Estimate(Usage(audio_ms=10_200), Usage(audio_ms=10_200), input_audio_ms=10_000)
+    given = task_input("eleven-labs-sts", output_format="pcm_16000")
+    if speed is not None:
+        given.voice_settings.speed = speed
+    collected = collector("eleven-labs-sts", stream=True, delivery=INLINE, given=given, estimate=estimate)
+    collected.add(chunk(bytes(answered * 32), SAMPLES))
+    assert collected.partial_usage(given).audio_ms == pytest.approx(billed, abs=1)
+
+
 def test_interrupted_audio_that_cannot_be_measured_costs_its_whole_input() -> None:
     given = task_input("eleven-labs-sts")
     estimate = Estimate(Usage(audio_ms=1_020), Usage(audio_ms=1_020), input_audio_ms=1_000)
