@@ -28,6 +28,7 @@ from pomelo.providers.base import Job
 from pomelo.runtime.process import CancelScope
 from pomelo.runtime.turns import Turns, in_turns
 from pomelo.stores.ledger import ReplayedAnswer
+from pomelo.stores.usage import CANCELLED
 from pomelo.tasks.base import Collector, CollectorContext
 from pomelo.telemetry.events import Observer
 
@@ -244,6 +245,9 @@ class Engine:
             PomeloError: deadline_exceeded, or store_unavailable if the store took this process for dead; it
                 replaces `error`.
         """
+        unsent = task.calls.attempts == task.calls.unsent  # no provider has seen it
+        if unsent:
+            reservation.forget_route()
         try:
             collector.close()
             if deadline.ended_by(error):
@@ -251,12 +255,12 @@ class Engine:
                 await reservation.fail(code)
                 raise PomeloError(code) from error
             if isinstance(error, Exception) and not task.left_with(error):
-                if task.calls.attempts == task.calls.unsent:  # no provider has seen it
+                if unsent:
                     await reservation.refuse()
                 else:
                     await reservation.fail(error.code if isinstance(error, PomeloError) else "internal_error")
         finally:
-            reservation.release()
+            reservation.release("deadline_exceeded" if task.is_late(error) else CANCELLED)
 
     async def _add_all(self, events: Events, collector: Collector) -> None:
         """Collects the events of an answer that is not streamed."""

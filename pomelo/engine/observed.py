@@ -67,6 +67,10 @@ class ObservedTask:
             return False
         return self._stream and error is not self.failure
 
+    def is_late(self, error: BaseException | None) -> bool:
+        """Whether the caller left at the task's deadline: `error` is what ended the task."""
+        return isinstance(error, asyncio.CancelledError) and is_late(self._clock(), self._call.deadline)
+
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Reports the end of the task; `error` ended it, if it is not None."""
         call, principal = self._call, self._principal
@@ -78,7 +82,7 @@ class ObservedTask:
         if error is None and record is not None and record.complete:
             outcome, code = "completed", ""
         else:
-            outcome, code = self._outcome(error, now)
+            outcome, code = self._outcome(error)
         reason = vendor_code = ""
         if isinstance(error, UpstreamError):
             reason, vendor_code = error.reason, calls.token(error.vendor_code)
@@ -116,17 +120,15 @@ class ObservedTask:
         # whole task in memory until garbage is collected.
         self.failure = None
 
-    def _outcome(self, error: BaseException | None, now: float) -> tuple[Outcome, str]:
+    def _outcome(self, error: BaseException | None) -> tuple[Outcome, str]:
         """How a task ended that was not charged as a whole, and the code of its error."""
         if error is None:  # a caller may stop reading a stream without an error
             return ("completed" if self.replayed else "cancelled"), ""
         if isinstance(error, PomeloError):
             code = error.code
-        elif isinstance(error, asyncio.CancelledError):
-            if not is_late(now, self._call.deadline):
-                return "cancelled", ""
+        elif self.is_late(error):
             code = "deadline_exceeded"
-        elif isinstance(error, GeneratorExit) or self.left_with(error):
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit) or self.left_with(error):
             return "cancelled", ""
         else:
             code = "internal_error"

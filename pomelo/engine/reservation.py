@@ -98,6 +98,10 @@ class Reservation:
         self.job = job
         self._route = job.route
 
+    def forget_route(self) -> None:
+        """Makes the task end as one that was never begun: no provider has seen anything of it."""
+        self._route = None
+
     def record_output(self, total: int) -> None:
         if not self.output_bytes:
             self.first_byte_ms = self._elapsed_ms()
@@ -213,7 +217,7 @@ class Reservation:
         delivered = self._delivered
         if delivered is None:
             if self._route is None:
-                return partial(store.void, self.wallet, task_id)
+                return partial(store.void, self.wallet, task_id, refund=True)
             limits = self._limits
             # A failed task is a request, but one that the provider did not answer has used no tokens.
             counters = limits.counters if code in _MAYBE_ANSWERED else limits.actual_counters(Usage())

@@ -59,6 +59,9 @@ DEADLINE_MARGIN = 0.1
 deadline, which is earlier by the time that its call took to arrive."""
 
 _LATE = UpstreamError("deadline_exceeded", reason="the vendor did not answer before the task's deadline")
+_NOT_SENT = UpstreamError(
+    "deadline_exceeded", reason="no connection to the vendor was free before the task's deadline"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,8 +265,10 @@ class Router:
                     if isinstance(error, NoConnectionError):
                         calls.unsent += 1
                 except asyncio.CancelledError:
+                    calls.unsent += calls.waits
                     if is_late(clock(), job.deadline):
-                        calls.report(routed, _LATE, clock(), "end", 0.0)
+                        late = _NOT_SENT if calls.waits else _LATE
+                        calls.report(routed, late, clock(), "end", 0.0)
                     raise
                 finally:
                     if not isinstance(answer, GuardedEvents):  # these end later

@@ -21,13 +21,14 @@ class UpstreamCalls(VendorCall):
     def __init__(self, account: str = "", observers: Sequence[Observer] = ()) -> None:
         self.job = None
         self.status = 0
-        self.sent = {}
+        self.sent = None
+        self.waits = False
         self.fields = ()
         self.account = account
         self._observers = observers
         self.attempts = 0
         self.unsent = 0
-        """Those that failed because no connection became free, before anything was sent."""
+        """Those that failed, or were cancelled, before a connection was free and anything was sent."""
         self.route: Route | None = None
         """The route that was called last, or skipped last if none was called."""
         self.route_number = 0
@@ -42,6 +43,8 @@ class UpstreamCalls(VendorCall):
         self.route_number = number
         self.attempts += 1
         self.status = 0
+        self.sent = None
+        self.waits = False
         self._began = now
 
     def skip(self, route: Route, number: int) -> None:

@@ -47,14 +47,19 @@ _SECRET_LENGTH = 8
 
 class VendorCall:
     """The last request and response in one call to a vendor, for the operator's log: the `job`, the headers
-    that were `sent`, the status of the response, 0 before it has begun, and the fields of its head."""
+    that were `sent` (None before the first request), the status of the response, 0 before it has begun, and
+    the fields of its head.
 
-    __slots__ = ("fields", "job", "sent", "status")
+    `waits`: its first request waits for a connection, or got none, so the vendor knows nothing of the call.
+    """
+
+    __slots__ = ("fields", "job", "sent", "status", "waits")
 
     def __init__(self) -> None:
         self.job: Job[Any] | None = None
         self.status = 0
-        self.sent: Mapping[str, str] = {}
+        self.sent: Mapping[str, str] | None = None
+        self.waits = False
         self.fields: Sequence[tuple[bytes, bytes]] = ()
 
     @property
@@ -74,7 +79,7 @@ class VendorCall:
         vendor, such as the API key."""
         if not TOKEN.fullmatch(text):
             return ""
-        if len(text) >= _SECRET_LENGTH:
+        if self.sent is not None and len(text) >= _SECRET_LENGTH:
             for value in self.sent.values():
                 secret = value.rpartition(" ")[2]
                 if text in value or (len(secret) >= _SECRET_LENGTH and secret in text):

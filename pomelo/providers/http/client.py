@@ -234,9 +234,13 @@ class Http:
         lease = f"{url.raw_host}:{url.port}", CALLER.get()
         call = VENDOR_CALL.get()
         if call is not None:
-            call.status, call.sent = 0, headers
+            call.status = 0
         if not self._connections.try_acquire(*lease):
+            if call is not None:
+                call.waits = call.sent is None
             await self._connections.acquire(*lease)
+        if call is not None:
+            call.sent, call.waits = headers, False
         try:
             connection = await self._send(url, headers, body, error_mapping.replays, silence, limit)
         except (OSError, ValueError) as error:

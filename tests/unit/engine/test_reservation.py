@@ -178,8 +178,12 @@ async def test_retries_to_a_failing_store_are_few_and_back_off() -> None:
 
 async def test_only_a_task_that_was_never_begun_gives_back_what_it_counted() -> None:
     store, ledger = failing_ledger()
-    (await reserve(ledger, "img_left")).release()
-    await (await reserve(ledger, "img_failed")).fail()
+    for begun in (await reserve(ledger, "img_left"), await reserve(ledger, "img_failed")):
+        begun.record_route(begun.job)
+        if begun.accepted.job.task_id == "img_left":
+            begun.release()
+        else:
+            await begun.fail()
     never_begun = await reserve(ledger, "img_refused")
     await never_begun.refuse()
     never_begun.release()
@@ -187,6 +191,18 @@ async def test_only_a_task_that_was_never_begun_gives_back_what_it_counted() -> 
     assert (store.reserved, ledger.running) == ({}, {})
     assert store.calls.count("void img_refused") == 1
     assert store.refunded == ["img_refused"]
+
+
+async def test_a_task_of_which_no_provider_has_seen_anything_was_never_begun() -> None:
+    store, ledger = failing_ledger()
+    waited = await reserve(ledger, "img_waited")
+    waited.record_route(waited.job)
+    waited.forget_route()
+    await waited.fail("deadline_exceeded")
+    (await reserve(ledger, "img_left")).release()
+    await ledger.operations.idle()
+    assert (store.reserved, store.ended) == ({}, [])
+    assert store.refunded == ["img_waited", "img_left"]
 
 
 async def test_a_refused_task_whose_void_fails_is_store_unavailable() -> None:

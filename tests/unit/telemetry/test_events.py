@@ -186,6 +186,9 @@ async def test_a_task_that_is_cancelled_just_before_its_deadline_is_late(
         await running
     (report,) = reports.tasks
     assert (report.outcome, report.code, report.provider) == (outcome, code, "openai")
+    await engine.settled(account)
+    (record,) = await engine.failures(account)
+    assert record.code == (code or outcome)
 
 
 async def test_a_task_that_the_circuit_breaker_stops_is_reported_with_the_provider(

@@ -1,0 +1,110 @@
+"""Tasks that end while they wait for a free connection to the vendor: if nothing was sent, they leave no record and
+count toward no limit."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import pytest
+
+from pomelo.testing import Answer as Words
+from pomelo.testing import Gate, error_reply
+from tests.unit.engine.apps import CREDITS, STREAM, Account, EngineApp, open_engine
+from tests.unit.engine.test_settlement import text_task
+from tests.unit.engine.test_upstream_calls import Attempts
+from tests.waiting import until
+
+
+@pytest.fixture(scope="module", name="attempts")
+def _attempts() -> Attempts:
+    return Attempts()
+
+
+@pytest.fixture(scope="module", name="opened_engine")
+async def _opened_engine(
+    tmp_path_factory: pytest.TempPathFactory, attempts: Attempts
+) -> AsyncIterator[EngineApp]:
+    """An app with one connection to its upstream, for which tasks wait longer than any test."""
+    folder = tmp_path_factory.mktemp("waiting")
+    async with open_engine(folder, observers=[attempts], upstream_connections=1) as opened:
+        opened.app.connections._max_wait = 60.0
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _fresh(attempts: Attempts) -> None:
+    attempts.failed.clear()
+
+
+@asynccontextmanager
+async def connection_in_use(engine: EngineApp) -> AsyncIterator[None]:
+    """Has a task of another account use the connection, or wait for it."""
+    gate = Gate()
+    engine.upstream.when("in use", Words("one", before=(gate,)))
+    other = asyncio.create_task(engine.ask(await engine.account(), text_task("in use")))
+    await until(lambda: engine.app.connections.in_use)
+    yield
+    gate.open()
+    assert (await other).code == "ok"
+
+
+async def assert_unused(engine: EngineApp, account: Account) -> None:
+    await engine.settled(account)
+    used = await engine.used(account)
+    assert (used.requests, used.concurrency, used.tokens) == (0, 0, 0)
+    assert not await engine.failures(account)
+    assert (await engine.balance(account)).available == CREDITS
+    assert not [request for request in engine.upstream.requests if "never sent" in request.prompt]
+
+
+@STREAM
+async def test_a_task_whose_deadline_passes_while_it_waits_uses_up_nothing(
+    engine: EngineApp, attempts: Attempts, stream: bool
+) -> None:
+    account = await engine.account("limited")
+    async with connection_in_use(engine):
+        answer = await engine.ask(account, text_task("never sent"), stream=stream, within=0.5)
+        await assert_unused(engine, account)
+    headers = answer.call.response_headers
+    assert (answer.code, headers["X-RateLimit-Remaining"]) == ("deadline_exceeded", "5")
+    (attempt,) = attempts.failed
+    assert (attempt.code, attempt.upstream_status) == ("deadline_exceeded", 0)
+    assert attempt.reason == "no connection to the vendor was free before the task's deadline"
+
+
+@STREAM
+async def test_a_task_whose_caller_leaves_while_it_waits_uses_up_nothing(
+    engine: EngineApp, attempts: Attempts, stream: bool
+) -> None:
+    account = await engine.account("limited")
+    async with connection_in_use(engine):
+        asking = asyncio.create_task(engine.ask(account, text_task("never sent"), stream=stream))
+        await until(lambda: engine.app.connections.waiting == 1)
+        asking.cancel()
+        await asyncio.wait([asking])
+        await assert_unused(engine, account)
+    assert not attempts.failed
+
+
+@STREAM
+async def test_a_task_that_waits_to_be_sent_again_was_sent(
+    engine: EngineApp, attempts: Attempts, stream: bool
+) -> None:
+    account = await engine.account("limited")
+    gate = Gate()
+    engine.upstream.when("sent once", replace(error_reply(503), before=(gate,)))
+    asking = asyncio.create_task(engine.ask(account, text_task("sent once"), stream=stream))
+    await gate.reached.wait()
+    async with connection_in_use(engine):
+        await until(lambda: engine.app.connections.waiting == 1)
+        gate.open()
+        await until(lambda: len(attempts.failed) == 1 and engine.app.connections.waiting == 1)
+        asking.cancel()
+        await asyncio.wait([asking])
+        await engine.settled(account)
+    (record,) = await engine.failures(account)
+    assert (record.code, record.cost) == ("cancelled", 0)
+    assert (await engine.used(account)).requests == 1
