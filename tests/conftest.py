@@ -22,7 +22,6 @@ import pytest
 from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.app import App, open_app, open_gateway
 from pomelo.configuration.front_ends import gateway_proof
-from pomelo.engine import reservation
 from pomelo.providers import images
 from pomelo.server.remote import open_remote
 from pomelo.service import Services
@@ -117,9 +116,12 @@ def _quick_polls() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _patient_failures() -> None:
+def _patient_failures() -> Iterator[None]:
     # A failed task ends without its record if the store takes longer, and the disk may be busy.
-    reservation.STATUS_TIMEOUT = 10.0
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("reservation", "engine"):
+            patch.setattr(f"pomelo.engine.{module}.STATUS_TIMEOUT", 10.0)
+        yield
 
 
 @pytest.fixture(scope="session")

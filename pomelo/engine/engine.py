@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from pomelo.engine.acceptance import Acceptance
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.ledger import Ledger
 from pomelo.engine.observed import ObservedTask
-from pomelo.engine.reservation import Reservation
+from pomelo.engine.reservation import STATUS_TIMEOUT, Reservation
 from pomelo.engine.results import new_result, started_event, write_usage
 from pomelo.engine.routing import Events, Router
 from pomelo.errors import PomeloError
@@ -67,7 +67,7 @@ class Engine:
                     return reservation.result
                 task.reservation = reservation
                 accepted = reservation.accepted
-                collector = self._collect(reservation)
+                collector = self._collect(reservation, deadline)
                 reservation.on_lost = deadline.expire
                 try:
                     answer = await self._router.start(
@@ -110,7 +110,7 @@ class Engine:
                         yield events
                     return
                 task.reservation = reservation
-                collector = self._collect(reservation)
+                collector = self._collect(reservation, deadline)
                 reservation.on_lost = deadline.expire
                 try:
                     async with aclosing(self._stream(call, reservation, collector, deadline, task)) as events:
@@ -140,7 +140,7 @@ class Engine:
         stream: bool,
     ) -> Reservation | idempotency.ReplayedTask:
         """Accepts and reserves a task; or finds the answer to its Idempotency-Key. A refusal has the limits
-        in the response headers.
+        in the response headers, if the store reports them before or soon after the deadline.
 
         Raises:
             PomeloError: what `Acceptance.accept` and `_reserve` raise; deadline_exceeded (nothing is reserved
@@ -157,7 +157,9 @@ class Engine:
         except BaseException as error:
             if not deadline.ended_by(error):
                 raise
-            await self._access.report_limits(call, principal, spec.model)
+            with suppress(PomeloError, TimeoutError):  # the store may be what was too slow
+                async with asyncio.timeout(STATUS_TIMEOUT):
+                    await self._access.report_limits(call, principal, spec.model)
             raise PomeloError("deadline_exceeded") from error
 
     async def _reserve(self, accepted: AcceptedJob, call: Call) -> Reservation | idempotency.ReplayedTask:
@@ -210,7 +212,7 @@ class Engine:
 
     # --- running
 
-    def _collect(self, reservation: Reservation) -> Collector:
+    def _collect(self, reservation: Reservation, deadline: CancelScope) -> Collector:
         accepted, job = reservation.accepted, reservation.job
         try:
             return accepted.definition.collector(
@@ -228,6 +230,7 @@ class Engine:
                 )
             )
         except BaseException:
+            deadline.ended_by(None)
             reservation.release()
             raise
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from pomelo.engine.ledger import Ledger
 
 STATUS_TIMEOUT = 0.2
-"""Seconds that the response to a failed task waits for the store to report its credits."""
+"""Seconds that the response to a task that failed, or is late, waits for the store to report its limits and
+credits."""
 
 _MAYBE_ANSWERED = frozenset((CANCELLED, "deadline_exceeded", "store_unavailable", "internal_error"))
 """Codes of tasks that failed although the provider may have worked for them. They keep the estimate of their

@@ -30,7 +30,7 @@ from tests.tasks import TASK_BODIES, text_body
 from tests.unit.engine.jobs import accepted_job
 from tests.waiting import cancel
 
-OPERATIONS = {"reserve", "settle", "void", "note"}
+OPERATIONS = {"reserve", "settle", "void", "note", "limit_status"}
 
 
 class FaultyStore:
@@ -217,15 +217,34 @@ async def test_no_deadline_applies_while_a_task_is_charged(
     assert record.complete
 
 
-async def test_an_error_is_sent_soon_although_the_store_hangs(app: RunningApp, store: FaultyStore) -> None:
+async def test_an_error_is_sent_soon_although_the_store_hangs(
+    app: RunningApp, store: FaultyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.engine.reservation.STATUS_TIMEOUT", 0.2)
     account = await app.account("all")
-    store.waits["void"] = asyncio.Event()
+    store.waits["settle"] = asyncio.Event()
     start = time.monotonic()
     outcome = await app.ask("rest", account.test, text_body("[[stall]]"), within=1)
     assert outcome.code == "deadline_exceeded"
     assert time.monotonic() - start < 10
     assert "x-ratelimit-remaining" in outcome.headers
-    store.waits["void"].set()
+    store.waits["settle"].set()
+    await app.idle(account)
+
+
+@STREAM
+async def test_a_deadline_ends_a_task_that_a_store_that_hangs_keeps_from_starting(
+    app: RunningApp, store: FaultyStore, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setattr("pomelo.engine.engine.STATUS_TIMEOUT", 0.2)
+    account = await app.account("all")
+    assert (await app.ask("rest", account.test, text_body())).code == "ok"
+    store.waits = {"reserve": asyncio.Event(), "limit_status": asyncio.Event()}
+    async with asyncio.timeout(20):
+        outcome = await app.ask("rest", account.test, text_body(), stream=stream, within=1)
+    assert (outcome.status, outcome.code) == (504, "deadline_exceeded")
+    for event in store.waits.values():
+        event.set()
     await app.idle(account)
 
 

@@ -66,6 +66,20 @@ async def test_a_task_that_can_not_begin_leaves_nothing_reserved(
 
 
 @STREAM
+async def test_no_deadline_is_left_of_a_task_that_can_not_begin(
+    engine: EngineApp, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    monkeypatch.setitem(TASK_TYPES, TEXT, replace(DEFINITION, collector=broken))
+    account = await engine.account()
+    deadline = time.monotonic() + 0.5
+    with pytest.raises(KeyError):
+        await engine.ask(account, text_task("never asked"), stream=stream, within=0.5)
+    await until(
+        lambda: time.monotonic() > deadline + 0.2
+    )  # a connection has the next request in the same task
+
+
+@STREAM
 async def test_a_bug_during_a_task_is_reported_as_a_failure_and_not_as_a_caller_who_left(
     engine: EngineApp, monkeypatch: pytest.MonkeyPatch, reports: Reports, stream: bool
 ) -> None:
