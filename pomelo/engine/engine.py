@@ -8,8 +8,9 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
+from pomelo import money
 from pomelo.accounts.access import Access
-from pomelo.call import Call, Principal, report_adjustments
+from pomelo.call import CHARGED_HEADER, Call, Principal, report_adjustments
 from pomelo.catalog.pricing import affordable_output_tokens
 from pomelo.engine import idempotency, shared_media
 from pomelo.engine.acceptance import Acceptance
@@ -171,18 +172,13 @@ class Engine:
         """
         reserved = await self._ledger.reserve(accepted, self._access.plan(accepted.principal), call)
         if isinstance(reserved, ReplayedAnswer):
-            try:
-                if self._media.shared:
-                    await shared_media.fetch_answer(
-                        reserved.answer, accepted.principal.owner, self._media, call
-                    )
-                replayed = idempotency.ReplayedTask(reserved, accepted, self._media)
-            except BaseException:
-                call.response_headers.pop("Idempotent-Replayed", None)
-                raise
-            report_adjustments(call, replayed.result.adjustments)
+            if self._media.shared:
+                await shared_media.fetch_answer(reserved.answer, accepted.principal.owner, self._media, call)
+            replayed = idempotency.ReplayedTask(reserved, accepted, self._media)
             if call.strict:
                 replayed.check_strict()
+            call.response_headers |= {CHARGED_HEADER: money.format_credits(0), "Idempotent-Replayed": "true"}
+            report_adjustments(call, replayed.result.adjustments)
             return replayed
         try:
             if not accepted.candidates:

@@ -185,8 +185,6 @@ class Ledger:
                     raise budgets.exceeded(principal.budget, request.minimum, max(now, use.start))
                 raise limits.refusal(outcome, request.minimum, now)
             call.reserved = True
-            call.response_headers[CHARGED_HEADER] = money.format_credits(0)
-            call.response_headers["Idempotent-Replayed"] = "true"
             return outcome
         finally:
             self._reserving.discard(job.task_id)

@@ -200,6 +200,8 @@ async def test_a_route_that_takes_over_reports_its_own_adjustments(
     # The first route adjusts nothing, but the stored answer is the second's.
     strict = await engine.ask(account, body, stream=stream, headers=key | STRICT)
     assert (strict.code, strict.error and strict.error.field) == ("invalid_parameter", "max_tokens")
+    of_answers = {"Idempotent-Replayed", "X-Credits-Charged", "X-Pomelo-Adjusted"}
+    assert not of_answers.intersection(strict.call.response_headers)
     assert len(engine.upstream.requests) == 2
 
 
