@@ -167,14 +167,14 @@ class Engine:
         """Reserves what the job needs, and fits the job to it; or finds the answer to its Idempotency-Key.
 
         Raises:
-            PomeloError: what `Ledger.reserve` raises; provider_not_configured, or why the output can't be
-                stored (nothing is reserved then); store_unavailable.
+            PomeloError: what `Ledger.reserve` and `ReplayedTask` raise; provider_not_configured, or why the
+                output can't be stored (nothing is reserved then); store_unavailable.
         """
         reserved = await self._ledger.reserve(accepted, self._access.plan(accepted.principal), call)
         if isinstance(reserved, ReplayedAnswer):
             if self._media.shared:
                 await shared_media.fetch_answer(reserved.answer, accepted.principal.owner, self._media, call)
-            replayed = idempotency.ReplayedTask(reserved, accepted, self._media)
+            replayed = idempotency.ReplayedTask(reserved, accepted, self._media, call)
             if call.strict:
                 replayed.check_strict()
             call.response_headers |= {CHARGED_HEADER: money.format_credits(0), "Idempotent-Replayed": "true"}

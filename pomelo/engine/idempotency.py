@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
+from pomelo.call import Call
 from pomelo.engine.job import AcceptedJob
 from pomelo.engine.results import started_event, write_usage
 from pomelo.errors import PomeloError, invalid
@@ -33,15 +34,23 @@ MEDIA_GRACE_SECONDS = 60.0
 
 class ReplayedTask:
     """The stored answer to a request with a known Idempotency-Key, in the form in which it is requested now.
+    What it has inline counts as buffered by its `call`: no limit of concurrent tasks applies to replays.
 
     Raises:
-        PomeloError: store_unavailable; a file of it is gone.
+        PomeloError: store_unavailable; a file of it is gone. overloaded; its caller has too much to read.
     """
 
-    def __init__(self, replayed: ReplayedAnswer, accepted: AcceptedJob, media: MediaStore) -> None:
+    def __init__(
+        self, replayed: ReplayedAnswer, accepted: AcceptedJob, media: MediaStore, call: Call
+    ) -> None:
         self._accepted = accepted
         self.result, self._file = restore_answer(
-            replayed.answer, accepted.delivery, accepted.principal.owner, media, stream=accepted.job.stream
+            replayed.answer,
+            accepted.delivery,
+            accepted.principal.owner,
+            media,
+            stream=accepted.job.stream,
+            reserve=call.reserve,
         )
         write_usage(self.result, replayed.record)
 
@@ -114,13 +123,19 @@ def store_answer(
 
 
 def restore_answer(
-    answer: bytes, delivery: MediaDelivery.ValueType, owner: str, media: MediaStore, *, stream: bool
+    answer: bytes,
+    delivery: MediaDelivery.ValueType,
+    owner: str,
+    media: MediaStore,
+    *,
+    stream: bool,
+    reserve: Callable[[int], None],
 ) -> tuple[TaskResult, Path | None]:
     """The result of a stored answer, with new links and with the bytes that are returned inline; and the file
-    of its last media, None without media.
+    of its last media, None without media. `reserve` counts the inline bytes, before they are read.
 
     Raises:
-        PomeloError: store_unavailable; a file of it is gone.
+        PomeloError: store_unavailable; a file of it is gone. What `reserve` raises.
     """
     result = TaskResult.FromString(answer)
     path = None
@@ -128,15 +143,19 @@ def restore_answer(
     for part in media_outputs(result):
         try:
             path, stored = media.find(part.media.id, owner)
-            part.media.CopyFrom(stored)
-            inline = stored.size_bytes <= max_inline(delivery, stream=stream) and not streamed
-            if inline:
+        except PomeloError as error:
+            if error.code != "not_found":
+                raise
+            gone = "The file of the stored answer is gone. Use a new Idempotency-Key"
+            raise PomeloError("store_unavailable", gone, repeatable=False) from error
+        part.media.CopyFrom(stored)
+        inline = stored.size_bytes <= max_inline(delivery, stream=stream) and not streamed
+        if inline:
+            reserve(stored.size_bytes)
+            try:
                 part.data = path.read_bytes()
-        except (OSError, PomeloError) as error:
-            if isinstance(error, PomeloError) and error.code == "not_found":
-                gone = "The file of the stored answer is gone. Use a new Idempotency-Key"
-                raise PomeloError("store_unavailable", gone, repeatable=False) from error
-            raise PomeloError("store_unavailable") from error
+            except OSError as error:
+                raise PomeloError("store_unavailable") from error
         if delivery == MediaDelivery.MEDIA_DELIVERY_INLINE and (inline or streamed):
             part.ClearField("media")
     return result, path

@@ -27,8 +27,8 @@ LARGE_RESPONSE = 64 * 1024
 class InFlightLimits:
     """Limits of calls in flight, from their admission to their end, and of the buffered bytes of their
     bodies. `account_*` apply to one owner. With more than `account_unread` bytes of responses that it has
-    yet to read, it can start no call; nor, while all owners together have more than `unread`, with more
-    than an equal share of it."""
+    yet to read, it can start no call, and its calls can buffer nothing more; nor, while all owners together
+    have more than `unread`, with more than an equal share of it."""
 
     calls: int = 2_000
     account_calls: int = 1_000
@@ -79,9 +79,8 @@ class InFlight:
             if used.calls >= limits.account_calls:
                 log.warning("A call was refused: one caller has %d calls in flight", used.calls)
                 raise PomeloError("overloaded")
-            if used.unread and self._is_too_slow(used):
-                log.warning("A call was refused: its caller has %d bytes of responses to read", used.unread)
-                raise PomeloError("overloaded")
+            if used.unread:
+                self._check_unread(used)
         if self.calls >= limits.calls:
             log.warning("A call was refused: %d calls are in flight", self.calls)
             raise PomeloError("overloaded")
@@ -107,12 +106,17 @@ class InFlight:
 
         return release
 
-    def _is_too_slow(self, used: _Usage) -> bool:
-        """Whether an owner has too many unread bytes."""
+    def _check_unread(self, used: _Usage) -> None:
+        """Refuses an owner that has too many unread bytes.
+
+        Raises:
+            PomeloError: overloaded.
+        """
         limits = self.limits
-        if self.unread > limits.unread and used.unread * self._readers > limits.unread:
-            return True
-        return used.unread > limits.account_unread
+        above_share = self.unread > limits.unread and used.unread * self._readers > limits.unread
+        if above_share or used.unread > limits.account_unread:
+            log.warning("A call was refused: its caller has %d bytes of responses to read", used.unread)
+            raise PomeloError("overloaded")
 
     def _forget_idle(self, owner: str, used: _Usage) -> None:
         if not used.calls and not used.unread:
@@ -139,6 +143,8 @@ class Ticket:
         """
         in_flight, used = self._in_flight, self._used
         limits = in_flight.limits
+        if used.unread:
+            in_flight._check_unread(used)
         if used.bytes + size > limits.account_bytes or in_flight.bytes + size > limits.bytes:
             log.warning(
                 "A call was refused: bodies of %d bytes are buffered, %d of them of its caller",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from pomelo.providers.chunks import MAX_AUDIO_BYTES
 from pomelo.stores.ledger import REPLAY_SECONDS, LimitStatus, ReplayedAnswer
 from pomelo.stores.usage import UsageRecord
 from pomelo.tasks.base import MAX_INLINE
+from tests.calls import call_of
 from tests.tasks import TASK_TYPES, small_task, to_task
 from tests.unit.engine.jobs import accepted_job
 from tests.unit.refusals import refused
@@ -32,6 +34,8 @@ MODELS = Catalog.load().models
 
 UNSPECIFIED = MediaDelivery.MEDIA_DELIVERY_UNSPECIFIED
 INLINE = MediaDelivery.MEDIA_DELIVERY_INLINE
+
+restore_answer = partial(idempotency.restore_answer, reserve=lambda size: None)
 
 
 RECORD = UsageRecord("speech_1", "req_1", "ann", True, "k", "rest", "eleven-labs-tts", "text_to_speech",
@@ -48,6 +52,15 @@ def answer(media: MediaStore, data: bytes = b"ID3 some audio") -> TaskResult:
     return result
 
 
+def test_what_a_replay_has_inline_is_counted_before_it_is_read(tmp_path: Path) -> None:
+    media = MediaStore(tmp_path / "media", b"s" * 32)
+    stored = idempotency.store_answer(answer(media), UNSPECIFIED, media, stream=False)
+    for delivery, counted in ((UNSPECIFIED, [14]), (MediaDelivery.MEDIA_DELIVERY_LINK, [])):
+        sizes: list[int] = []
+        idempotency.restore_answer(stored, delivery, "ann/live", media, stream=False, reserve=sizes.append)
+        assert sizes == counted
+
+
 def test_media_outlives_the_answer_that_it_belongs_to(tmp_path: Path) -> None:
     media = MediaStore(tmp_path / "media", b"s" * 32)
     result = answer(media)
@@ -62,12 +75,12 @@ def test_a_stored_answer_is_replayed_only_to_its_owner(tmp_path: Path) -> None:
     media = MediaStore(tmp_path / "media", b"s" * 32)
     stored = idempotency.store_answer(answer(media), UNSPECIFIED, media, stream=False)
     assert (
-        idempotency.restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False)[0].speech.data
+        restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False)[0].speech.data
         == b"ID3 some audio"
     )
     for other in ("ann/test", "bob/live"):
         with refused("store_unavailable"):
-            idempotency.restore_answer(stored, UNSPECIFIED, other, media, stream=False)
+            restore_answer(stored, UNSPECIFIED, other, media, stream=False)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +97,7 @@ def test_a_large_image_is_replayed_in_a_stream_as_a_link(
         writer.write(image.data)
         image.media.CopyFrom(writer.commit())
     stored = idempotency.store_answer(result, UNSPECIFIED, media, stream=stream)
-    replayed, _ = idempotency.restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=stream)
+    replayed, _ = restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=stream)
     (image,) = replayed.image.images
     assert (len(image.data), bool(image.media.url)) == (size if inline else 0, True)
 
@@ -204,7 +217,7 @@ def test_an_unrequested_link_is_omitted_if_the_bytes_are_inline(
     if not data:
         result.speech.ClearField("data")
     stored = idempotency.store_answer(result, requested, media, stream=stream)
-    replayed, _ = idempotency.restore_answer(stored, requested, "ann/live", media, stream=stream)
+    replayed, _ = restore_answer(stored, requested, "ann/live", media, stream=stream)
     for speech_result in (result, replayed):
         assert speech_result.speech.HasField("media") == linked
         assert len(speech_result.speech.data) == (size if data else 0)
@@ -214,7 +227,7 @@ def test_a_replayed_answer_has_a_link_that_is_valid_as_long_as_its_media(tmp_pat
     media = MediaStore(tmp_path / "media", b"s" * 32)
     result = answer(media)
     stored = idempotency.store_answer(result, UNSPECIFIED, media, stream=False)
-    link = idempotency.restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False)[0].speech.media
+    link = restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False)[0].speech.media
     assert link.expire_time.seconds > result.speech.media.expire_time.seconds + REPLAY_SECONDS / 2
     media.check_link(link.id, link.url.partition("?")[2])
 
@@ -228,7 +241,7 @@ def test_a_stored_answer_whose_file_is_gone_asks_for_no_repetition(tmp_path: Pat
     if not gone:
         path.mkdir()  # can't be read
     with refused("store_unavailable") as refusal:
-        idempotency.restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False)
+        restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False)
     assert refusal.value.repeatable is not gone
     assert ("is gone" in refusal.value.message) is gone
 
@@ -244,7 +257,7 @@ async def test_a_replayed_stream_has_the_order_of_the_first_one(tmp_path: Path) 
     accepted = accepted_job("speech_2", MODELS["eleven-labs-tts"], Usage(), Principal("ann", "k", True))
     job = replace(accepted.job, input=TextToSpeechInput(), stream=True)
     replayed = idempotency.ReplayedTask(
-        ReplayedAnswer(LimitStatus(0), RECORD, stored), replace(accepted, job=job), media
+        ReplayedAnswer(LimitStatus(0), RECORD, stored), replace(accepted, job=job), media, call_of("")
     )
     assert not replayed.result.speech.data
     started, *chunks, last = [event async for event in replayed.events()]

@@ -14,10 +14,11 @@ import pytest
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
+from pomelo.runtime.in_flight import MIB
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, Speech, Transcript
 from pomelo.testing import error_reply as openai_error
-from tests.calls import call_of
+from tests.calls import call_of, refusal
 from tests.tasks import small_task, text_body, to_task
 from tests.unit.engine.apps import STREAM, Answer, EngineApp, open_engine
 
@@ -205,6 +206,19 @@ async def test_a_repeated_request_costs_nothing_and_reports_the_same_adjustments
         assert second.events == first.events
     assert (await engine.balance(account)).spent == COST
     assert len(await engine.records(account)) == 1
+
+
+async def test_a_replay_is_refused_while_its_caller_has_too_much_to_read(engine: EngineApp) -> None:
+    account, spec = await engine.account(), small_task("text_to_speech")
+    run, call = engine.app.services.tasks.run_task, call_of(account.key, idempotency_key="k")
+    first = await run(spec, TaskOptions(), call_of(account.key, idempotency_key="k"))
+    visit = await engine.app.services.access.admit(call)
+    read = visit.hold(300 * MIB)
+    assert (await refusal(run(spec, TaskOptions(), call))).code == "overloaded"
+    assert "Idempotent-Replayed" not in call.response_headers
+    read()
+    assert (await run(spec, TaskOptions(), call)).speech.data == first.speech.data
+    visit.close()
 
 
 @STREAM

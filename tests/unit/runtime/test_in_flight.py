@@ -86,6 +86,18 @@ def test_an_owner_with_too_many_unread_bytes_starts_no_call() -> None:
     flight.enter("a").close()
 
 
+def test_the_calls_of_an_owner_with_too_many_unread_bytes_buffer_nothing_more() -> None:
+    flight = InFlight(InFlightLimits(account_unread=100))
+    first, second = flight.enter("a"), flight.enter("a")
+    release = first.hold(101)
+    with refused("overloaded"):
+        second.reserve(1)
+    flight.enter("b").reserve(1)
+    release()
+    second.reserve(1)
+    assert (second.size, flight.bytes) == (1, 2)
+
+
 def test_owners_with_more_than_their_share_of_unread_bytes_start_no_call_while_all_have_too_many() -> None:
     flight = InFlight(InFlightLimits(unread=100, account_unread=80))
     tickets = {owner: flight.enter(owner) for owner in "abc"}
