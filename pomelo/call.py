@@ -244,6 +244,9 @@ def _seconds(text: str) -> float | None:
 CHARGED_HEADER = "X-Credits-Charged"
 """The header with the credits that a task costs."""
 
+REPLAYED_HEADER = "Idempotent-Replayed"
+"""The header of the stored answer to an Idempotency-Key."""
+
 ADJUSTED_HEADER = "X-Pomelo-Adjusted"
 """The header, and in lower case the metadata, that lists the adjusted fields of a task's input."""
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pomelo import money
 from pomelo.accounts.access import Access
-from pomelo.call import CHARGED_HEADER, Call, Principal, report_adjustments
+from pomelo.call import CHARGED_HEADER, REPLAYED_HEADER, Call, Principal, report_adjustments
 from pomelo.catalog.pricing import affordable_output_tokens
 from pomelo.engine import idempotency, shared_media
 from pomelo.engine.acceptance import Acceptance
@@ -177,7 +177,7 @@ class Engine:
             replayed = idempotency.ReplayedTask(reserved, accepted, self._media, call)
             if call.strict:
                 replayed.check_strict()
-            call.response_headers |= {CHARGED_HEADER: money.format_credits(0), "Idempotent-Replayed": "true"}
+            call.response_headers |= {CHARGED_HEADER: money.format_credits(0), REPLAYED_HEADER: "true"}
             report_adjustments(call, replayed.result.adjustments)
             return replayed
         try:

@@ -20,6 +20,7 @@ from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.providers.sandbox.triggers import ERRORS
+from pomelo.runtime.in_flight import MIB
 from pomelo.server.remote import channel, open_remote
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import Services, TaskService, list_all_models
@@ -56,6 +57,21 @@ def assert_headers(call: Call, kind: str) -> None:
     call.response_headers.pop("X-Credits-Charged", None)
     assert call.response_headers.pop("X-Pomelo-Adjusted", "") == ADJUSTED.get(kind, "")
     assert call.response_headers == {"X-Request-Id": "mine", "X-Pomelo-Mode": "test"}
+
+
+async def test_a_replay_is_refused_while_its_caller_has_too_much_to_read(
+    remote: Services, keys: Keys
+) -> None:
+    spec, call = small_task("text_to_speech"), call_of(keys.test, idempotency_key="unread")
+    first = await run_task(remote, spec, call_of(keys.test, idempotency_key="unread"))
+    visit = await remote.access.admit(call)
+    read = visit.hold(300 * MIB)
+    assert (await refusal(run_task(remote, spec, call))).code == "overloaded"
+    assert "Idempotent-Replayed" not in call.response_headers
+    read()
+    assert (await run_task(remote, spec, call)).speech.data == first.speech.data
+    assert call.response_headers["Idempotent-Replayed"] == "true"
+    visit.close()
 
 
 @pytest.mark.parametrize("kind", TASK_TYPES)

@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from pomelo.call import Call
+from pomelo.call import REPLAYED_HEADER, Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.account_service_pb2 import (
     Account,
@@ -78,7 +78,9 @@ class RemoteAccess:
             if len(self._trusted) >= _MAX_TRUSTED_KEYS:
                 del self._trusted[next(iter(self._trusted))]
             self._trusted[digest] = now + _TRUST_SECONDS
-        return RemoteVisit(self._pool, call, self._in_flight.enter(digest))
+        ticket = self._in_flight.enter(digest)
+        call.reserve = ticket.reserve
+        return RemoteVisit(self._pool, call, ticket)
 
 
 class RemoteVisit:
@@ -132,6 +134,12 @@ class RemoteTasks:
         request = RunTaskRequest(spec=spec, options=options)
         response: RunTaskResponse
         response = await self._pool.unary(lambda stubs: stubs.tasks.RunTask, request, call)
+        if REPLAYED_HEADER in call.response_headers:
+            try:
+                call.reserve(response.ByteSize())
+            except PomeloError:
+                del call.response_headers[REPLAYED_HEADER]
+                raise
         return response.result
 
     @asynccontextmanager
