@@ -54,6 +54,7 @@ class Engine:
         self._router = router
         self._media = media
         self._turns = turns
+        self._replays = idempotency.ReplayQueue()
         self._observe = partial(ObservedTask, observers, ledger.monotonic)
 
     async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
@@ -172,6 +173,7 @@ class Engine:
         """
         reserved = await self._ledger.reserve(accepted, self._access.plan(accepted.principal), call)
         if isinstance(reserved, ReplayedAnswer):
+            await self._replays.turn(reserved, accepted)
             if self._media.shared:
                 await shared_media.fetch_answer(reserved.answer, accepted.principal.owner, self._media, call)
             replayed = idempotency.ReplayedTask(reserved, accepted, self._media, call)

@@ -21,8 +21,9 @@ from pomelo.gen.v1.speech_pb2 import SpeechOutput
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.media.audio import AudioSource, sample_format
 from pomelo.media.store import MediaStore
+from pomelo.runtime.in_flight import FairSemaphore
 from pomelo.stores.ledger import REPLAY_SECONDS, IdempotencyKey, ReplayedAnswer
-from pomelo.tasks.base import max_inline
+from pomelo.tasks.base import LARGE, max_inline
 
 _ANSWER_FORM = b"2"
 """Part of every fingerprint. It changes with the messages of stored answers, so that an answer of another
@@ -30,6 +31,25 @@ form has another fingerprint, and is never read as one of this form."""
 
 MEDIA_GRACE_SECONDS = 60.0
 """Seconds that a file outlives the answer that it belongs to, which is settled a little later."""
+
+REPLAY_RATE = 32 * 1024 * 1024
+"""Bytes of large replays that an account gets in a second."""
+
+
+class ReplayQueue:
+    """Queues the large replays of each account: one after the other, with pauses. They are free, and no limit
+    applies to them, but each occupies the event loop while it is read and rendered."""
+
+    def __init__(self) -> None:
+        self._turns = FairSemaphore(1)
+
+    async def turn(self, replayed: ReplayedAnswer, accepted: AcceptedJob) -> None:
+        """Waits for the turn of the account, if the answer is large and returned whole."""
+        size, account = replayed.record.output_bytes, accepted.principal.account
+        is_link = accepted.delivery == MediaDelivery.MEDIA_DELIVERY_LINK
+        if size > LARGE and not is_link and not accepted.job.stream:
+            await self._turns.acquire(account)
+            asyncio.get_running_loop().call_later(size / REPLAY_RATE, self._turns.release, account)
 
 
 class ReplayedTask:

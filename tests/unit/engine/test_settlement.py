@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import logging
 import time
@@ -15,6 +16,7 @@ from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.runtime.in_flight import MIB
+from pomelo.tasks.base import LARGE
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, Speech, Transcript
 from pomelo.testing import error_reply as openai_error
@@ -219,6 +221,26 @@ async def test_a_replay_is_refused_while_its_caller_has_too_much_to_read(engine:
     read()
     assert (await run(spec, TaskOptions(), call)).speech.data == first.speech.data
     visit.close()
+
+
+async def test_the_large_replays_of_an_account_take_turns_and_delay_no_other_account(
+    engine: EngineApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.engine.idempotency.REPLAY_RATE", 1)  # byte a second
+    one, other = await engine.account(), await engine.account()
+    spec, key = small_task("text_to_speech"), {"idempotency-key": "k"}
+    links = TaskOptions(delivery=MediaDelivery.MEDIA_DELIVERY_LINK)
+    for account in (one, other):
+        engine.upstream.script(Speech(size=LARGE + 1))
+        assert (await engine.ask(account, spec, headers=key)).code == "ok"
+    assert (await engine.ask(one, spec, headers=key)).code == "ok"
+    waiting = asyncio.create_task(engine.ask(one, spec, headers=key))
+    assert (await engine.ask(other, spec, headers=key)).code == "ok"
+    assert (await engine.ask(one, spec, headers=key, options=links)).code == "ok"
+    assert (await engine.ask(one, spec, headers=key, stream=True)).code == "ok"
+    assert not waiting.done()
+    waiting.cancel()
+    await asyncio.wait([waiting])
 
 
 @STREAM
