@@ -44,10 +44,10 @@ class ReplayQueue:
         self._turns = FairSemaphore(1)
 
     async def turn(self, replayed: ReplayedAnswer, accepted: AcceptedJob) -> None:
-        """Waits for the turn of the account, if the answer is large and returned whole."""
+        """Waits for the turn of the account, if the answer is large and returned whole, as all images are."""
         size, account = replayed.record.output_bytes, accepted.principal.account
         is_link = accepted.delivery == MediaDelivery.MEDIA_DELIVERY_LINK
-        if size > LARGE and not is_link and not accepted.job.stream:
+        if size > LARGE and not is_link and (replayed.record.images or not accepted.job.stream):
             await self._turns.acquire(account)
             asyncio.get_running_loop().call_later(size / REPLAY_RATE, self._turns.release, account)
 
