@@ -44,10 +44,10 @@ class ReplayQueue:
         self._turns = FairSemaphore(1)
 
     async def turn(self, replayed: ReplayedAnswer, accepted: AcceptedJob) -> None:
-        """Waits for the turn of the account, if the answer is large and returned whole, as all images are."""
-        size, account = replayed.record.output_bytes, accepted.principal.account
-        is_link = accepted.delivery == MediaDelivery.MEDIA_DELIVERY_LINK
-        if size > LARGE and not is_link and (replayed.record.images or not accepted.job.stream):
+        """Waits for the account's turn, if the answer is large and inline; in a stream only images are."""
+        record, account, stream = replayed.record, accepted.principal.account, accepted.job.stream
+        size, most = record.output_bytes, max_inline(accepted.delivery, stream=stream)
+        if LARGE < size <= most and (record.images or not stream):
             await self._turns.acquire(account)
             asyncio.get_running_loop().call_later(size / REPLAY_RATE, self._turns.release, account)
 

@@ -26,7 +26,7 @@ CALLS, CONNECTIONS, IN_FLIGHT = CallLimits(), ConnectionLimits(), InFlightLimits
         ("calls without a key", [CALLS.unauthenticated, CALLS.unauthenticated_time, SMALL_MESSAGE / KIB]),
         (f"responses above {LARGE_RESPONSE // KIB} KiB that", [IN_FLIGHT.account_unread / MIB]),
         ("the same of all accounts", [IN_FLIGHT.unread / MIB]),
-        ("replays of an account that have more than", [REPLAY_RATE / MIB]),
+        ("replays of an account that have", [REPLAY_RATE / MIB]),
         ("duration of any call", [DEFAULT_TIMEOUT]),
         ("messages that an account sends", [CALLS.reads, CALLS.uploads]),
         ("time to receive a message", [CALLS.read_time, CALLS.chunk_time]),
