@@ -110,8 +110,9 @@ class Call:
     end. `at_end` are the functions that `end` runs. `reserve` counts more bytes as buffered by an admitted
     call, as `pomelo.service.Visit.reserve` does; `file_bytes` are those of files that its task names.
     `reserved` is set once its task is reserved: it is counted then, and a refusal later is not.
-    `reported` is set when its task was reported to the observers. `translate_adjusted` returns the value of
-    ADJUSTED_HEADER for a caller whose API has other fields; None: the caller's fields are those of the task.
+    `reported` is set when its task was reported to the observers, or is not to be reported.
+    `translate_adjusted` returns the value of ADJUSTED_HEADER for a caller whose API has other fields; None:
+    the caller's fields are those of the task.
     """
 
     api_key: str | None

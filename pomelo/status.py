@@ -24,6 +24,10 @@ REFUSED_KEY = "x-pomelo-refused"
 code and the number of bytes read. The response is that error or one that takes precedence, with the
 limits."""
 
+DISCARD_KEY = "x-pomelo-discard"
+"""Request metadata of RunTask, from gateways only: the task is only sent to delete the upload of a request
+that does not need it, and is not reported."""
+
 OPEN_KEY = "x-pomelo-open"
 """Response metadata, to gateways only: all checks that can refuse the task are done, and a later failure is
 part of the response. It is not secret, so a gateway needs no proof to receive it."""

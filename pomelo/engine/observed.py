@@ -74,6 +74,8 @@ class ObservedTask:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """Reports the end of the task; `error` ended it, if it is not None."""
         call, principal = self._call, self._principal
+        if call.reported:
+            return
         call.reported = True
         accepted, reservation, calls = self.accepted, self.reservation, self.calls
         now = self._clock()

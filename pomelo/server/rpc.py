@@ -23,6 +23,7 @@ from pomelo.server.messages import check_request, check_size, parse, too_large
 from pomelo.server.unread_streams import UNREAD_PER_BYTE
 from pomelo.service import Visit
 from pomelo.status import (
+    DISCARD_KEY,
     OPEN_KEY,
     REFUSED_KEY,
     details_metadata,
@@ -94,6 +95,7 @@ class Rpc:
         if sum(map(len, chain.from_iterable(pairs))) > front.limits.metadata:
             self.call.header_error = too_large("metadata", front.limits.metadata)
         self.call.relayed = self.trusted
+        self.call.reported = self.trusted and DISCARD_KEY in metadata
         self.refused_body: str = metadata.get(REFUSED_KEY, "") if self.trusted else ""
         """The error and size of a body that a gateway has refused itself, as in `REFUSED_KEY`."""
         self.model = ""  # that the message names; empty until the message was read

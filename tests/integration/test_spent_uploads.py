@@ -22,6 +22,7 @@ from pomelo.testing.elevenlabs_protocol import error_reply
 from tests.app import PLANS, RICH, RunningApp, app_fixture, run_app
 from tests.calls import bearer, upload_messages
 from tests.driver import REST_PROTOCOL
+from tests.unit.telemetry.reports import Reports
 from tests.waiting import until
 
 AUDIO = b"OggS" + b"audio of some length " * 20_000
@@ -29,7 +30,9 @@ STT = {"model": "eleven-labs-stt"}
 STS = {"model": "eleven-labs-sts", "voice": "adam"}
 PLAN = Plan("one at a time", requests=1)
 
-app = app_fixture(plans=PLANS | {PLAN.name: PLAN})
+REPORTS = Reports()
+
+app = app_fixture(plans=PLANS | {PLAN.name: PLAN}, observers=[REPORTS])
 
 
 @pytest.fixture(autouse=True)
@@ -190,8 +193,10 @@ async def test_a_request_that_the_gateway_refuses_leaves_no_upload(
     parts, status, code = BY_THE_GATEWAY[reason]
     caller = await app.account()
     headers = {"X-Request-Timeout": "20"}
+    REPORTS.tasks.clear()
     assert await send(app, protocol, caller.live, form(*parts), headers) == (status, code)
     await wait_until_empty(app)
+    assert not REPORTS.tasks, "what deletes the upload is no task"
 
 
 # --- requests that break off

@@ -27,7 +27,7 @@ from pomelo.runtime.turns import Turns
 from pomelo.server.remote.channel import Messages, unary, until_deadline
 from pomelo.server.remote.pool import ConnectionPool
 from pomelo.service import MediaBytes
-from pomelo.status import error_of
+from pomelo.status import DISCARD_KEY, error_of
 
 _MESSAGE_BYTES = 512 * 1024
 """Maximum bytes of an upload in one message."""
@@ -81,8 +81,10 @@ class RemoteMedia:
             response_trailers={},
             at_end=[],
         )
-        with suppress(PomeloError):
-            await self._pool.unary(lambda stubs: stubs.tasks.RunTask, RunTaskRequest(spec=spec), request)
+        with suppress(PomeloError), self._pool.pick() as connection:
+            arguments = connection.arguments(request)
+            arguments["metadata"].append((DISCARD_KEY, "1"))
+            await unary(connection.tasks.RunTask(RunTaskRequest(spec=spec), **arguments), request)
 
     @asynccontextmanager
     async def download_media(
