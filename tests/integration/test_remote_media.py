@@ -10,12 +10,16 @@ import pytest
 from pomelo.app import App
 from pomelo.call import Call
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.task_pb2 import TaskSpec
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
+from pomelo.runtime.in_flight import InFlightLimits
 from pomelo.server.remote import open_remote
 from pomelo.service import Services
 from tests.calls import call_of, error_parts, refusal
 from tests.conftest import Keys
+from tests.driver import STREAM
 from tests.integration.both_ends import both_ends
-from tests.waiting import cancel
+from tests.waiting import cancel, until
 
 CHUNK = 1024 * 1024
 
@@ -160,6 +164,27 @@ async def test_an_upload_s_deadline_applies_while_it_waits_for_chunks(remote: Se
         call = call_of(keys.test, 0.3)
         error = await refusal(remote.media.upload_media("audio/mpeg", source, call))
     assert error_parts(error) == error_parts(PomeloError("deadline_exceeded"))
+
+
+@STREAM
+async def test_the_upload_of_a_task_that_the_server_has_not_read_is_deleted(
+    remote: Services, app: App, keys: Keys, stream: bool
+) -> None:
+    call, spec = call_of(keys.test), TaskSpec(model="eleven-labs-stt")
+    media = await remote.media.upload_media("audio/mpeg", _chunks([b"ID3"]), call)
+    spec.speech_to_text.audio.media_id = media.id
+    in_flight = app.services.access._access.in_flight  # type: ignore[attr-defined]
+    limits, in_flight.limits = in_flight.limits, InFlightLimits(calls=0)
+    if stream:
+        error = await refusal(remote.tasks.stream_task(spec, TaskOptions(), call).__aenter__())
+    else:
+        error = await refusal(remote.tasks.run_task(spec, TaskOptions(), call))
+    assert error.code == "overloaded"
+    in_flight.limits = limits
+    file = app.settings.data / "media" / media.id
+    assert file.exists()
+    call.end()
+    await until(lambda: not file.exists())
 
 
 async def test_an_unavailable_server_is_reported_as_such() -> None:

@@ -129,11 +129,10 @@ class RemoteTasks:
         self._turns = turns
 
     async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
-        if call.header_error is None:
-            _keep_upload(spec, call)
         request = RunTaskRequest(spec=spec, options=options)
         response: RunTaskResponse
         response = await self._pool.unary(lambda stubs: stubs.tasks.RunTask, request, call)
+        _leave_upload(spec, call)
         if REPLAYED_HEADER in call.response_headers:
             try:
                 call.reserve(response.ByteSize())
@@ -147,7 +146,6 @@ class RemoteTasks:
         self, spec: TaskSpec, options: TaskOptions, call: Call
     ) -> AsyncIterator[AsyncIterator[TaskEvent]]:
         await self._pool.check_headers(call)
-        _keep_upload(spec, call)
         request = StreamTaskRequest(spec=spec, options=options)
         with self._pool.pick() as connection:
             rpc = connection.stream_task(request, **connection.arguments(call))
@@ -155,13 +153,15 @@ class RemoteTasks:
             try:
                 with until_deadline(call):
                     await events.accepted()
+                    _leave_upload(spec, call)
                     yield events
             finally:
                 rpc.cancel()
 
 
-def _keep_upload(spec: TaskSpec, call: Call) -> None:
-    """Keeps the upload of a task: the server deletes it when the task ends or is refused."""
+def _leave_upload(spec: TaskSpec, call: Call) -> None:
+    """Leaves the upload of an accepted task to the server, which deletes it when the task ends. That of a
+    refused task is deleted by a request: a server that is too busy, for example, has not read the task."""
     if not call.at_end:
         return
     task_input = getattr(spec, spec.WhichOneof("input") or "text")
