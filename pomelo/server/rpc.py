@@ -73,9 +73,7 @@ class Rpc:
         self.write: Callable[[bytes], Awaitable[None]] = context.write
         """Sends one serialized message of a stream; waits until the caller reads."""
         self._pool: Pool | None = None  # what counts the call as one without a key
-        self._authenticated = False
-        self._read = False
-        self._served = False
+        self._authenticated = self._read = self._served = False
         self._size = 0
         origin = front.proof.origin(metadata, self.peer)
         self.gateway = origin.gateway
