@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from pomelo.stores.fleet import Fleet, Process
-from pomelo.stores.redis.key_names import PROCESSES, WORKERS
+from pomelo.stores.redis.key_names import PROCESSES, WORKERS, reported
 from pomelo.stores.redis.processes import read_fleet
-from tests.contract.redis_rig import open_on
+from tests.contract.redis_rig import FaultyClient, open_on
 from tests.redis_server import RedisServer
 from tests.waiting import until
 
@@ -116,3 +116,24 @@ async def test_a_change_is_news_for_the_first_process_that_notes_it(
         assert not await second.note_state("vendor: a {b}", "closed", 600)  # it is remembered from now on
         other, again = sorted([server.do("TTL", key) for key in server.do("KEYS", "*reported*")])
         assert 0 < other <= 60 < again <= 600
+
+
+async def test_a_change_whose_reply_is_lost_is_still_news(server: RedisServer, tmp_path: Path) -> None:
+    async with open_on(server.url, tmp_path) as first, open_on(server.url, tmp_path) as second:
+        faults = FaultyClient(first, 20.0)
+        faults.error, faults.after = lambda: ConnectionResetError(104, "reset"), True
+        # Twice: the first time, the server may not know the script.
+        faults.hits = lambda command: reported("acme") in command and len(faults.failed) < 2
+        assert await first.note_state("acme", "low", 60)
+        assert len(faults.failed) == 2
+        assert not await first.note_state("acme", "low", 60)
+        assert not await second.note_state("acme", "low", 60)
+
+
+async def test_a_state_that_an_earlier_version_has_noted_is_no_news(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with open_on(server.url, tmp_path) as store:
+        server.do("SET", reported("acme"), "low", "EX", 60)
+        assert not await store.note_state("acme", "low", 60)
+        assert await store.note_state("acme", "high", 60)

@@ -113,7 +113,8 @@ def key_position(created: float, key_id: str) -> str:
 
 
 def reported(subject: str) -> str:
-    """The key with the state of a subject that was last reported to the operator; it expires."""
+    """The key with the state of a subject that was last reported to the operator, and by which call; it
+    expires."""
     return f"pomelo:reported:{subject}"
 
 

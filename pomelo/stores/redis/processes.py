@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from contextlib import suppress
 
+from pomelo.ids import new_id
 from pomelo.stores.fleet import Process
-from pomelo.stores.redis.connection import Connection, Timing, one_deadline, translated_errors
+from pomelo.stores.redis.connection import Argument, Connection, Timing, one_deadline, translated_errors
 from pomelo.stores.redis.key_names import PROCESSES, WORKERS, reported
 from pomelo.stores.redis.scripts import NOTE_STATE
 from pomelo.stores.redis.url import connect, parse_url
@@ -30,7 +31,8 @@ class Processes(Role):
 
     @translated_errors
     async def note_state(self, subject: str, state: str, seconds: float) -> bool:
-        return bool(await self._connection.run(NOTE_STATE, [reported(subject)], [state, round(seconds)]))
+        args: list[Argument] = [state, round(seconds), new_id("")]
+        return bool(await self._connection.run(NOTE_STATE, [reported(subject)], args))
 
 
 async def read_processes(connection: Connection) -> dict[str, Process]:
