@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.redis import Timing, open_redis, usage
 from pomelo.stores.redis.key_names import WALLETS, WORKERS, names
-from pomelo.stores.usage import UsageQuery
+from pomelo.stores.usage import UsageQuery, encode_metadata
 from tests.contract.ledger_rig import WALLET, abandon, record, request, run_task, settlement
 from tests.contract.redis_rig import FaultyClient, Opener, open_on, open_with_credits, until
 from tests.redis_server import RedisServer
@@ -268,6 +269,30 @@ async def test_records_that_another_process_left_are_moved_from_time_to_time(
     await until(lambda: server.do("XLEN", NAMES.usage) == 0)
     assert await store._wallet_index.with_data("usage") == []
     assert await store._usage._archive.get("left") == record("left", cost=3, uncollected=1)
+
+
+async def test_large_records_are_moved_in_replies_that_other_commands_can_wait_for(
+    server: RedisServer, opened: Opener
+) -> None:
+    store = await opened(**IDLE)
+    metadata = encode_metadata({f"{number:064}": "\x01" * 512 for number in range(16)})
+    for number in range(300):
+        text = records.encode_record(record(f"t{number:03}", metadata=metadata))
+        server.do("XADD", NAMES.usage, "*", "record", text, "cost", 1, "uncollected", 0)
+    client, replies = store._connection._client, []
+
+    def execute(*command: Any) -> asyncio.Future[Any]:
+        reply: asyncio.Future[Any] = client.execute_command(*command)
+        if command[0] == "XRANGE":
+            replies.append(reply)
+        return reply
+
+    store._connection._client = SimpleNamespace(execute_command=execute, aclose=client.aclose)
+    (moved,) = await store.sum_usage(ALL, ())
+    assert moved.tasks == 300
+    sizes = [sum(len(fields[b"record"]) for _, fields in reply.result()) for reply in replies]
+    assert sum(sizes) > 300 * 50_000
+    assert max(sizes) < 8 * 1024 * 1024
 
 
 async def test_a_record_that_can_not_be_read_stays_and_blocks_no_other(

@@ -38,9 +38,13 @@ from pomelo.stores.usage import (
 log = logging.getLogger("pomelo.stores")
 
 _ENTRIES = 1_000
-"""Entries that are moved at a time: with its metadata one may take 100 kB of memory."""
+"""Maximum number of entries that are moved at a time; at first it is a tenth, until their size is known."""
 
-_WALLETS = 100
+_BYTES = 4 * 1024 * 1024
+"""About the size of the records that are moved at a time: with its metadata one may have 65 kB, and other
+commands wait for the reply that has them."""
+
+_WALLETS = 50
 """Wallets whose entries are moved at a time."""
 
 _FULL_DRAIN = 60
@@ -155,11 +159,13 @@ class Usage:
             await self._drain_some(everyone[at : at + _WALLETS])
 
     async def _drain_some(self, wallets: list[Wallet]) -> None:
-        next_ids = dict.fromkeys(wallets, "-")
+        next_ids, most = dict.fromkeys(wallets, "-"), _ENTRIES // 10
         while next_ids:
             entries: list[_Entry] = []
-            limit = _ENTRIES // len(next_ids)
+            limit = max(1, most // len(next_ids))
             pages = await for_each(next_ids.items(), partial(self._read, limit))
+            sizes = [len(fields.get(b"record", b"")) for page in pages for _, fields in page]
+            most = min(2 * most, _ENTRIES, _BYTES * len(sizes) // max(1, sum(sizes)))
             for wallet, page in zip(list(next_ids), pages, strict=True):
                 if len(page) == limit:
                     next_ids[wallet] = "(" + page[-1][0].decode()
