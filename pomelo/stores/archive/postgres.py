@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, TypeVar
@@ -55,6 +56,9 @@ _LOCK = 0x504D4C41
 _DIMENSIONS = {**DIMENSIONS, "day": "to_char(to_timestamp(at) AT TIME ZONE 'UTC', 'YYYY-MM-DD')"}
 _METADATA = "coalesce(nullif(metadata, '')::jsonb ->> {}::text, '')"
 _MAX_CONNECTIONS = 4
+_MAX_REPORTS = _MAX_CONNECTIONS - 1
+"""Reports that run at a time: a connection is left to add records."""
+
 _TIMEOUT = 5.0
 """Seconds to wait for a connection or a reply."""
 
@@ -114,6 +118,7 @@ def _store_errors() -> Iterator[None]:
 class _PostgresArchive:
     def __init__(self, pool: Any) -> None:
         self._pool = pool
+        self._reports = asyncio.Semaphore(_MAX_REPORTS)
         self._failures = FailureLog()
 
     async def add(self, records: Sequence[UsageRecord]) -> None:
@@ -180,9 +185,10 @@ class _PostgresArchive:
         return []
 
     async def _report(self, statement: str, filters: _Filters) -> list[Any]:
-        return await self._run(
-            lambda connection: connection.fetch(statement, *filters.values, timeout=_REPORT_TIMEOUT)
-        )
+        async with self._reports:
+            return await self._run(
+                lambda connection: connection.fetch(statement, *filters.values, timeout=_REPORT_TIMEOUT)
+            )
 
     async def _run(self, work: Callable[[Any], Awaitable[T]]) -> T:
         try:
