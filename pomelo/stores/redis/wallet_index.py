@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic_core import from_json
 
 from pomelo.stores import records
-from pomelo.stores.accounts import Wallet
+from pomelo.stores.accounts import PAGE, Wallet
 from pomelo.stores.redis.connection import REPORT_TIMEOUT, Connection, RefusedError, scan
 from pomelo.stores.redis.key_names import WALLETS, key, member, names, wallet_of
 from pomelo.stores.redis.scripts import NON_EMPTY, Script
@@ -52,8 +52,10 @@ class WalletIndex:
 
     async def add_again(self) -> None:
         """Adds all wallets of this process again: a failover may have lost some."""
-        if self._known:
-            await self._connection.send("SADD", WALLETS, *[member(wallet) for wallet in self._known])
+        known = list(self._known)
+        for start in range(0, len(known), PAGE):
+            page = [member(wallet) for wallet in known[start : start + PAGE]]
+            await self._connection.send("SADD", WALLETS, *page)
 
     async def pages(self) -> AsyncIterator[list[Wallet]]:
         """Yields all wallets that exist during the whole scan, in any order. One may be yielded twice."""

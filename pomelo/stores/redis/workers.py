@@ -29,7 +29,7 @@ _MAX_SILENCE = 0.6
 """The part of `dead_after` that a worker may be without a heartbeat and still make reservations."""
 
 _FULL_CHECK = 10
-"""Every so many heartbeats, all reservations are searched for unknown workers."""
+"""Every so many rounds of watching, all reservations are searched for unknown workers."""
 
 
 class Worker:
@@ -56,7 +56,7 @@ class Worker:
         self._counts: dict[str, tuple[bytes, float]] = {}
         """The heartbeats of each worker, and since when their count has not changed."""
         self._last_check = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
         """Starts to send heartbeats and to watch the other workers. Recovers the tasks of known dead ones.
@@ -66,16 +66,20 @@ class Worker:
         """
         with self._connection.one_deadline(self._timing.open):
             await self._send_heartbeat()
+        interval, unexpected = self._timing.heartbeat, self._connection.unexpected
+        # Heartbeats don't wait for a search, which takes long if there are very many wallets.
+        beat = periodically(
+            self._send_heartbeat, interval, "The heartbeat of this process failed", unexpected
+        )
+        self._tasks.append(asyncio.create_task(beat))
+        try:
             await self._register_unknown_workers()
             await self._check_workers()
-        self._task = asyncio.create_task(
-            periodically(
-                self._run_round,
-                self._timing.heartbeat,
-                "Watching the other processes failed",
-                self._connection.unexpected,
-            )
-        )
+        except BaseException:
+            await self.stop()
+            raise
+        watch = periodically(self._watch, interval, "Watching the other processes failed", unexpected)
+        self._tasks.append(asyncio.create_task(watch))
 
     @property
     def is_live(self) -> bool:
@@ -118,7 +122,8 @@ class Worker:
 
     async def stop(self) -> None:
         """Stops heartbeats and watching, and nothing else: as if the process had died."""
-        await stop(self._task)
+        for task in self._tasks:
+            await stop(task)
 
     async def close(self) -> None:
         """Stops, and recovers the tasks that this worker has left."""
@@ -141,9 +146,10 @@ class Worker:
         if reservation is not None and reservation.worker == self.id:
             await self._recover(reservation)
 
-    async def _run_round(self) -> None:
+    async def _watch(self) -> None:
+        if self._failing:
+            return  # the server may refuse the heartbeats of all
         self._rounds += 1
-        await self._send_heartbeat()
         if self._rounds % _FULL_CHECK == 0:
             if self._process is not None:  # its id may be new, and the server may have lost its data
                 clock = await clock_ahead(self._connection)  # meanwhile, the process may have been replaced
@@ -204,7 +210,6 @@ class Worker:
         orphans = [each for each in await self._wallet_index.reservations() if each.worker in workers]
         failed: RefusedError | None = None
         for orphan in orphans:
-            await self.ensure_live()  # there may be many: this process must not be marked dead meanwhile
             try:
                 await self._recover(orphan)
             except RefusedError as error:
