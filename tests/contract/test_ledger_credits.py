@@ -191,3 +191,12 @@ async def test_a_withdrawal_of_more_than_is_available_takes_nothing_meanwhile(ri
     with pytest.raises(OverdrawnError):
         await taking
     assert await rig.store.balance(WALLET) == Balance(1_000, 0, 1_000)
+
+
+async def test_a_task_can_end_in_a_wallet_without_credits_whose_limit_was_set_to_what_it_was(
+    rig: Rig,
+) -> None:
+    await rig.store.add_account("bee", "pro", 1.0)
+    assert await rig.store.set_credit_limit(Wallet("bee", True), 0) == Balance()
+    await run_task(rig.store, "a", 0, account="bee")
+    assert await rig.store.balance(Wallet("bee", True)) == Balance()

@@ -86,7 +86,7 @@ class Balances:
                     fail(future, OverdrawnError(wallet.account))
                 else:
                     loaded.granted = balance.granted + balance.credit_limit
-                    loaded.credit_limit, loaded.stored = balance.credit_limit, True
+                    loaded.credit_limit = balance.credit_limit
                     resolve(future, self._ledger.add_held(wallet, balance))
 
             self._writer.queue(lambda connection: write(connection, covered), done, reads=False)
