@@ -4,6 +4,7 @@ the replies of earlier ones, and each reply is handed over as soon as it arrives
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -18,6 +19,8 @@ from pomelo.runtime.process import fail
 from pomelo.stores.redis.connection import Argument
 
 _INCOMPLETE = object()
+
+_SCRIPT_ERROR = re.compile(r"ERR Error running script .*?: -([A-Z]+ .*)")
 
 _TICKS = 3
 """How often the watchdog looks within the timeout. Looks are counted, not seconds: while the event loop of
@@ -70,7 +73,7 @@ class Link(asyncio.Protocol):
         self._tick = timeout / _TICKS
         self._reader = Reader(
             protocolError=errors.InvalidResponse,
-            replyError=DefaultParser.parse_error,
+            replyError=_parse_error,
             notEnoughData=_INCOMPLETE,
         )
         self._sent: deque[Command] = deque()
@@ -155,6 +158,13 @@ class Link(asyncio.Protocol):
             self.close(errors.TimeoutError("Timeout reading from the server"))
         else:
             self._watchdog = self._loop.call_later(self._tick, self._watch)
+
+
+def _parse_error(text: str) -> Exception:
+    """The error of a reply. In Redis 6.2, that of a script's command is inside another text."""
+    inner = _SCRIPT_ERROR.match(text)
+    error: Exception = DefaultParser.parse_error(text if inner is None else inner[1])  # type: ignore[no-untyped-call]
+    return error
 
 
 async def open_link(address: tuple[str, int], login: Login) -> Link:
