@@ -22,7 +22,8 @@ from pomelo.stores.accounts import DEFAULT_ACCOUNT, PAGE, AccountSummary, Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.sqlite import accounts, acts, keys, usage
 from pomelo.stores.sqlite.balances import Balances
-from pomelo.stores.sqlite.damage import DamageMonitor, check_completely
+from pomelo.stores.sqlite.checks import INTERRUPT_INTERVAL, Checks
+from pomelo.stores.sqlite.damage import DamageMonitor
 from pomelo.stores.sqlite.file import WritableFile, connect_read_only
 from pomelo.stores.sqlite.ledger import Ledger
 from pomelo.stores.sqlite.log_size import LogSize
@@ -32,9 +33,6 @@ from pomelo.stores.usage import Grouping, UsageQuery, UsageRecord, UsageTotal, W
 
 LOCK_WAIT = 2.0
 """Seconds to wait for another process: commands of the CLI open the store only for a moment."""
-
-_INTERRUPT_INTERVAL = 0.01
-"""Seconds between two attempts to end a report, while the file is being closed."""
 
 log = logging.getLogger("pomelo.stores")
 
@@ -60,6 +58,7 @@ async def open_sqlite(
     clock = _steady_clock(now, monotonic)
     monitor = DamageMonitor(path)
     log_size = LogSize(path)
+    checks = Checks(path)
     writer = await Writer.start(
         lambda: WritableFile(path, lock_wait, partial(_recover, now=clock()), monitor, log_size)
     )
@@ -69,16 +68,17 @@ async def open_sqlite(
             connecting = loop.run_in_executor(reader, connect_read_only, path)
             try:
                 connection = await shielded(connecting)
-                yield SqliteStore(writer, clock, reader, connection, path, monitor, log_size)
+                yield SqliteStore(writer, clock, reader, connection, checks, monitor, log_size)
             finally:
-                # Before the writer, so that its closing empties the log. Reports end early.
+                # Before the writer, so that its closing empties the log. Checks and reports end early.
+                await checks.close()
                 connection = await connecting
                 closed = loop.run_in_executor(reader, connection.close)
                 while not closed.done():
                     # Repeated, because it does not affect a statement that begins afterwards.
                     with suppress(sqlite3.ProgrammingError):  # it was closed meanwhile
                         connection.interrupt()
-                    await asyncio.wait([closed], timeout=_INTERRUPT_INTERVAL)
+                    await asyncio.wait([closed], timeout=INTERRUPT_INTERVAL)
                 await closed
     finally:
         await writer.close()
@@ -104,11 +104,11 @@ class SqliteStore:
         clock: Callable[[], float],
         reader: ThreadPoolExecutor,
         connection: sqlite3.Connection,
-        path: Path,
+        checks: Checks,
         monitor: DamageMonitor,
         log_size: LogSize,
     ) -> None:
-        self._path = path
+        self._checks = checks
         self._monitor = monitor
         self._writer = writer
         self._reader = reader
@@ -185,10 +185,7 @@ class SqliteStore:
             after = last
 
     async def damage(self) -> list[tuple[str, str]]:
-        findings = await self._report(
-            lambda _: check_completely(self._path, connect_read_only, references=True)
-        )
-        return self._monitor.report(findings)
+        return self._monitor.report(await self._translated(self._checks.run))
 
     async def _run_steps(self, step: Callable[[sqlite3.Connection], T | None]) -> T:
         """Runs a report that may take long: `step` until it returns the result. Other reports may run between
@@ -208,8 +205,12 @@ class SqliteStore:
                 return work(self._connection)
 
         loop = asyncio.get_running_loop()
+        return await self._translated(lambda: loop.run_in_executor(self._reader, step))
+
+    async def _translated(self, read: Callable[[], Awaitable[T]]) -> T:
+        """The result of `read`, whose errors become store_unavailable."""
         try:
-            return await loop.run_in_executor(self._reader, step)
+            return await read()
         except (sqlite3.Error, RuntimeError) as error:
             # RuntimeError: the store was closed meanwhile.
             self._monitor.receive(error)

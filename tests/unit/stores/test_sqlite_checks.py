@@ -1,0 +1,64 @@
+"""The complete check of a SQLite file, which may take minutes."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pomelo.stores.sqlite import checks, file
+from pomelo.stores.sqlite.store import open_sqlite
+from pomelo.stores.usage import UsageQuery
+from tests.unit.refusals import refused
+from tests.waiting import until
+
+
+def slow_down(monkeypatch: pytest.MonkeyPatch, wait: Callable[[], object]) -> threading.Event:
+    """Lets each step of a check `wait`. Returns an event that is set when the first one has begun."""
+    begun = threading.Event()
+
+    def step() -> int:
+        begun.set()
+        wait()
+        return 0
+
+    def connect(path: Path) -> sqlite3.Connection:
+        connection = file.connect_read_only(path)
+        connection.set_progress_handler(step, 1)
+        return connection
+
+    monkeypatch.setattr(checks, "connect_read_only", connect)
+    return begun
+
+
+async def test_reports_are_read_while_the_file_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_end = threading.Event()
+    begun = slow_down(monkeypatch, lambda: may_end.wait(20))
+    async with open_sqlite(tmp_path / "pomelo.db") as store:
+        checking = asyncio.ensure_future(store.damage())
+        await until(begun.is_set)
+        assert await store.list_usage(UsageQuery(), limit=9) == ([], "")
+        assert len(await store.list_accounts()) == 1
+        assert not checking.done()
+        may_end.set()
+        assert await checking == []
+
+
+async def test_closing_ends_a_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = slow_down(monkeypatch, lambda: time.sleep(0.1))  # it would take minutes
+    async with asyncio.timeout(20):
+        async with open_sqlite(tmp_path / "pomelo.db") as store:
+            found = [asyncio.ensure_future(store.damage()) for _ in range(2)]
+            await until(begun.is_set)
+        for checking in found:
+            with refused("store_unavailable"):
+                await checking
+        with refused("store_unavailable"):
+            await store.damage()
