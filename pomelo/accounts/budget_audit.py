@@ -44,6 +44,11 @@ class _Group(NamedTuple):
     key_ids: frozenset[str]
 
 
+_Sums = dict[Wallet, dict[float, dict[str, int]]]
+"""What the records of a wallet cost from a time on, by key. All its budgets have the same sums, each of which
+reads every record since then."""
+
+
 async def find_differences(store: Store, now: float) -> AsyncIterator[Difference]:
     """Yields the budgets that differ from their records at Unix time `now`. Those of running tasks are left
     out.
@@ -51,11 +56,13 @@ async def find_differences(store: Store, now: float) -> AsyncIterator[Difference
     Raises:
         PomeloError: store_unavailable.
     """
+    sums: _Sums = {}
     for group in await _groups(store, now):
-        first = await _compare(store, group)
+        first = await _compare(store, group, sums)
         if first is None or group.key_ids & {draft.key_id for draft in await store.drafts()}:
             continue
-        again = await _compare(store, group)
+        del sums[group.wallet]  # tasks may have ended since
+        again = await _compare(store, group, sums)
         if again is not None and again.used == first.used:  # no task has begun or ended meanwhile
             yield again
 
@@ -83,14 +90,14 @@ async def _keys(store: KeyStore) -> AsyncIterator[KeyRecord]:
         after = records[-1].created, records[-1].key_id
 
 
-async def _compare(store: Store, group: _Group) -> Difference | None:
+async def _compare(store: Store, group: _Group, sums: _Sums) -> Difference | None:
     """The difference of a budget, if nothing is used of it meanwhile."""
     wallet, origin, budget, _ = group
     (use,) = await store.budget_use(wallet, [budget])
     used = use.used
-    most = await _recorded(store, group, max(0.0, budget.start - CLOCK_TOLERANCE))
+    most = await _recorded(store, group, max(0.0, budget.start - CLOCK_TOLERANCE), sums)
     # This clock may be behind the period in which tasks count.
-    least = await _recorded(store, group, use.start + LONGEST_TASK)
+    least = await _recorded(store, group, use.start + LONGEST_TASK, sums)
     if least > used and await _was_changed(store, group):
         least = 0  # what was spent under another budget, or without one, does not count
     if least <= used <= most or [use] != await store.budget_use(wallet, [budget]):
@@ -98,11 +105,15 @@ async def _compare(store: Store, group: _Group) -> Difference | None:
     return Difference(wallet, origin, used, most if used > most else least)
 
 
-async def _recorded(store: UsageStore, group: _Group, since: float) -> int:
+async def _recorded(store: UsageStore, group: _Group, since: float, sums: _Sums) -> int:
     """What the records of a group cost from Unix time `since` on."""
-    query = UsageQuery(account=group.wallet.account, live=group.wallet.live, since=since)
-    sums = await store.sum_usage(query, ("key",))
-    return sum(total.cost for total in sums if total.groups[0] in group.key_ids)
+    of_wallet = sums.setdefault(group.wallet, {})
+    costs = of_wallet.get(since)
+    if costs is None:
+        query = UsageQuery(account=group.wallet.account, live=group.wallet.live, since=since)
+        totals = await store.sum_usage(query, ("key",))
+        costs = of_wallet[since] = {total.groups[0]: total.cost for total in totals}
+    return sum(costs.get(key_id, 0) for key_id in group.key_ids)
 
 
 async def _was_changed(store: ActStore, group: _Group) -> bool:

@@ -118,6 +118,24 @@ async def test_a_difference_that_only_one_comparison_finds_is_no_finding(
     assert await differences(Late(store)) == []
 
 
+async def test_the_records_of_an_account_are_summed_once_for_all_its_budgets(store: Store) -> None:
+    class Counting(Same):
+        sums = 0
+
+        async def sum_usage(self, *arguments: Any, **options: Any) -> list[UsageTotal]:
+            self.sums += 1
+            return await store.sum_usage(*arguments, **options)
+
+    for number in range(20):
+        await store.add_key(KeyRecord(f"k{number}", "acme", True, b"", (), 3.0 + number, budget=TOTAL))
+        await spend(store, f"t{number}", f"k{number}", BUDGET._replace(name=f"budget:k{number}.total"))
+    counting = Counting(store)
+    assert await differences(counting) == []
+    assert counting.sums == 2  # from two times on
+    await spend(store, "counted too much", "another key", BUDGET)
+    assert await differences(counting) == [Difference(ACME, "first", COST, 0)]
+
+
 async def test_only_the_budget_of_a_running_task_is_left_out(store: Store) -> None:
     for key_id, created in (("before", 0.5), ("after", 3.0)):
         await store.add_key(KeyRecord(key_id, "acme", True, b"", (), created, budget=TOTAL))
