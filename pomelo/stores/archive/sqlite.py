@@ -16,6 +16,7 @@ from pomelo.stores.archive.base import Archive, FailureLog
 from pomelo.stores.base import StoreError
 from pomelo.stores.schema import ARCHIVE_MIGRATIONS
 from pomelo.stores.sqlite import damage, usage
+from pomelo.stores.sqlite.checks import interrupt
 from pomelo.stores.sqlite.transaction import Transaction
 from pomelo.stores.usage import Grouping, UsageQuery, UsageRecord, UsageTotal
 
@@ -38,10 +39,11 @@ async def open_sqlite_archive(path: Path) -> AsyncIterator[Archive]:
     loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(1, thread_name_prefix="archive") as thread:
         connection = await loop.run_in_executor(thread, _open, path)
+        archive = _SqliteArchive(connection, thread, path)
         try:
-            yield _SqliteArchive(connection, thread, path)
+            yield archive
         finally:
-            await shielded(loop.run_in_executor(thread, connection.close))
+            await shielded(asyncio.ensure_future(archive.close()))
 
 
 class _SqliteArchive:
@@ -53,6 +55,14 @@ class _SqliteArchive:
         self._path = path
         self._monitor = damage.DamageMonitor(path)
         self._failures = FailureLog()
+        self._checked: sqlite3.Connection | None = None
+        """The connection of the last check."""
+
+    async def close(self) -> None:
+        """Ends a check, and closes the file."""
+        closed = asyncio.get_running_loop().run_in_executor(self._thread, self._connection.close)
+        await interrupt(lambda: self._checked, closed)
+        await closed
 
     async def add(self, records: Sequence[UsageRecord]) -> None:
         def write(connection: sqlite3.Connection) -> None:
@@ -89,7 +99,11 @@ class _SqliteArchive:
         return result
 
     async def damage(self) -> list[tuple[str, str]]:
-        findings = await self._run(lambda _: damage.check_completely(self._path, _connect, references=False))
+        def connect(path: Path) -> sqlite3.Connection:
+            self._checked = _connect(path)
+            return self._checked
+
+        findings = await self._run(lambda _: damage.check_completely(self._path, connect, references=False))
         return self._monitor.report(findings)
 
     async def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
@@ -98,7 +112,9 @@ class _SqliteArchive:
             return await loop.run_in_executor(self._thread, work, self._connection)
         except (sqlite3.Error, RuntimeError) as error:  # RuntimeError: the archive was closed
             self._monitor.receive(error)
-            if isinstance(error, sqlite3.Error) and not damage.reports_damage(error):  # which is logged
+            interrupted = getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_INTERRUPT  # by `close`
+            # Damage is logged already.
+            if isinstance(error, sqlite3.Error) and not interrupted and not damage.reports_damage(error):
                 self._failures.failed(str(error))
             raise PomeloError("store_unavailable") from error
 

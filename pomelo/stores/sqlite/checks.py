@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pomelo.stores.sqlite.damage import check_completely
 from pomelo.stores.sqlite.file import connect_read_only
 
-INTERRUPT_INTERVAL = 0.01
-"""Seconds between two attempts to end what is being read, while the file is being closed."""
+_INTERRUPT_INTERVAL = 0.01
+"""Seconds between two attempts to end what is being read, while a file is being closed."""
+
+
+async def interrupt(read: Callable[[], sqlite3.Connection | None], ended: asyncio.Future[Any]) -> None:
+    """Interrupts what the connection that `read` returns is reading, until `ended` is done."""
+    while not ended.done():
+        # Repeated, because it does not affect a statement that begins afterwards.
+        with suppress(sqlite3.ProgrammingError):  # it was closed meanwhile
+            if (connection := read()) is not None:
+                connection.interrupt()
+        await asyncio.wait([ended], timeout=_INTERRUPT_INTERVAL)
 
 
 class Checks:
@@ -39,12 +51,7 @@ class Checks:
         """Ends all checks. Later ones fail."""
         ended = asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
         self._thread.shutdown(wait=False)
-        while not ended.done():
-            # Repeated, because it does not affect a statement that begins afterwards.
-            with suppress(sqlite3.ProgrammingError):  # it was closed meanwhile
-                if self._connection is not None:
-                    self._connection.interrupt()
-            await asyncio.wait([ended], timeout=INTERRUPT_INTERVAL)
+        await interrupt(lambda: self._connection, ended)
 
     def _connect(self, path: Path) -> sqlite3.Connection:
         self._connection = connect_read_only(path)

@@ -11,7 +11,7 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -22,7 +22,7 @@ from pomelo.stores.accounts import DEFAULT_ACCOUNT, PAGE, AccountSummary, Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.sqlite import accounts, acts, keys, usage
 from pomelo.stores.sqlite.balances import Balances
-from pomelo.stores.sqlite.checks import INTERRUPT_INTERVAL, Checks
+from pomelo.stores.sqlite.checks import Checks, interrupt
 from pomelo.stores.sqlite.damage import DamageMonitor
 from pomelo.stores.sqlite.file import WritableFile, connect_read_only
 from pomelo.stores.sqlite.ledger import Ledger
@@ -74,11 +74,7 @@ async def open_sqlite(
                 await checks.close()
                 connection = await connecting
                 closed = loop.run_in_executor(reader, connection.close)
-                while not closed.done():
-                    # Repeated, because it does not affect a statement that begins afterwards.
-                    with suppress(sqlite3.ProgrammingError):  # it was closed meanwhile
-                        connection.interrupt()
-                    await asyncio.wait([closed], timeout=INTERRUPT_INTERVAL)
+                await interrupt(lambda: connection, closed)
                 await closed
     finally:
         await writer.close()

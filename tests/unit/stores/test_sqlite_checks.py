@@ -1,4 +1,4 @@
-"""The complete check of a SQLite file, which may take minutes."""
+"""The complete check of a SQLite file, of the store or an archive, which may take minutes."""
 
 from __future__ import annotations
 
@@ -8,18 +8,27 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pomelo.stores.sqlite import checks, file
+from pomelo.stores.archive import open_archive, sqlite
+from pomelo.stores.sqlite import checks
 from pomelo.stores.sqlite.store import open_sqlite
 from pomelo.stores.usage import UsageQuery
 from tests.unit.refusals import refused
 from tests.waiting import until
 
 
-def slow_down(monkeypatch: pytest.MonkeyPatch, wait: Callable[[], object]) -> threading.Event:
-    """Lets each step of a check `wait`. Returns an event that is set when the first one has begun."""
+def slow_down(
+    monkeypatch: pytest.MonkeyPatch,
+    wait: Callable[[], object],
+    module: Any = checks,
+    name: str = "connect_read_only",
+) -> threading.Event:
+    """Lets each step of a check `wait`. Returns an event that is set when the first one has begun. The function
+    `name` of a module opens its connection."""
+    open_connection = getattr(module, name)
     begun = threading.Event()
 
     def step() -> int:
@@ -28,11 +37,11 @@ def slow_down(monkeypatch: pytest.MonkeyPatch, wait: Callable[[], object]) -> th
         return 0
 
     def connect(path: Path) -> sqlite3.Connection:
-        connection = file.connect_read_only(path)
+        connection: sqlite3.Connection = open_connection(path)
         connection.set_progress_handler(step, 1)
         return connection
 
-    monkeypatch.setattr(checks, "connect_read_only", connect)
+    monkeypatch.setattr(module, name, connect)
     return begun
 
 
@@ -62,3 +71,18 @@ async def test_closing_ends_a_check(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 await checking
         with refused("store_unavailable"):
             await store.damage()
+
+
+async def test_closing_an_archive_ends_a_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with asyncio.timeout(20):
+        async with open_archive(f"sqlite:{tmp_path / 'usage.db'}") as archive:
+            begun = slow_down(
+                monkeypatch, lambda: time.sleep(0.5), sqlite, "_connect"
+            )  # it would take a minute
+            checking = asyncio.ensure_future(archive.damage())
+            await until(begun.is_set)
+        with refused("store_unavailable"):
+            await checking
+    assert caplog.records == []
