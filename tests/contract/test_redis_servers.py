@@ -16,6 +16,7 @@ from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, Reserved
 from pomelo.stores.redis.url import parse_url
 from pomelo.stores.usage import UsageQuery
 from tests.certificates import make_certificate
+from tests.contract.cluster_rig import ClusterNodes, connect_nodes
 from tests.contract.ledger_rig import record, request, settlement, wallets
 from tests.contract.redis_rig import open_on, refusal_message
 from tests.ports import free_port
@@ -141,14 +142,8 @@ def test_a_url_is_parsed() -> None:
 async def test_the_ledger_works_on_a_cluster(server: RedisServer, tmp_path: Path) -> None:
     if server._program != binary():
         pytest.skip("one server type is enough")
-    cluster = ClusterNodes(3)
-    with cluster as nodes:
-        for node, (first, last) in zip(nodes, ((0, 5460), (5461, 10922), (10923, 16383)), strict=True):
-            node.do("CLUSTER", "ADDSLOTS", *range(first, last + 1))
-            node.do("CLUSTER", "MEET", "127.0.0.1", nodes[0].port, cluster.buses[nodes[0].port])
-        async with asyncio.timeout(30):
-            while not all(b"cluster_state:ok" in node.do("CLUSTER", "INFO") for node in nodes):  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+    with ClusterNodes(3) as nodes:
+        await connect_nodes(nodes)
         assert "Use redis+cluster://" in await refusal_message(nodes[0].url, tmp_path)
         url = f"redis+cluster://127.0.0.1:{nodes[0].port},127.0.0.1:{nodes[1].port}"
         async with open_store(url, archive=f"sqlite:{tmp_path / 'usage.db'}") as store:
@@ -179,27 +174,6 @@ async def test_the_ledger_works_on_a_cluster(server: RedisServer, tmp_path: Path
             # The default account has its first credits.
             assert set(await wallets(store)) == {*used, Wallet("default", False)}
         assert sum(bool(node.do("DBSIZE")) for node in nodes) == 3
-
-
-class ClusterNodes:
-    """The nodes of a cluster, which must still be connected."""
-
-    def __init__(self, number: int) -> None:
-        self._nodes: list[RedisServer] = []
-        self.buses: dict[int, int] = {}
-        for _ in range(number):
-            # The default, the server's port plus 10,000, can be above the highest valid port.
-            bus = free_port()
-            node = RedisServer("--cluster-enabled", "yes", "--cluster-port", str(bus))
-            self._nodes.append(node)
-            self.buses[node.port] = bus
-
-    def __enter__(self) -> list[RedisServer]:
-        return [node.start() for node in self._nodes]
-
-    def __exit__(self, *exc: object) -> None:
-        for node in self._nodes:
-            node.close()
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ from pomelo.stores.redis.connection import Argument, NotSentError
 from pomelo.stores.redis.link import Command, Decoder, Link, pack
 
 _MAX_CONCURRENT = 64
-"""Maximum number of commands that run concurrently in a cluster."""
+"""Maximum number of commands that run concurrently on a server of a cluster."""
 
 
 class SingleServer:
@@ -95,7 +96,10 @@ class Cluster:
 
     def __init__(self, redis: RedisCluster) -> None:
         self._redis = redis
-        self._slots = asyncio.Semaphore(_MAX_CONCURRENT)
+        self._slots: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(_MAX_CONCURRENT)
+        )
+        """By server: the commands to one that hangs must not take the slots of others."""
         self._running: set[asyncio.Task[None]] = set()
 
     def execute_command(self, *command: Argument) -> asyncio.Future[Any]:
@@ -114,10 +118,19 @@ class Cluster:
         await self._redis.aclose()
 
     async def _execute(self, command: tuple[Argument, ...], reply: asyncio.Future[Any]) -> None:
-        async with self._slots:
+        async with self._slots[self._server_of(command)]:
             if reply.done():
                 return
             try:
                 resolve(reply, await self._redis.execute_command(*command))
             except Exception as error:
                 fail(reply, error)
+
+    def _server_of(self, command: tuple[Argument, ...]) -> str:
+        """The name of the server that has the first key of a command; empty while it is not known."""
+        key = command[3] if command[0] in ("EVALSHA", "EVAL") else command[1]
+        try:
+            node = self._redis.get_node_from_key(str(key))
+        except errors.RedisClusterException:
+            return ""
+        return "" if node is None else str(node.name)
