@@ -161,11 +161,10 @@ async def test_a_command_whose_reply_can_not_be_decoded_is_repeated(server: Fake
         assert server.connections == 2
 
 
-IN_SCRIPT = "ERR Error running script (call to f_1): @user_script:3: @user_script: 3: -READONLY a replica"
-"""Of Redis 6.2."""
+REDIS_6_2 = "ERR Error running script (call to f_1): @user_script:3: @user_script: 3: -READONLY a replica"
 
 
-@pytest.mark.parametrize("error", ["LOADING", "READONLY", IN_SCRIPT, "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN"])
+@pytest.mark.parametrize("error", ["LOADING", "READONLY", REDIS_6_2, "CLUSTERDOWN", "TRYAGAIN", "MASTERDOWN"])
 async def test_a_command_that_a_server_can_not_do_yet_is_repeated(server: FakeServer, error: str) -> None:
     answers = iter([f"-{error} for a while\r\n".encode()] * 2)
     server.answer = lambda chunk: next(answers, b"+OK\r\n")
@@ -378,6 +377,8 @@ class Node:
         self.commands: list[tuple[object, ...]] = []
         self.free = asyncio.Event()
 
+    def get_node_from_key(self, key: str) -> None: ...
+
     async def execute_command(self, *command: object) -> object:
         self.commands.append(command)
         await self.free.wait()
@@ -390,10 +391,10 @@ async def test_a_cluster_does_not_get_the_command_of_a_caller_who_has_left(
     monkeypatch.setattr("pomelo.stores.redis.client._MAX_CONCURRENT", 1)
     node = Node()
     cluster = Cluster(node)  # type: ignore[arg-type]
-    first, left, last = (cluster.execute_command(name) for name in ("first", "left", "last"))
-    await until(lambda: node.commands == [("first",)])
+    first, left, last = (cluster.execute_command(name, "key") for name in ("first", "left", "last"))
+    await until(lambda: node.commands == [("first", "key")])
     left.cancel()
     node.free.set()
     assert [await first, await last] == ["first", "last"]
-    assert node.commands == [("first",), ("last",)]
+    assert node.commands == [("first", "key"), ("last", "key")]
     await until(lambda: not cluster._running)
