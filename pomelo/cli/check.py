@@ -189,15 +189,17 @@ def _addresses(settings: Settings, served: bool) -> Iterator[Finding]:
     from pomelo.cli.process import addresses, find_used_address
 
     names = {"POMELO_REST": "REST", "POMELO_GRPC": "gRPC", "POMELO_ADMIN": "admin"}
+    free: dict[str, str] = {}
     for variable, address in addresses(settings).items():
         name = names[variable]
         if not address:
             yield Finding(name, "off", f"{variable} is empty")
             continue
-        used = find_used_address(**{variable: address})
+        used = find_used_address(**free, **{variable: address})
         if used is None:
+            free[variable] = address
             yield Finding(name, "ok", f"{address} is free")
-        elif served:
+        elif served and find_used_address(**{variable: address}) is not None:
             yield Finding(name, "ok", f"{address} is in use; a server of this data folder runs")
         else:
             yield Finding(name, "broken", str(used))

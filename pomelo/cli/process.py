@@ -9,7 +9,8 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -286,29 +287,35 @@ async def wait_for_signal(stop: asyncio.Event, settings: Settings) -> None:
 
 
 def check_servers(settings: Settings) -> None:
-    """Refuses settings with which nothing would be served.
+    """Refuses settings with which not all servers would be served.
 
     Raises:
-        SettingsError: both servers are off.
+        SettingsError: both REST and gRPC are off, or two servers have the same address.
     """
     if not settings.rest and not settings.grpc:
         raise SettingsError("POMELO_REST and POMELO_GRPC are both empty: nothing to serve. Set one of them")
+    for (name, address), (other, same) in combinations(addresses(settings).items(), 2):
+        if address and address == same and split_address(address)[1]:
+            raise SettingsError(f"{name} and {other} are both {address}. Set one of them to another address")
 
 
 def find_used_address(**addresses: str) -> FailureError | None:
-    """Returns an error for the first address that can't be listened on; the names are its variables."""
-    for name, address in addresses.items():
-        if not address:
-            continue
-        host, port = split_address(address)
-        try:
-            for family, *_, socket_address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-                socket.create_server(socket_address[:2], family=family).close()
-        except OSError as error:
-            reason = (error.strerror or "it can't be listened on").partition(" (")[0]
-            used = error.errno == errno.EADDRINUSE
-            advice = "End the program that listens there, or set" if used else "Set"
-            return FailureError(f"{name}: {address}: {reason}. {advice} another address")
+    """Returns an error for the first address that can't be listened on while this process listens on those
+    before it; the names are its variables."""
+    with ExitStack() as listening:
+        for name, address in addresses.items():
+            if not address:
+                continue
+            host, port = split_address(address)
+            try:
+                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                for family, host_and_port in dict.fromkeys((each[0], each[4][:2]) for each in found):
+                    listening.enter_context(socket.create_server(host_and_port, family=family))
+            except OSError as error:
+                reason = (error.strerror or "it can't be listened on").partition(" (")[0]
+                used = error.errno == errno.EADDRINUSE
+                advice = "End the program that listens there, or set" if used else "Set"
+                return FailureError(f"{name}: {address}: {reason}. {advice} another address")
     return None
 
 

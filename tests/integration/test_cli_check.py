@@ -108,6 +108,25 @@ async def test_what_would_stop_the_start_is_broken(
     assert (await pomelo(tmp_path, "serve", **(free_addresses() | variables))).status == 1
 
 
+async def test_two_servers_at_one_address_are_broken(tmp_path: Path) -> None:
+    port = free_port()
+    address = f"127.0.0.1:{port}"
+    same = free_addresses() | {"POMELO_REST": address, "POMELO_GRPC": address}
+    status, found = await check(tmp_path, **same)
+    message = f"POMELO_REST and POMELO_GRPC are both {address}. Set one of them to another address"
+    assert (status, found["settings"]) == (1, ("broken", message))
+    # Workers share their addresses with each other, so the system would not refuse it.
+    redis = {"POMELO_STORE": "redis://127.0.0.1:1"}
+    for options, store in (((), {}), (("--workers", "2"), redis)):
+        assert (await pomelo(tmp_path, "serve", *options, **same, **store)).error == f"pomelo: {message}\n"
+    overlapping = free_addresses() | {"POMELO_REST": address, "POMELO_ADMIN": f"localhost:{port}"}
+    status, found = await check(tmp_path, **overlapping)
+    message = f"POMELO_ADMIN: localhost:{port}: Address already in use"
+    assert (status, found["REST"][0], found["admin"][0]) == (1, "ok", "broken")
+    assert message in found["admin"][1]
+    assert message in (await pomelo(tmp_path, "serve", **overlapping)).error
+
+
 async def test_a_bucket_and_a_collector_that_can_be_used_are_ok(tmp_path: Path) -> None:
     server, bucket = s3_server.any_server(), "s3://checked/prefix"
     server.create_bucket(bucket)
