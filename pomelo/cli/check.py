@@ -146,6 +146,7 @@ def _certificate_end(path: Path, certificate: Certificate) -> float:
 
 
 def _store(settings: Settings, served: bool) -> Finding:
+    from pomelo.cli.operator import has_database
     from pomelo.configuration.fleet import check_server
     from pomelo.errors import PomeloError
     from pomelo.settings import SettingsError
@@ -155,13 +156,13 @@ def _store(settings: Settings, served: bool) -> Finding:
     if settings.uses_sqlite:
         if served:
             return Finding("store", "ok", "SQLite, used by the running server")
-        if not settings.database.exists():
+        if not has_database(settings):
             return Finding("store", "off", "SQLite, created at the first start")
     try:
         asyncio.run(check_store(settings.store_url(), archive=settings.archive_url()))
         # A server of this data folder that runs ends before the one that is checked starts.
         asyncio.run(check_server(settings, replaced=socket.gethostname() if served else ""))
-    except (StoreError, SettingsError, PomeloError) as error:
+    except (StoreError, SettingsError, PomeloError, OSError) as error:
         return Finding("store", "broken", explain(error))
     return Finding("store", "ok", "SQLite" if settings.uses_sqlite else settings.store.partition(":")[0])
 

@@ -143,12 +143,12 @@ def _server(settings: Settings) -> tuple[GetServerResponse | None, Finding]:
 
 def _store(settings: Settings, served: bool, registry: Registry | SettingsError) -> Iterator[Finding]:
     from pomelo.cli.keys import state
-    from pomelo.cli.operator import find_missing, list_pages
+    from pomelo.cli.operator import find_missing, has_database, list_pages
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.gen.v1.usage_pb2 import Mode
     from pomelo.stores import check_store
 
-    if settings.uses_sqlite and not served and not settings.database.exists():
+    if settings.uses_sqlite and not served and not has_database(settings):
         yield Finding("store", "off", "empty: no keys yet")
         return
     name = "SQLite" if settings.uses_sqlite else settings.store.partition(":")[0]

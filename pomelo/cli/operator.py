@@ -161,17 +161,27 @@ def find_missing(settings: Settings) -> str:
         SettingsError: the root secret can't be used.
     """
     if settings.uses_sqlite:
-        missing, remedy = not settings.data.exists(), "Set POMELO_DATA, or run: pomelo serve"
+        missing, what = not has_database(settings), "database"
+        remedy = "Set POMELO_DATA, or run: pomelo serve"
     else:
         missing = settings.shared_secret() is None or not (settings.archive or settings.data.exists())
+        what = "root secret"
         remedy = (
             "Set POMELO_DATA to the folder of a server, or POMELO_SECRET and POMELO_ARCHIVE to those of the "
             "servers"
         )
     if not missing:
         return ""
-    what = "root secret in the" if settings.data.exists() else "data"
+    what = f"{what} in the" if settings.data.exists() else "data"
     return f"There is no {what} folder {settings.data}. {remedy}"
+
+
+def has_database(settings: Settings) -> bool:
+    """Whether there is a store in SQLite, or a folder of another user, which is refused when it is opened."""
+    try:
+        return settings.database.exists()
+    except PermissionError:
+        return True
 
 
 @asynccontextmanager

@@ -123,6 +123,11 @@ async def test_commands_that_create_nothing_report_a_missing_data_folder_or_name
         result = await pomelo(tmp_path, *command.split())
         assert result.status == 1
         assert "no data folder" in result.error
+        (tmp_path / "data").mkdir(mode=0o700)  # as an installation makes it before the first start
+        result = await pomelo(tmp_path, *command.split())
+        assert result.status == 1
+        assert f"There is no database in the folder {tmp_path / 'data'}" in result.error
+        (tmp_path / "data").rmdir()
     assert names(tmp_path) == []
     await create_data(tmp_path)
     assert "no account 'nobody'" in (await pomelo(tmp_path, "keys", "create", "nobody")).error

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
+
+import pytest
 
 from pomelo import __version__
 from pomelo.accounts.keys import Keyring
@@ -14,6 +20,7 @@ from tests.integration.commands import (
     create_data,
     create_key,
     doctor,
+    environment,
     free_addresses,
     names,
     pomelo,
@@ -112,6 +119,28 @@ async def test_a_data_folder_that_is_open_to_others_is_broken(tmp_path: Path) ->
     status, found = await doctor(tmp_path, **free_addresses())
     assert status == 1
     assert found["data"] == ("broken", f"{data} is open to other users. Run: chmod 700 {data}")
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root without its rights")
+@pytest.mark.parametrize("command", [("doctor",), ("serve", "--check")])
+def test_a_data_folder_of_another_user_is_one_finding_among_all(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir(mode=0o700)
+    os.chown(data, 12345, 12345)
+    as_a_user = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
+    result = subprocess.run(
+        [*as_a_user, sys.executable, "-m", "pomelo.cli", *command],
+        env=environment(tmp_path, **free_addresses()),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert (result.returncode, result.stderr) == (1, "")
+    states = {line.split()[1]: line.split()[0] for line in result.stdout.splitlines()}
+    assert (states["data"], states["store"]) == ("broken", "broken")
+    assert "REST" in states, "the findings after that one"
 
 
 async def test_it_reports_whether_openai_accepts_the_key_and_never_shows_it(
