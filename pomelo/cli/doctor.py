@@ -58,6 +58,7 @@ def _check(config: Any) -> Iterator[Finding]:
     yield Finding("settings", "ok", f"{source} and variables" if source else "variables and defaults")
     yield check_data(settings)
     from pomelo.cli.client import is_served
+    from pomelo.cli.fleet import check_bucket
     from pomelo.configuration import find_providers
 
     served = is_served(settings.admin_socket)
@@ -71,6 +72,8 @@ def _check(config: Any) -> Iterator[Finding]:
         server, finding = _server(settings)
         yield finding
     yield from _store(settings, served, registry)
+    if settings.media:
+        yield asyncio.run(check_bucket(settings))
     yield check_grpc(settings, served)
     yield check_rest(settings, served)
     yield from _certificate(settings)
@@ -174,8 +177,24 @@ def _store(settings: Settings, served: bool, registry: Registry | SettingsError)
     usable = [key for key in keys if state(key) == "active"]
     yield from _secret(settings, [key for key in usable if key.previous_secret])
     yield Finding("store", "ok", f"{name}, {counted(len(keys), 'key')}, {len(usable)} usable")
+    if not settings.uses_sqlite:
+        yield _archive(settings)
     yield _plans(settings, accounts)
     yield _credits(accounts, {key.account_id for key in usable if key.mode == Mode.MODE_LIVE})
+
+
+def _archive(settings: Settings) -> Finding:
+    """Reads from the archive, through the running server if there is one: tasks go on without it."""
+    from pomelo.cli.operator import call_operator
+    from pomelo.gen.admin.v1.admin_service_pb2 import ListUsageRequest
+
+    request = ListUsageRequest(page_size=1)
+    try:
+        call_operator(settings, lambda operator: operator.list_usage(request), TIMEOUT)
+    except Exception as error:
+        detail = f"usage records can't be read from POMELO_ARCHIVE: {explain(error)}"
+        return Finding("archive", "broken", detail)
+    return Finding("archive", "ok", "usage records can be read")
 
 
 def _secret(settings: Settings, outdated: Sequence[Key]) -> Iterator[Finding]:

@@ -18,8 +18,8 @@ TIMEOUT = 5.0
 
 def check_grpc(settings: Settings, served: bool) -> Finding:
     """Asks the gRPC server for its health. `served`: the operator's socket says that a server runs."""
-    if not settings.grpc:
-        return Finding("gRPC", "off", "POMELO_GRPC is empty")
+    if (reason := _no_address("POMELO_GRPC", settings.grpc)) is not None:
+        return Finding("gRPC", "off", reason)
     import asyncio
 
     from pomelo.cli.client import NobodyError, open_client
@@ -42,8 +42,8 @@ def check_grpc(settings: Settings, served: bool) -> Finding:
 
 def check_rest(settings: Settings, served: bool) -> Finding:
     """Asks the REST gateway for its health. `served` as in `check_grpc`."""
-    if not settings.rest:
-        return Finding("REST", "off", "POMELO_REST is empty")
+    if (reason := _no_address("POMELO_REST", settings.rest)) is not None:
+        return Finding("REST", "off", reason)
     import ssl
 
     from pomelo.cli.trust import explain_handshake, trust_own_certificate
@@ -65,6 +65,17 @@ def check_rest(settings: Settings, served: bool) -> Finding:
     if status != 200:
         return Finding("REST", "broken", f"another program answers at {settings.rest}. Set POMELO_REST")
     return Finding("REST", "ok", f"{settings.rest} serves")
+
+
+def _no_address(variable: str, address: str) -> str | None:
+    """Says why a server can't be asked at the address of its settings; None if it can be."""
+    from pomelo.network.addresses import split_address
+
+    if not address:
+        return f"{variable} is empty"
+    if split_address(address)[1] == 0:
+        return f"{variable} has port 0, so the server's own port is not known here"
+    return None
 
 
 def _unreachable(name: str, address: str, served: bool) -> Finding:

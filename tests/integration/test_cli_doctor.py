@@ -16,6 +16,7 @@ from pomelo.accounts.keys import Keyring
 from pomelo.configuration import store_of
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
+from tests import s3_server
 from tests.integration.commands import (
     create_data,
     create_key,
@@ -27,6 +28,8 @@ from tests.integration.commands import (
     pomelo_json,
     start_server,
 )
+from tests.postgres_server import PostgresServer, programs, user
+from tests.redis_server import RedisServer
 from tests.serving import Served
 
 
@@ -80,6 +83,36 @@ async def test_usable_keys_are_counted(tmp_path: Path) -> None:
         await keyring.create("default", expires=time.time() - 1)
     _, found = await doctor(tmp_path, **free_addresses())
     assert found["store"] == ("ok", "SQLite, 3 keys, 1 usable")
+
+
+@pytest.mark.skipif(programs() is None or user() is None, reason="Postgres is not installed")
+async def test_an_archive_that_is_down_is_broken_while_its_server_runs(tmp_path: Path) -> None:
+    postgres = PostgresServer()
+    postgres.start()
+    try:
+        with RedisServer() as redis:
+            variables = free_addresses() | {"POMELO_STORE": redis.url, "POMELO_ARCHIVE": postgres.url}
+            async with start_server(tmp_path, **variables):
+                status, found = await doctor(tmp_path, **variables)
+                assert (status, found["archive"]) == (0, ("ok", "usage records can be read"))
+                postgres.stop()
+                status, found = await doctor(tmp_path, **variables)
+                assert (status, found["store"][0], found["archive"][0]) == (1, "ok", "broken")
+                assert found["archive"][1].startswith(
+                    "usage records can't be read from POMELO_ARCHIVE: store_un"
+                )
+    finally:
+        postgres.close()
+
+
+async def test_the_bucket_of_media_is_checked(tmp_path: Path) -> None:
+    server, bucket = s3_server.any_server(), "s3://examined/prefix"
+    server.create_bucket(bucket)
+    async with start_server(tmp_path, **(addresses := free_addresses())):
+        for media, state in ((bucket, "ok"), ("s3://missing", "broken")):
+            variables = {**addresses, "POMELO_MEDIA": media, **server.variables}
+            status, found = await doctor(tmp_path, **variables)
+            assert (status, found["bucket"][0]) == (int(state == "broken"), state)
 
 
 async def test_wrong_settings_are_broken(tmp_path: Path) -> None:

@@ -92,6 +92,8 @@ def test_an_address_without_a_server_is_broken_only_if_the_server_runs(
     assert [check(settings, served).state for served in (True, False)] == ["broken", "off"]
     off = check(Settings(rest="", grpc=""), True)
     assert off == Finding(name, "off", f"POMELO_{name.upper()} is empty")
+    any_port = check(Settings(rest="127.0.0.1:0", grpc="127.0.0.1:0"), True)
+    assert (any_port.state, any_port.detail.partition(",")[0]) == ("off", f"POMELO_{name.upper()} has port 0")
 
 
 @pytest.mark.parametrize(("days", "state"), [("13", "warning"), ("20", "ok")])
