@@ -6,8 +6,10 @@ library. An error ends a command with one line on stderr and status 1.
 
 from __future__ import annotations
 
+import codecs
 import os
 import sys
+from io import TextIOWrapper
 
 import typer
 
@@ -49,6 +51,10 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed by the caller
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    out = sys.stdout
+    if isinstance(out, TextIOWrapper) and codecs.lookup(out.encoding).name != "utf-8":
+        # A name or a text may have characters that the locale's encoding lacks.
+        out.reconfigure(encoding="utf-8", errors=out.errors)
     status: int | str | None = 0
     failure: Exception | None = None
     try:

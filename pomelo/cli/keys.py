@@ -67,6 +67,7 @@ def create(
     """Create a key and print it, alone on the last line. It can't be shown again."""
     from pomelo.accounts.modes import to_mode
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+    from pomelo.protobuf.times import to_timestamp
     from pomelo.settings import load
 
     request = pb.CreateKeyRequest(account_id=account, mode=to_mode(live), name=name)
@@ -76,7 +77,7 @@ def create(
         request.models.models[:] = [name.strip() for name in models.split(",") if name.strip()]
         request.models.SetInParent()
     if expires:
-        request.expire_time.FromNanoseconds(int(parse_expiry(expires, time.time()) * 1000) * 1_000_000)
+        request.expire_time.CopyFrom(to_timestamp(parse_expiry(expires, time.time())))
     names = {
         "account_id": "ACCOUNT",
         "models": "--models",
@@ -187,13 +188,16 @@ def parse_expiry(text: str, now: float) -> float:
     """Returns Unix seconds of a span from `now` (m, h, d, w) or of an ISO date or time, UTC without a zone.
 
     Raises:
-        typer.BadParameter: the text is neither.
+        typer.BadParameter: the text is neither, or the time is after the year 9999.
     """
+    from pomelo.protobuf.times import MAX_SECONDS
+
     span = _SPAN.fullmatch(text)
     at = now + int(span[1]) * _SECONDS[span[2]] if span else parse_time(text)
-    if at is None:
+    if at is None or at > MAX_SECONDS:
         raise typer.BadParameter(
-            f"{text!r} is neither a time span such as 30d nor a time such as 2027-01-31T12:00Z",
+            f"{text!r} is neither a time span such as 30d nor a time such as 2027-01-31T12:00Z, up to the "
+            "year 9999",
             param_hint="--expires",
         )
     return at

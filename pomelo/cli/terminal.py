@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -181,7 +180,7 @@ def print_table(
     else:
         _print_aligned(columns, widths)
     if left_out := len(header) - len(columns):
-        typer.echo(f"({left_out} columns left out: widen the terminal, or use --json.)", err=True)
+        typer.echo(f"({counted(left_out, 'column')} left out: widen the terminal, or use --json.)", err=True)
 
 
 def _line_width(widths: Mapping[str, int]) -> int:
@@ -220,12 +219,16 @@ def _print_wrapped(columns: Mapping[str, Sequence[str]], width: int) -> None:
 
 
 def parse_time(text: str) -> float | None:
-    """Returns Unix seconds of an ISO date or time, in UTC unless it names a zone; None if it is neither."""
+    """Returns Unix seconds of an ISO date or time, in UTC unless it names a zone; None if it is neither, or
+    beyond the years 1 to 9999 in UTC."""
+    from pomelo.protobuf.times import MAX_SECONDS, MIN_SECONDS
+
     try:
         moment = datetime.fromisoformat(text)
-        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+        seconds = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except (ValueError, OverflowError):
         return None
+    return seconds if MIN_SECONDS <= seconds < MAX_SECONDS + 1 else None
 
 
 def read_time(text: str, hint: str, field: Any) -> None:
@@ -234,11 +237,13 @@ def read_time(text: str, hint: str, field: Any) -> None:
     Raises:
         typer.BadParameter: it is neither; `hint` names the option.
     """
+    from pomelo.protobuf.times import to_timestamp
+
     seconds = parse_time(text)
     if seconds is None:
         expected = "is not a date or time such as 2026-11-24 or 2026-11-24T12:00Z"
         raise typer.BadParameter(f"{text!r} {expected}", param_hint=hint)
-    field.FromNanoseconds(math.floor(seconds * 1000) * 1_000_000)
+    field.CopyFrom(to_timestamp(seconds))
 
 
 def refuse_empty(filters: Mapping[str, str | None]) -> None:

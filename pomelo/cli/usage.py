@@ -227,7 +227,8 @@ def _print_tables(
 
 
 def _cell(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    # Seconds are whole milliseconds.
+    return f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 def _print_json(pages: Iterator[Sequence[Any]]) -> None:

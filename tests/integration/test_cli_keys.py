@@ -167,6 +167,15 @@ async def test_a_key_created_without_a_server_is_valid_on_the_next_one(
     assert not (tmp_path / "data" / "test-key").exists()
 
 
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+async def test_output_is_utf_8_whatever_the_encoding_of_the_locale(tmp_path: Path, encoding: str) -> None:
+    await create_data(tmp_path)
+    await create_key(tmp_path, "--name", "李雷")
+    for arguments in (("list",), ("list", "--json")):
+        result = await pomelo(tmp_path, "keys", *arguments, PYTHONIOENCODING=encoding)
+        assert (result.status, result.error, "李雷" in result.out) == (0, "", True)
+
+
 def test_an_expiry_is_a_time_span_or_a_time_in_utc() -> None:
     assert parse_expiry("30d", 100.0) == 100 + 30 * 86400
     assert parse_expiry("90m", 0.0) == 5400

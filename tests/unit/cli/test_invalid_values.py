@@ -17,6 +17,20 @@ from pomelo.cli import program
         ),
         (("usage", "--format", "xml"), "'--format': 'xml' is not one of 'table', 'json', 'csv'."),
         (("serve", "--workers", "two"), "'--workers': must be a whole number"),
+        (
+            ("usage", "--from", "0001-01-01T00:00+14:00"),
+            "--from: '0001-01-01T00:00+14:00' is not a date or time such as 2026-11-24 or 2026-11-24T12:00Z",
+        ),
+        (
+            ("keys", "create", "--expires", "9999-12-31T23:59-05:00"),
+            "--expires: '9999-12-31T23:59-05:00' is neither a time span such as 30d nor a time such as "
+            "2027-01-31T12:00Z, up to the year 9999",
+        ),
+        (
+            ("keys", "create", "--expires", "999999w"),
+            "--expires: '999999w' is neither a time span such as 30d nor a time such as 2027-01-31T12:00Z, "
+            "up to the year 9999",
+        ),
         (("models", "--ca", "/nowhere"), "'--ca': file '/nowhere' does not exist."),
     ],
 )

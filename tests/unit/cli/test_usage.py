@@ -24,3 +24,10 @@ def test_only_an_empty_first_page_says_that_there_is_nothing(
     printed = capsys.readouterr()
     assert printed.err == ""
     assert [line.split()[0] for line in printed.out.splitlines()] == ["ID", "a", "b", "ID", "c"]
+
+
+def test_seconds_are_printed_with_all_their_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    pages = [[{"model": "stt", "audio_seconds": seconds} for seconds in (1234567.891, 0.0, 12.5, 1e9)]]
+    _print_tables(iter(pages), None, failed=False)
+    printed = capsys.readouterr().out.splitlines()[1:]
+    assert [line.split()[1] for line in printed] == ["1234567.891", "0", "12.5", "1000000000"]
