@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import shlex
 import signal
 import socket
 import sys
@@ -354,7 +355,9 @@ def print_greeting(
         _print("  No provider has a key: test keys work, live keys need one, such as OPENAI_API_KEY")
     if new_key is not None:
         _print(f"\nYour test key, stored in {settings.key_file} for `pomelo run`:\n  {new_key}")
-    key = new_key or (f"$(cat {settings.key_file.absolute()})" if settings.key_file.exists() else None)
+    key = new_key
+    if key is None and settings.key_file.exists():
+        key = f"$(cat {shlex.quote(str(settings.key_file.absolute()))})"
     if rest is not None and key is not None:
         _print(
             f'\nTry it:\n  curl {rest}/api/v1/task -H "Authorization: Bearer {key}" '

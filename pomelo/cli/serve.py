@@ -10,6 +10,9 @@ import typer
 from pomelo.cli.hangup import hold_hangup
 from pomelo.cli.terminal import Ca, Config, FailureError
 
+_TARGET_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:")
+"""Beginnings of names that gRPC resolves itself."""
+
 
 def serve(
     config: Config = None,
@@ -57,6 +60,7 @@ def gateway(
     config: Config = None,
 ) -> None:
     """Serve only REST, for a gRPC server that runs elsewhere. SIGHUP reloads the certificate."""
+    _check_target(target)
     hold_hangup()
     from pomelo.settings import find_file, load
 
@@ -73,3 +77,19 @@ def gateway(
     from pomelo.cli.process import run_process, serve_gateway
 
     run_process(partial(serve_gateway, settings, target, tls, ca, load_again), settings)
+
+
+def _check_target(target: str) -> None:
+    """Refuses a target that no server can have, such as an empty one: the gateway would wait for it for ever.
+
+    Raises:
+        typer.BadParameter: it is neither an address nor one of gRPC's names with a scheme.
+    """
+    from pomelo.network.addresses import split_address
+
+    if target.startswith(_TARGET_SCHEMES):
+        return
+    try:
+        split_address(target)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--target") from None

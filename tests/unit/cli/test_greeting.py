@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -35,11 +36,15 @@ def test_a_greeting_has_the_addresses_and_what_to_try(
 def test_an_old_key_is_not_printed_and_servers_that_are_off_have_no_address(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    settings = Settings(data=tmp_path)
+    settings = Settings(data=tmp_path / "my data")
+    settings.data.mkdir()
     settings.key_file.write_text("pml_test_old")
     print_greeting(settings, {"openai"}, ("127.0.0.1", 8081), None, "", None)
     printed = capsys.readouterr().out
-    assert f'Bearer $(cat {settings.key_file})"' in printed
+    (command,) = [line for line in printed.splitlines() if line.startswith("  curl ")]
+    script = f"curl() {{ printf '%s\\n' \"$@\"; }}; {command}"
+    arguments = subprocess.run(["sh", "-c", script], check=True, capture_output=True, text=True).stdout
+    assert "Authorization: Bearer pml_test_old\n" in arguments
     assert "pml_test_old" not in printed
     assert "  gRPC  off\n  admin off\n" in printed
     print_greeting(settings, {"openai"}, None, "127.0.0.1:50052", "", None)

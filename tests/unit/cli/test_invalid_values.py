@@ -31,6 +31,12 @@ from pomelo.cli import program
             "--expires: '999999w' is neither a time span such as 30d nor a time such as 2027-01-31T12:00Z, "
             "up to the year 9999",
         ),
+        (("gateway", "--target", ""), "--target: must be host:port, such as 127.0.0.1:8080"),
+        (
+            ("gateway", "--target", "http://127.0.0.1:1"),
+            "--target: must be host:port, such as 127.0.0.1:8080",
+        ),
+        (("gateway", "--target", "127.0.0.1:99999"), "--target: must be host:port, such as 127.0.0.1:8080"),
         (("models", "--ca", "/nowhere"), "'--ca': file '/nowhere' does not exist."),
     ],
 )
