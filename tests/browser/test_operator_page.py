@@ -10,6 +10,10 @@ import aiohttp
 import pytest
 
 from pomelo.cli.operator_page import OperatorPage
+from pomelo.telemetry.admin import open_admin
+from pomelo.telemetry.exposition import Exposition
+from pomelo.telemetry.metrics import Metrics
+from pomelo.telemetry.readiness import Readiness
 from tests.browser.access import overflow, serious_faults
 from tests.browser.chromium import Browser
 from tests.ports import free_port
@@ -97,6 +101,29 @@ async def test_the_operators_page_follows_what_happens(browser: Browser, operate
         model, live, test, *_ = await tab.run(cells("Spend since start"))
         assert (model, live) == ("gpt-4", "0")
         assert float(test) > 0
+
+
+async def test_metrics_that_are_missing_are_not_shown_as_ready(browser: Browser, tmp_path: Path) -> None:
+    metrics, faults = Metrics(), [RuntimeError()]
+    metrics.ready.read_one(lambda: 1)
+
+    async def refresh() -> None:
+        if faults:
+            raise faults[0]
+
+    metrics.before_reading(refresh)
+    others = {1: tmp_path / "worker-1.sock"}
+    admin = open_admin(
+        "127.0.0.1:0", Exposition(metrics, 0, others), Readiness(), find_page=OperatorPage().find
+    )
+    state = "document.querySelector('#state').textContent"
+    async with admin as address, browser.open_tab() as tab:
+        await tab.open(f"http://{address}/")
+        await tab.until(f"{state} === 'Error 500'")
+        faults.clear()
+        await tab.until(f"{state} === 'A worker does not answer'")
+        others.clear()
+        await tab.until(f"{state} === 'Ready'")
 
 
 @pytest.mark.parametrize("path", ["accounts", "keys"])

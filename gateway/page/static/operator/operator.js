@@ -19,17 +19,23 @@ document.getElementById('content').append(h('h1', {}, 'Operator'), live, account
 async function follow() {
   try {
     const response = await fetch('metrics');
-    const now = { at: Date.now(), metrics: new Metrics(await response.text()) };
-    if (!live.contains(document.activeElement)) {  // the focus would be lost
-      live.replaceChildren(load(now), providers(now.metrics), errors(now.metrics), spend(now.metrics));
-    }
-    before = now;
-    const isReady = now.metrics.of('pomelo_ready').every(({ value }) => value);
-    show(isReady ? 'Ready' : 'Not ready', isReady ? 'done' : 'failed');
+    if (response.ok) showMetrics({ at: Date.now(), metrics: new Metrics(await response.text()) });
+    else show(`Error ${response.status}`, 'failed');
   } catch {
     show('No answer', 'failed');
   }
   setTimeout(follow, INTERVAL);
+}
+
+function showMetrics(now) {
+  if (!live.contains(document.activeElement)) {  // the focus would be lost
+    live.replaceChildren(load(now), providers(now.metrics), errors(now.metrics), spend(now.metrics));
+  }
+  before = now;
+  const isOne = (name) => now.metrics.of(name).every(({ value }) => value);
+  if (!isOne('pomelo_worker_up')) show('A worker does not answer', 'failed');  // its other metrics are missing
+  else if (isOne('pomelo_ready')) show('Ready', 'done');
+  else show('Not ready', 'failed');
 }
 
 function show(text, name) {
