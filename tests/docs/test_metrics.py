@@ -167,11 +167,14 @@ def test_every_alert_fires_beyond_its_threshold() -> None:
 def test_alerts_select_values_that_are_reported() -> None:
     """A label that no series has would never fire."""
     expressions = {rule["alert"]: rule["expr"] for rule in rules()}
-    (codes,) = re.findall(r'code=~"([^"]+)"', expressions["PomeloErrors"])
+    codes, total = re.findall(r'code=~"([^"]+)"', expressions["PomeloErrors"])
     # A gateway without a server has no tasks, a server that drains is no fault, and a caller sets the deadline.
     excluded = {"server_unavailable", "shutting_down", "deadline_exceeded"}
     faults = {row.code for row in TABLE.values() if row.http >= 500} - excluded
     assert {code for code in TABLE if re.fullmatch(codes, code)} == faults
+    # A caller who is refused as often as it likes must not lower the share.
+    others = {"ok", "cancelled", "deadline_exceeded"}
+    assert {code for code in {*TABLE, *others} if re.fullmatch(total, code)} == faults | others
     (codes,) = re.findall(r'code=~"([^"]+)"', expressions["PomeloProviderFails"])
     vendors = {code for code in TABLE if code.startswith("provider_")} | {"deadline_exceeded"}
     assert {code for code in TABLE if re.fullmatch(codes, code)} == vendors
