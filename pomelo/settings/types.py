@@ -18,6 +18,11 @@ from pomelo.stores import STORES
 _PLAN_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _BUCKET = re.compile(r"(s3|gs)://[^/?#@\s]+(/[^?#\s]*)?|az://[^/?#@\s]+/[^?#\s]+")
 
+_PG_HOST = r"(\[[^/?#@\[\]]*\]|[^/?#@:,\[\]]*)(:[0-9]+)?"
+_POSTGRES = re.compile(
+    rf"postgresql://([^/?#\[\]]*@)?{_PG_HOST}(,{_PG_HOST})*(/[^?#@]*)?(\?([^?#=&]+=[^#]*)?)?"
+)
+
 _SIZE = re.compile(r"\s*[0-9]+(\.[0-9]+)?\s*[A-Za-z]*\s*")
 _SPACE = re.compile(r"\s")
 
@@ -81,6 +86,12 @@ def _store(text: str) -> str:
 def _archive(text: str) -> str:
     if text and not text.startswith(("sqlite:", "postgresql://")):
         raise ValueError("must be sqlite:PATH or begin with postgresql://")
+    # With other characters, a part of the password is taken for the host, the port or the database.
+    if text.startswith("postgresql://") and not _POSTGRES.fullmatch(text):
+        raise ValueError(
+            "must be postgresql://USER:PASSWORD@HOST/DATABASE. In a password, write / ? # [ ] as "
+            "%2F %3F %23 %5B %5D"
+        )
     return text
 
 

@@ -35,7 +35,27 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("MEDIA_ACCOUNT_LIMIT", ("1",), ("0",)),
         ("DISK_RESERVE", ("0",), ("-1",)),
         ("SECRET", (SHORT + "s",), (SHORT,)),
-        ("ARCHIVE", ("sqlite:a.db", "postgresql://a/b"), ("postgres://a/b", "a.db")),
+        (
+            "ARCHIVE",
+            (
+                *(
+                    "sqlite:a.db",
+                    "sqlite:/a?b#c",
+                    "postgresql://a/b",
+                    "postgresql://u:a@b%2F@a:5432/b?sslmode=require",
+                ),
+                *(
+                    "postgresql://u@a,b:1,[::1]:2/c",
+                    "postgresql:///b?host=/run/a&user=me@here",
+                    "postgresql://a",
+                ),
+            ),
+            (
+                *("postgres://a/b", "a.db", "postgresql://u:pass/word@a/b", "postgresql://u:1/2@a/b"),
+                *("postgresql://u:pass#word@a/b", "postgresql://u:pass?word@a/b", "postgresql://u:1?2@a/b"),
+                *("postgresql://u:pass[word@a/b", "postgresql://a:port/b"),
+            ),
+        ),
         (
             "STORE",
             (
@@ -108,6 +128,13 @@ def test_usage_records_move_to_the_archive_that_is_set_or_to_the_data_folder() -
     assert load(None, {"POMELO_ARCHIVE": "sqlite:a.db"}).archive_url() == ""
     assert load(None, REDIS | {"POMELO_ARCHIVE": "sqlite:a.db"}).archive_url() == "sqlite:a.db"
     assert load(None, REDIS).archive_url() == f"sqlite:{Path('.pomelo') / secrets.ARCHIVE}"
+
+
+@pytest.mark.parametrize("password", ["pass/word", "pass?word", "pass#word", "pass[word"])
+def test_a_password_that_breaks_the_url_of_the_archive_is_not_shown(password: str) -> None:
+    with pytest.raises(SettingsError, match="In a password, write / ") as caught:
+        load(None, REDIS | {"POMELO_ARCHIVE": f"postgresql://u:{password}@127.0.0.1/b"})
+    assert password not in str(caught.value)
 
 
 def test_the_representation_of_settings_has_no_key_and_no_password_of_a_database() -> None:
