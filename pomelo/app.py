@@ -373,7 +373,13 @@ async def open_gateway(
 def _describe(reloader: Reloader, started: float) -> GetServerResponse:
     start_time = times.to_timestamp(started)
     providers = sorted(_configured(reloader.providers))
-    return GetServerResponse(version=pomelo.__version__, start_time=start_time, providers=providers)
+    settings = reloader.settings
+    return GetServerResponse(
+        version=pomelo.__version__,
+        start_time=start_time,
+        providers=providers,
+        addresses=filter(None, (settings.rest, settings.grpc, settings.admin)),
+    )
 
 
 def _configured(providers: Mapping[str, Provider]) -> frozenset[str]:

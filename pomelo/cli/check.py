@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from pomelo.cli.doctor import check_data, describe_certificate
 from pomelo.cli.findings import Finding, report
 from pomelo.cli.fleet import check_bucket
-from pomelo.cli.terminal import counted, explain
+from pomelo.cli.server_checks import TIMEOUT
+from pomelo.cli.terminal import FailureError, counted, explain
 
 if TYPE_CHECKING:
     from pomelo.configuration import Configuration
@@ -188,8 +189,10 @@ def _tracing() -> Iterator[Finding]:
 
 def _addresses(settings: Settings, served: bool) -> Iterator[Finding]:
     from pomelo.cli.process import addresses, find_used_address
+    from pomelo.network.addresses import split_address
 
     names = {"POMELO_REST": "REST", "POMELO_GRPC": "gRPC", "POMELO_ADMIN": "admin"}
+    ports = _ports(settings) if served else None
     free: dict[str, str] = {}
     for variable, address in addresses(settings).items():
         name = names[variable]
@@ -200,7 +203,26 @@ def _addresses(settings: Settings, served: bool) -> Iterator[Finding]:
         if used is None:
             free[variable] = address
             yield Finding(name, "ok", f"{address} is free")
-        elif served and find_used_address(**{variable: address}) is not None:
+        elif (
+            served
+            and (ports is None or split_address(address)[1] in ports)
+            and find_used_address(**{variable: address}) is not None
+        ):
             yield Finding(name, "ok", f"{address} is in use; a server of this data folder runs")
         else:
             yield Finding(name, "broken", str(used))
+
+
+def _ports(settings: Settings) -> set[int] | None:
+    """The ports of the running server, which it leaves before the one that is checked starts; None if it does
+    not report them."""
+    from pomelo.cli.operator import call_operator
+    from pomelo.errors import PomeloError
+    from pomelo.gen.admin.v1.admin_service_pb2 import GetServerRequest
+    from pomelo.network.addresses import split_address
+
+    try:
+        found = call_operator(settings, lambda operator: operator.get_server(GetServerRequest()), TIMEOUT)
+    except (FailureError, PomeloError):  # it runs an earlier version, or does not answer
+        return None
+    return {split_address(address)[1] for address in found.addresses} or None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -75,6 +76,18 @@ async def test_a_running_server_passes_and_its_addresses_are_taken_for_others(tm
             status, found = await check(tmp_path, **used, POMELO_DATA=str(tmp_path / "other"))
             assert (status, found[name][0]) == (1, "broken")
             assert "Address already in use" in found[name][1]
+        with socket.create_server(("127.0.0.1", 0)) as other_program:
+            address = f"127.0.0.1:{other_program.getsockname()[1]}"
+            for variable, name in (
+                ("POMELO_REST", "REST"),
+                ("POMELO_GRPC", "gRPC"),
+                ("POMELO_ADMIN", "admin"),
+            ):
+                status, found = await check(tmp_path, **addresses | {variable: address})
+                assert (status, found[name][0]) == (1, "broken")
+                assert f"{variable}: {address}: Address already in use" in found[name][1]
+        moved = addresses | {"POMELO_REST": addresses["POMELO_GRPC"], "POMELO_GRPC": addresses["POMELO_REST"]}
+        assert (await check(tmp_path, **moved))[0] == 0, "the running server leaves both"
     status, found = await check(tmp_path, **addresses)
     assert (status, found["store"]) == (0, ("ok", "SQLite"))
 
