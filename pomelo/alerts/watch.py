@@ -220,8 +220,9 @@ class Watch(Observer):
         # A refusal is the balance's if that has less left.
         if left > 0 and not (refused and left < (await self._store.balance(wallet)).available):
             return
-        state = f"{current.start:.0f} {budget.limit}"
-        if await self._is_new(f"budget {principal.account} {budget.name}", state, _BALANCE_MEMORY):
+        # A rotated key and its successor share the name of the budget, but may have different amounts.
+        subject, period = f"{principal.account} {budget.name}", f"{current.start:.0f}"
+        if await self._is_new(f"budget {subject} {budget.limit}", period, _BALANCE_MEMORY):
             data = {
                 "account": principal.account,
                 "mode": "live",
@@ -230,7 +231,7 @@ class Watch(Observer):
                 "period": budget.period,
                 "used_micros": used,
             }
-            self._report("budget.reached", f"{principal.account} {budget.name} {state}", data)
+            self._report("budget.reached", f"{subject} {period} {budget.limit}", data)
 
     async def _is_new(self, subject: str, state: str, seconds: float) -> bool:
         """Notes the state of a subject; whether it is to be reported."""

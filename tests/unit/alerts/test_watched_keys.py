@@ -121,6 +121,24 @@ async def test_a_budget_that_is_used_up_is_reported_with_its_use(store: Store, s
     assert sent[1].id != sent[0].id
 
 
+async def test_a_rotated_key_with_another_amount_and_its_successor_are_reported_once_each(
+    store: Store, sent: list[Alert]
+) -> None:
+    await add_account(store)
+    watch = watch_of(store, sent)
+    for _ in range(3):
+        for key_id, limit in (("k1", 1_000), ("k2", 900)):
+            report = ended("insufficient_credits", budget=replace(BUDGET, limit=limit))
+            assert report.call.principal is not None
+            report.call.principal = replace(report.call.principal, key_id=key_id)
+            watch.task_ended(report)
+        await watch.search()
+    assert [(alert.data["key_id"], alert.data["budget_micros"]) for alert in sent] == [
+        ("k1", 1_000),
+        ("k2", 900),
+    ]
+
+
 async def test_each_event_is_in_a_log_of_warnings(
     store: Store, sent: list[Alert], capfd: pytest.CaptureFixture[str]
 ) -> None:
