@@ -19,7 +19,7 @@ _LOCAL_ERRORS = frozenset({"deadline_exceeded", "shutting_down"})
 
 _REASONS = (
     (("refused",), "it refuses connections"),
-    (("resolution", "resolve", "dns"), "its name can't be resolved"),
+    (("resolution", "resolv", "dns"), "its name can't be resolved"),
     (("handshake", "ssl", "tls", "certificate"), "the TLS handshake fails"),
     (("timed out", "timeout", "keepalive", "ping"), "it does not answer"),
     (("reset", "closed", "goaway", "eof", "broken pipe"), "it closed the connection"),

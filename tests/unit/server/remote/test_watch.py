@@ -103,6 +103,11 @@ def test_a_caller_who_leaves_does_not_change_the_state(
     [
         (REFUSED, "it refuses connections"),
         ("DNS resolution failed for secret.example", "its name can't be resolved"),
+        (
+            "errors resolving none.invalid:50051: [field:hostname lookup error:address lookup failed for "
+            "none.invalid:50051: Domain name not found]",
+            "its name can't be resolved",
+        ),
         ("Socket closed", "it closed the connection"),
         ("recvmsg:Connection reset by peer", "it closed the connection"),
         ("Ssl handshake failed: SSL_ERROR_SSL: certificate verify failed", "the TLS handshake fails"),
