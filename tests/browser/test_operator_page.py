@@ -103,9 +103,12 @@ async def test_the_operators_page_follows_what_happens(browser: Browser, operate
         assert float(test) > 0
 
 
-async def test_metrics_that_are_missing_are_not_shown_as_ready(browser: Browser, tmp_path: Path) -> None:
+async def test_metrics_that_are_missing_are_not_shown_as_ready_and_test_credits_not_as_live_ones(
+    browser: Browser, tmp_path: Path
+) -> None:
     metrics, faults = Metrics(), [RuntimeError()]
     metrics.ready.read_one(lambda: 1)
+    metrics.held.read(lambda: {("live",): 1.5, ("test",): 100.0})
 
     async def refresh() -> None:
         if faults:
@@ -124,6 +127,7 @@ async def test_metrics_that_are_missing_are_not_shown_as_ready(browser: Browser,
         await tab.until(f"{state} === 'A worker does not answer'")
         others.clear()
         await tab.until(f"{state} === 'Ready'")
+        assert "Live credits held\n1.5\n" in await tab.run(section("Load"))
 
 
 @pytest.mark.parametrize("path", ["accounts", "keys"])

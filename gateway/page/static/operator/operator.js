@@ -50,8 +50,8 @@ function load({ at, metrics }) {
     const used = metrics.sum('pomelo_connections', (labels) => labels.protocol === protocol);
     return used === undefined ? null : `${count(used)} of ${count(metrics.sum('pomelo_connections_limit', (labels) => labels.protocol === protocol))}`;
   };
-  const number = (name, format = count) => {
-    const value = metrics.sum(name);
+  const number = (name, format = count, matches = undefined) => {
+    const value = metrics.sum(name, matches);
     return value === undefined ? null : format(value);
   };
   return section('Load', facts([
@@ -63,7 +63,7 @@ function load({ at, metrics }) {
     ['gRPC connections', ofLimit('grpc')],
     ['Provider connections', number('pomelo_upstream_connections')],
     ['Waiting for a provider', number('pomelo_upstream_calls_waiting')],
-    ['Credits held', number('pomelo_held_credits', credits)],
+    ['Live credits held', number('pomelo_held_credits', credits, ({ mode }) => mode === 'live')],
     ['Credits not collected', number('pomelo_uncollected_credits_total', credits)],
     ['Media', number('pomelo_media_stored_bytes', bytes)],
     ['Memory', number('process_resident_memory_bytes', bytes)],
