@@ -147,6 +147,8 @@ class Reloader:
             log_refusal(error)
             return
         changes = list(_changes(self.configuration, new))
+        if settings.delivery_origins != self.settings.delivery_origins:
+            changes.append("delivery origins changed")
         self.apply(new, providers)
         if opened is not self._opened:
             task = asyncio.create_task(self._close(self._opened, set(self._running())))
@@ -247,7 +249,8 @@ def _changes(old: Configuration, new: Configuration) -> Iterator[str]:
 
 
 def _given(configuration: Configuration) -> dict[str, Credentials]:
-    return {name: one for name, one in configuration.credentials.items() if one.api_key or one.base_url}
+    given = configuration.credentials.items()
+    return {name: one for name, one in given if one.api_key or one.base_url or one.settings is not None}
 
 
 def _difference(name: str, old: Mapping[str, object], new: Mapping[str, object]) -> Iterator[str]:

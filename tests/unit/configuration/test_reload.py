@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pomelo.configuration import read_configuration, reload
-from pomelo.configuration.reload import Reloader
-from pomelo.providers import Unusable
+from pomelo.configuration.reload import Reloader, _changes
+from pomelo.providers import Credentials, Unusable
 from pomelo.providers.base import Provider
 from pomelo.settings import Settings
 from tests.waiting import until
@@ -77,25 +78,33 @@ class Rig:
 
 
 @pytest.mark.parametrize(
-    ("changes", "opened"),
+    ("changes", "opened", "logged"),
     [
-        ({}, 1),
-        ({"price": 2}, 1),
-        ({"plans": PLANS}, 1),
-        ({"port": 2}, 2),
-        ({"openai_api_key": "another"}, 2),
-        ({"delivery_origins": "http://10.0.0.5:9000"}, 2),
+        ({}, 1, "nothing has changed"),
+        ({"price": 2}, 1, "models changed: mine"),
+        ({"plans": PLANS}, 1, "plans added: new"),
+        ({"port": 2}, 2, "hosts changed: mine"),
+        ({"openai_api_key": "another"}, 2, "credentials added: openai"),
+        ({"delivery_origins": "http://10.0.0.5:9000"}, 2, "delivery origins changed"),
     ],
     ids=["nothing", "a price", "a plan", "a host", "a key", "an origin"],
 )
-async def test_providers_are_replaced_if_a_change_concerns_them(
-    tmp_path: Path, changes: dict[str, Any], opened: int
+async def test_providers_are_replaced_if_a_change_concerns_them_and_each_change_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], opened: int, logged: str
 ) -> None:
     rig = Rig(tmp_path)
-    async with rig.reloader.open():
-        await rig.reload(**changes)
-        assert (len(rig.closed), rig.applied) == (opened, 1)
+    with caplog.at_level(logging.INFO, "pomelo.reload"):
+        async with rig.reloader.open():
+            await rig.reload(**changes)
+            assert (len(rig.closed), rig.applied) == (opened, 1)
     assert rig.closed == [True] * opened
+    assert caplog.messages == [f"The configuration was reloaded: {logged}"]
+
+
+def test_a_change_of_the_settings_of_a_plug_in_without_a_key_is_one() -> None:
+    old = read_configuration(Settings())
+    regions = [replace(old, credentials={"acme": Credentials(None, "", region)}) for region in ("eu", "us")]
+    assert list(_changes(*regions)) == ["credentials changed: acme"]
 
 
 async def test_replaced_providers_are_closed_when_the_tasks_that_may_use_them_have_ended(
