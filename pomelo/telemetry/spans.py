@@ -7,6 +7,7 @@ ended, from its reports, so a task that runs costs nothing. No span has content 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import threading
@@ -51,7 +52,11 @@ async def open_spans(
 ) -> AsyncIterator[Observer]:
     """Yields an observer that sends spans to the collector that the standard variables name, or to
     `exporter`. Sampling follows the caller's `traceparent` and OTEL_TRACES_SAMPLER. Leaving sends the last
-    spans."""
+    spans.
+
+    Raises:
+        ValueError: a variable has a wrong value.
+    """
     resource = Resource.create(
         {
             "service.name": os.environ.get("OTEL_SERVICE_NAME", "pomelo"),
@@ -60,7 +65,7 @@ async def open_spans(
         }
     )
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter()))
+    provider.add_span_processor(BatchSpanProcessor(exporter or _open_exporter()))
     try:
         yield Spans(provider.get_tracer("pomelo", __version__))
     finally:
@@ -68,6 +73,33 @@ async def open_spans(
         sending = threading.Thread(target=provider.shutdown, daemon=True)
         sending.start()
         await asyncio.to_thread(sending.join, FLUSH_TIMEOUT)
+
+
+def _open_exporter() -> SpanExporter:
+    """Returns the exporter to the collector of the variables.
+
+    Raises:
+        ValueError: a header in them is malformed. OpenTelemetry would leave it out and log its value, which
+            may be a secret.
+    """
+    log = logging.getLogger("opentelemetry.util.re")
+    malformed: list[logging.LogRecord] = []
+
+    def drop(record: logging.LogRecord) -> bool:
+        malformed.append(record)
+        return False
+
+    level = log.level
+    log.setLevel(logging.WARNING)
+    log.addFilter(drop)
+    try:
+        exporter = OTLPSpanExporter()
+    finally:
+        log.removeFilter(drop)
+        log.setLevel(level)
+    if malformed:
+        raise ValueError("the headers in OTEL_EXPORTER_OTLP_HEADERS must be NAME=VALUE, separated by commas")
+    return exporter
 
 
 class Spans(Observer):

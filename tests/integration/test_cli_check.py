@@ -108,6 +108,11 @@ async def test_a_running_server_passes_and_its_addresses_are_taken_for_others(tm
             "/no: No such file",
         ),
         ({OTLP: "http://127.0.0.1:9", "OTEL_BSP_SCHEDULE_DELAY": "-5"}, "traces", "must be positive"),
+        (
+            {OTLP: "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_HEADERS": "x-key=a,hunter2"},
+            "traces",
+            "the headers in OTEL_EXPORTER_OTLP_HEADERS must be NAME=VALUE",
+        ),
     ],
 )
 async def test_what_would_stop_the_start_is_broken(
@@ -118,7 +123,9 @@ async def test_what_would_stop_the_start_is_broken(
     status, found = await check(tmp_path, **(free_addresses() | variables))
     assert (status, found[name][0]) == (1, "broken")
     assert message in found[name][1]
-    assert (await pomelo(tmp_path, "serve", **(free_addresses() | variables))).status == 1
+    refused = await pomelo(tmp_path, "serve", **(free_addresses() | variables))
+    assert refused.status == 1
+    assert "hunter2" not in refused.error
 
 
 async def test_two_servers_at_one_address_are_broken(tmp_path: Path) -> None:
