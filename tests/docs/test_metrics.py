@@ -164,6 +164,15 @@ def test_every_alert_fires_beyond_its_threshold() -> None:
         assert not whole or re.search("limit|max_|pomelo_tasks_total", whole)
 
 
+def test_an_alert_that_waits_does_not_fire_for_a_single_event() -> None:
+    """A rate stays above 0 for its whole window."""
+    for rule in rules():
+        if rule["expr"].endswith("> 0") and "for" in rule:
+            assert all(
+                int(window) < int(rule["for"][:-1]) for window in re.findall(r"\[(\d+)m\]", rule["expr"])
+            )
+
+
 def test_alerts_select_values_that_are_reported() -> None:
     """A label that no series has would never fire."""
     expressions = {rule["alert"]: rule["expr"] for rule in rules()}
