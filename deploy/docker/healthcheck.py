@@ -9,15 +9,14 @@ import ssl
 import sys
 
 TIMEOUT = 4
-HOST = "127.0.0.1"
 
 
-def rest_accepts_requests(port: int) -> bool:
+def rest_accepts_requests(host: str, port: int) -> bool:
     """Asks `/healthz` without TLS, then with it. The certificate is for another name than this address."""
     unverified = ssl._create_unverified_context()  # noqa: S323
     for connection in (
-        http.client.HTTPConnection(HOST, port, timeout=TIMEOUT),
-        http.client.HTTPSConnection(HOST, port, timeout=TIMEOUT, context=unverified),
+        http.client.HTTPConnection(host, port, timeout=TIMEOUT),
+        http.client.HTTPSConnection(host, port, timeout=TIMEOUT, context=unverified),
     ):
         try:
             connection.request("GET", "/healthz")
@@ -29,10 +28,10 @@ def rest_accepts_requests(port: int) -> bool:
     return False
 
 
-def grpc_accepts_connections(port: int) -> bool:
+def grpc_accepts_connections(host: str, port: int) -> bool:
     """Connects to the port; for servers without REST."""
     try:
-        socket.create_connection((HOST, port), TIMEOUT).close()
+        socket.create_connection((host, port), TIMEOUT).close()
     except OSError:
         return False
     return True
@@ -44,7 +43,8 @@ def main() -> bool:
         ("POMELO_GRPC", grpc_accepts_connections),
     ):
         if address := os.environ.get(variable):
-            return check(int(address.rpartition(":")[2]))
+            host = "::1" if address.startswith("[") else "127.0.0.1"
+            return check(host, int(address.rpartition(":")[2]))
     return False
 
 

@@ -113,7 +113,7 @@ async def check_health(folder: Path, **variables: str) -> int:
     return await process.wait()
 
 
-@pytest.mark.parametrize("protocols", ["both", "REST with TLS", "gRPC"])
+@pytest.mark.parametrize("protocols", ["both", "REST with TLS", "gRPC", "IPv6"])
 async def test_the_health_check_succeeds_only_while_the_server_runs(folder: Path, protocols: str) -> None:
     variables = free_addresses()
     if protocols == "REST with TLS":
@@ -121,6 +121,8 @@ async def test_the_health_check_succeeds_only_while_the_server_runs(folder: Path
         variables |= {"POMELO_TLS_CERT": f"{folder}/tls.pem", "POMELO_TLS_KEY": f"{folder}/tls.key"}
     elif protocols == "gRPC":
         variables["POMELO_REST"] = ""
+    elif protocols == "IPv6":
+        variables = {name: value.replace("127.0.0.1", "[::1]") for name, value in variables.items()}
     assert await check_health(folder, **variables) == 1
     async with start_command(folder, "serve", **variables) as server:
         await server.read_until("Your test key")
