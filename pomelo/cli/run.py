@@ -84,7 +84,8 @@ def run(
         async with open_client(open_remote, settings, target, ca) as services:
             with Progress() as progress:
                 found = await get_task_model(services.models, model, new_call(api_key))
-                spec, options, large_audio = _make_task(found, text, file, voice, param or [])
+                max_inline = min(_MAX_INLINE_AUDIO, settings.inline_limit)
+                spec, options, large_audio = _make_task(found, text, file, voice, param or [], max_inline)
                 with Output(found, options, out) as output:
                     if large_audio is not None and file is not None:
                         chunks = _chunks(file, progress)
@@ -107,9 +108,10 @@ def run(
 
 
 def _make_task(
-    model: Model, text: str | None, file: Path | None, voice: str, params: list[str]
+    model: Model, text: str | None, file: Path | None, voice: str, params: list[str], max_inline: int
 ) -> tuple[TaskSpec, TaskOptions, MediaSource | None]:
-    """Returns the task, how to answer, and the task's audio if that has to be uploaded."""
+    """Returns the task, how to answer, and the task's audio if that has to be uploaded: if it has more than
+    `max_inline` bytes."""
     from pomelo.gen.v1.media_pb2 import MEDIA_DELIVERY_INLINE
     from pomelo.gen.v1.task_pb2 import TaskSpec
     from pomelo.gen.v1.task_service_pb2 import TaskOptions
@@ -129,7 +131,7 @@ def _make_task(
     if "audio" in fields:
         if file is None or text is not None:
             raise FailureError(f"{model.id} takes audio: give --file and no text")
-        if not is_special(file) and file.stat().st_size <= _MAX_INLINE_AUDIO:
+        if not is_special(file) and file.stat().st_size <= max_inline:
             task_input.audio.data = file.read_bytes()
         else:
             large_audio = task_input.audio

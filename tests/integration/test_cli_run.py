@@ -19,7 +19,15 @@ import pytest
 
 from pomelo.cli.sink import Sink
 from pomelo.secrets import DATABASE
-from tests.integration.commands import CommandResult, assert_refused, environment, names, pomelo
+from tests.integration.commands import (
+    CommandResult,
+    assert_refused,
+    environment,
+    free_addresses,
+    names,
+    pomelo,
+    start_server,
+)
 from tests.serving import Served
 
 OPTION = pytest.mark.parametrize("option", ["--stream", "--no-stream"])
@@ -124,6 +132,16 @@ async def test_audio_too_large_for_a_message_is_uploaded_first(command: Command,
             command("run", *STT, "-f", "pipe"), asyncio.to_thread(pipe.write_bytes, audio)
         )
     assert (piped.status, piped.out) == (0, transcribed.out)
+
+
+async def test_audio_above_the_limit_of_the_settings_is_uploaded_first(tmp_path: Path) -> None:
+    settings = free_addresses() | {"POMELO_INLINE_LIMIT": "1kB"}
+    async with start_server(tmp_path, **settings):
+        arguments = ("Good morning", *TTS, "-o", "a.mp3")
+        assert (await pomelo(tmp_path, "run", *arguments, **settings)).status == 0
+        assert (tmp_path / "a.mp3").stat().st_size > 1_000
+        transcribed = await pomelo(tmp_path, "run", *STT, "-f", "a.mp3", **settings)
+        assert (transcribed.status, transcribed.error) == (0, "")
 
 
 async def test_a_link_is_printed_on_request(served: Served, command: Command, folder: Path) -> None:

@@ -34,4 +34,4 @@ def test_models_and_records_of_a_newer_server_are_listed() -> None:
 @pytest.mark.parametrize("task_type", [NEW, TaskType.TASK_TYPE_UNSPECIFIED])
 def test_a_model_of_a_newer_type_can_not_be_run(task_type: Any) -> None:
     with pytest.raises(FailureError, match="new does tasks of a type that this command does not know"):
-        _make_task(Model(id="new", task_type=task_type), "Hello", None, "adam", [])
+        _make_task(Model(id="new", task_type=task_type), "Hello", None, "adam", [], 1)
