@@ -264,13 +264,15 @@ def _certificate(settings: Settings) -> Iterator[Finding]:
 
 
 def describe_certificate(path: Path, ends: float) -> Finding:
-    """Reports a valid certificate; `ends` is Unix time."""
+    """Reports when a certificate ends; `ends` is Unix time."""
     from datetime import UTC, datetime
 
     from pomelo.network.tls import EXPIRY_NOTICE
 
-    end = datetime.fromtimestamp(ends, UTC)
-    soon = end - datetime.now(UTC) < EXPIRY_NOTICE
+    end, now = datetime.fromtimestamp(ends, UTC), datetime.now(UTC)
+    if end <= now:
+        return Finding("TLS", "broken", f"{path} ended on {end:%Y-%m-%d}")
+    soon = end - now < EXPIRY_NOTICE
     return Finding("TLS", "warning" if soon else "ok", f"{path} is valid until {end:%Y-%m-%d}")
 
 

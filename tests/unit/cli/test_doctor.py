@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from pomelo.cli.doctor import _as_served, _certificate, _provider, _providers
+from pomelo.cli.doctor import _as_served, _certificate, _provider, _providers, describe_certificate
 from pomelo.cli.findings import Finding
 from pomelo.cli.server_checks import check_grpc, check_rest
 from pomelo.configuration import credentials, find_providers
@@ -103,6 +103,8 @@ def test_a_certificate_is_reported_before_it_ends(tmp_path: Path, days: str, sta
     (found,) = _certificate(settings)
     assert (found.name, found.state) == ("TLS", state)
     assert "a.pem is valid until 20" in found.detail
+    ended = describe_certificate(tmp_path / "a.pem", 86_400.0)
+    assert ended == Finding("TLS", "broken", f"{tmp_path / 'a.pem'} ended on 1970-01-02")
     (tmp_path / "a.pem").unlink()
     assert list(_certificate(settings)) == []
     assert list(_certificate(Settings())) == []
