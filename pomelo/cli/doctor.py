@@ -111,8 +111,10 @@ def check_data(settings: Settings) -> Finding:
     folder = settings.data.absolute()
     if not folder.exists():
         return Finding("data", "off", f"{folder} does not exist yet. Create it with: pomelo serve")
-    if not folder.is_dir() or not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
-        return Finding("data", "broken", f"{folder} is not a folder that this user can write to")
+    for path in (folder, folder / "media"):  # the latter may be a volume of its own
+        is_usable = path.is_dir() and os.access(path, os.R_OK | os.W_OK | os.X_OK)
+        if not is_usable and (path == folder or path.exists()):
+            return Finding("data", "broken", f"{path} is not a folder that this user can write to")
     if stat.S_IMODE(folder.stat().st_mode) & 0o077:
         return Finding("data", "broken", f"{folder} is open to other users. Run: chmod 700 {folder}")
     for name in ("secret", "secret-check", "test-key", "pomelo.db"):

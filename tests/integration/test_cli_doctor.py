@@ -154,6 +154,19 @@ async def test_a_data_folder_that_is_open_to_others_is_broken(tmp_path: Path) ->
     assert found["data"] == ("broken", f"{data} is open to other users. Run: chmod 700 {data}")
 
 
+async def test_a_folder_of_media_that_can_not_be_used_is_broken(tmp_path: Path) -> None:
+    await create_data(tmp_path)
+    media = tmp_path / "data" / "media"
+    media.write_text("")
+    for command in (("doctor",), ("serve", "--check")):
+        result = await pomelo(tmp_path, *command, **free_addresses())
+        assert result.status == 1
+        assert f"{media} is not a folder that this user can write to" in result.out
+    assert (await pomelo(tmp_path, "serve", **free_addresses())).status == 1
+    media.unlink()
+    assert (await doctor(tmp_path, **free_addresses()))[0] == 0
+
+
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root without its rights")
 @pytest.mark.parametrize("command", [("doctor",), ("serve", "--check")])
 def test_a_data_folder_of_another_user_is_one_finding_among_all(
