@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pomelo.stores.archive import check_archive, open_archive
-from pomelo.stores.archive.sqlite import _SqliteArchive
+from pomelo.stores.archive.sqlite import _APPLICATION_ID, _SqliteArchive
 from pomelo.stores.base import StoreError
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import record
@@ -127,3 +127,32 @@ async def test_checking_an_archive_connects_and_creates_nothing(tmp_path: Path) 
         await check_archive(f"postgresql://ada:secret@127.0.0.1:{free_port()}/none")
     with pytest.raises(StoreError, match="There is no archive of the kind"):
         open_archive("sqlite:")
+
+
+async def test_checking_an_archive_finds_what_opening_it_would_find(tmp_path: Path) -> None:
+    path = tmp_path / "usage.db"
+    async with open_archive(f"sqlite:{path}") as archive:
+        await archive.add([record("t")])
+        before = path.read_bytes()
+        await check_archive(f"sqlite:{path}")  # beside a process that has it open
+    assert path.read_bytes() == before
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("no database " * 400)
+    (tmp_path / "empty").touch()
+    with closing(sqlite3.connect(tmp_path / "other")) as other:
+        other.execute("CREATE TABLE a (b)")
+    with closing(sqlite3.connect(tmp_path / "newer")) as newer:
+        newer.executescript(f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = 99")
+    for name, message in (
+        ("folder", "can't be used: unable to open database file"),
+        ("text/usage.db", "can't be opened: Not a directory"),
+        ("text", "is damaged: file is not a database"),
+        ("empty", "is damaged: it is empty"),
+        ("other", "is no archive of Pomelo"),
+        ("newer", "was written by a newer Pomelo"),
+    ):
+        with pytest.raises(StoreError, match=message):
+            await check_archive(f"sqlite:{tmp_path / name}")
+        with pytest.raises(StoreError):
+            async with open_archive(f"sqlite:{tmp_path / name}"):
+                pass

@@ -202,6 +202,12 @@ async def test_a_redis_server_is_checked_and_not_written_to(tmp_path: Path) -> N
         assert (status, found["store"][0]) == (1, "broken")
         assert "correct POMELO_ARCHIVE" in found["store"][1]
         assert "hidden" not in found["store"][1]
+        archive = f"sqlite:{tmp_path}"
+        status, found = await check(
+            tmp_path, **free_addresses(), POMELO_STORE=redis.url, POMELO_ARCHIVE=archive
+        )
+        assert (status, found["store"][0]) == (1, "broken")
+        assert f"The archive {tmp_path} can't be used" in found["store"][1]
     _, found = await check(tmp_path, **free_addresses(), POMELO_STORE=any_server())
     assert "Set appendonly yes" in found["store"][1]
 

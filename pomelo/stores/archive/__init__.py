@@ -32,13 +32,19 @@ def open_archive(url: str) -> AbstractAsyncContextManager[Archive]:
 
 
 async def check_archive(url: str) -> None:
-    """Checks that an archive can be reached, without changing anything: a file that does not exist is fine.
+    """Checks that an archive can be reached, without changing anything: a file that does not exist is fine if
+    it can be created.
 
     Raises:
         StoreError: it can't be reached.
     """
-    if url.partition(":")[0] == _POSTGRES:
+    scheme, _, rest = url.partition(":")
+    if scheme == _POSTGRES:
         await _postgres().check_postgres(url)
+    elif scheme == "sqlite" and rest:
+        from pomelo.stores.archive.sqlite import check_sqlite_archive
+
+        check_sqlite_archive(Path(rest))
 
 
 def _postgres() -> Any:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -119,8 +121,28 @@ class _SqliteArchive:
             raise PomeloError("store_unavailable") from error
 
 
+def check_sqlite_archive(path: Path) -> None:
+    """Checks that an archive can be opened, without changing anything: a file that does not exist is fine if
+    it can be created.
+
+    Raises:
+        StoreError: it can't be opened.
+    """
+    with _store_errors(path):
+        damage.check_exists(path)
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        for needed, access in ((folder, os.W_OK | os.X_OK), (path, os.R_OK | os.W_OK)):
+            if needed.exists() and not os.access(needed, access):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        if path.exists():
+            # Without a lock, for which other processes might have to wait.
+            with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as connection:
+                _check_application(connection, path)
+                _version(connection, path)
+
+
 def _open(path: Path) -> sqlite3.Connection:
-    try:
+    with _store_errors(path):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         damage.check_exists(path)
         # SQLite gives its journal the mode of this file, which is 0600.
@@ -131,6 +153,13 @@ def _open(path: Path) -> sqlite3.Connection:
         except BaseException:
             connection.close()
             raise
+        return connection
+
+
+@contextmanager
+def _store_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise StoreError(f"The archive {path} can't be opened: {error.strerror}") from error
     except UnicodeDecodeError as error:  # SQLite raises it for some damage
@@ -140,7 +169,6 @@ def _open(path: Path) -> sqlite3.Connection:
         if damage.reports_damage(error):
             detail = f"it is damaged: {damage.message_of(error)}. {damage.REMEDY}"
         raise StoreError(f"The archive {path} can't be used: {detail}") from error
-    return connection
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -177,12 +205,16 @@ def _migrate(connection: sqlite3.Connection, path: Path) -> None:
             connection.execute(f"PRAGMA user_version = {number}")
 
 
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+def _check_application(connection: sqlite3.Connection, path: Path) -> None:
     if connection.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION_ID:
         raise StoreError(
             f"{path} is no archive of Pomelo, or damaged. Set POMELO_ARCHIVE to another file, or restore a "
             "backup: docs/maintenance.md, Backups"
         )
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    _check_application(connection, path)
     connection.execute("PRAGMA cell_size_check = ON")
     connection.execute("PRAGMA trusted_schema = OFF")
     version = _check(connection, path)
