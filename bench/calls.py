@@ -1,4 +1,4 @@
-"""Counts the Python function calls that a server makes per request: unlike a time, the same in every run.
+"""Counts the Python function calls that a server makes per request: unlike a time, almost the same each time.
 
     python -m bench.calls [--requests 200] [NAME…]
 
