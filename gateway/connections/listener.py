@@ -75,7 +75,9 @@ async def bind(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]
             if reuse_port:
                 listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                # `[::]` alone is every address, of IPv4 too, as for gRPC. A name may have both.
+                only = address[0] != "::" or len(addresses) > 1
+                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
             listening.bind((address[0], port, *address[2:]))
             port = listening.getsockname()[1]
             listening.listen(BACKLOG)

@@ -113,6 +113,17 @@ async def test_an_address_that_can_not_be_used_leaves_no_socket_open(gateway: Ga
     assert caught.value.errno == errno.EADDRINUSE  # its traceback keeps the sockets alive until here
 
 
+@pytest.mark.parametrize(("host", "families"), [("::", 2), ("::1", 1), ("127.0.0.1", 1)])
+async def test_every_address_of_ipv6_is_every_address_of_ipv4_too(host: str, families: int) -> None:
+    (listening,) = await bind(host, 0, reuse_port=False)
+    port, connected = listening.getsockname()[1], 0
+    with listening:
+        for address in ("127.0.0.1", "::1"):
+            with contextlib.suppress(ConnectionRefusedError), socket.create_connection((address, port)):
+                connected += 1
+    assert connected == families
+
+
 async def test_closing_the_gateway_ends_running_requests_and_frees_the_port(open_gateway: OpenApp) -> None:
     started = asyncio.Event()
     async with aiohttp.ClientSession() as client:
