@@ -53,6 +53,8 @@ class BucketStore(MediaStore):
         self._bucket = bucket
         self._copies: dict[str, _Copy] = {}
         self._deletions: set[asyncio.Task[None]] = set()
+        self._deleting: set[str] = set()
+        """The files that are being deleted from the bucket."""
 
     async def aclose(self) -> None:
         """Waits for deletions, for a few seconds: what is left expires."""
@@ -216,11 +218,17 @@ class BucketStore(MediaStore):
 
     async def _delete(self, media_id: str, *, counts: bool) -> None:
         """Deletes a file from the bucket; with `counts`, also from what its owner stores."""
-        for key in self._keys(media_id):
-            with suppress(PomeloError, MissingFileError):
-                size = (await self._bucket.begin(key, 1))[0].size if counts else 0
-                await self._bucket.delete([key])
-                self.uncount(media_id, size)
+        if media_id in self._deleting:
+            return  # a server and its gateway both delete the upload of a refused task: it counts once
+        self._deleting.add(media_id)
+        try:
+            for key in self._keys(media_id):
+                with suppress(PomeloError, MissingFileError):
+                    size = (await self._bucket.begin(key, 1))[0].size if counts else 0
+                    await self._bucket.delete([key])
+                    self.uncount(media_id, size)
+        finally:
+            self._deleting.discard(media_id)
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -41,6 +41,23 @@ async def test_the_upload_of_a_refused_request_to_a_gateway_does_not_count(
     assert (keys(url), store.quota.total) == ([], 0)
 
 
+async def test_an_upload_that_is_deleted_twice_at_a_time_is_subtracted_once(
+    machine: Callable[..., BucketStore],
+) -> None:
+    store = machine("a")
+    await upload(store, bytes(2 * MIB))
+    for fetched in (True, False):
+        call = grpc_call(protocol="rest", relayed=True)
+        media_id = await upload(store, bytes(MIB), call)
+        if fetched:
+            await store.fetch(media_id, "ann/test", call)
+        store.delete(media_id, "ann/test")  # the task is refused
+        call.end()
+        store.delete(media_id, "ann/test")  # and its gateway deletes the upload
+        await store.aclose()
+        assert store.quota.total == 2 * MIB
+
+
 async def test_an_answer_that_is_not_wanted_while_it_is_sent_does_not_count(
     own_server: S3Server, tmp_path: Path
 ) -> None:
