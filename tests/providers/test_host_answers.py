@@ -103,6 +103,7 @@ async def test_a_request_that_alone_exceeds_the_rate_limit_goes_to_the_next_rout
         failed, _ = await failure(provider, COMPATIBLE.job(stream=stream))
     assert isinstance(failed, UpstreamError)
     assert (failed.code, failed.retry, failed.wait) == ("provider_failed", RetryPolicy.NEXT_ROUTE, None)
+    assert failed.reason == "the request alone exceeds your account's rate limit at the vendor"
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,10 @@ def read_error_body(body: Any, own_names: Mapping[str, str] | None = None) -> Er
     codes.append(pick_text(details, 0, "type"))
     if path := pick_list(details, 0, "loc"):
         param = next((name for name in path[1:] if isinstance(name, str)), "")
+    reason = ""
     if isinstance(message, str) and message.startswith("Request too large for"):
         codes.insert(0, "above_rate_limit")  # by itself: OpenAI and Groq call it rate_limit_exceeded
+        reason = "the request alone exceeds your account's rate limit at the vendor"
     # OpenRouter passes on the error of its backend as text; others send no more than a text as their error.
     texts = (message, pick(error, "metadata", "raw"), pick(body, "error"))
     if any(type(text) is str and _TOO_LONG.search(text[:_MAX_MESSAGE_CHARS]) for text in texts):
@@ -119,4 +121,4 @@ def read_error_body(body: Any, own_names: Mapping[str, str] | None = None) -> Er
         codes.append("content_policy_violation")  # OpenRouter's own filter: 403 with reasons
     name = _PARAM.match(param)
     field = (own_names or {}).get(param) or (_FIELDS.get(name[0]) if name else None)
-    return ErrorBody(tuple(codes), field)
+    return ErrorBody(tuple(codes), field, reason)

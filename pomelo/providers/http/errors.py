@@ -78,10 +78,12 @@ _STATUS_REASONS = {
 @dataclass(frozen=True, slots=True)
 class ErrorBody:
     """What a vendor reports in an error body: its codes, the most specific first, and the name of the request
-    field at fault, if any, as callers know it."""
+    field at fault, if any, as callers know it. `reason` is for the operator's log, if the codes and the
+    status don't say it."""
 
     codes: tuple[str, ...] = ()
     field: str | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +225,7 @@ def refused(
     wait = wait_hint(headers, now) if code == "provider_unavailable" else None
     request_id = headers.get("x-request-id") or headers.get("request-id") or ""
     note = ", ".join((mapping.vendor, f"HTTP {status}", *_safe(*error_body.codes, request_id)))
-    reason = _reason(status, code)
+    reason = error_body.reason or _reason(status, code)
     return _upstream_error(
         code, error_body, message=message, retry=retry, wait=wait, note=note, reason=reason
     )
@@ -238,7 +240,7 @@ def from_error_body(body: Any, mapping: ErrorMapping) -> UpstreamError:
     retry = _RETRIES.get(known, RetryPolicy.NEVER) if mapping.replays else RetryPolicy.NEVER
     code = known or "provider_failed"
     note = ", ".join((mapping.vendor, *_safe(*error_body.codes)))
-    reason = _REASONS.get(code, "the vendor sent an error within its response")
+    reason = error_body.reason or _REASONS.get(code, "the vendor sent an error within its response")
     return _upstream_error(code, error_body, retry=retry, note=note, reason=reason)
 
 
