@@ -139,8 +139,8 @@ class OrderedImages(Vendor, ABC):
             yield result
 
     async def _states(self, url: URL) -> AsyncGenerator[Any, None]:
-        """The states of a task. MAX_FAILURES responses in a row may have none; after the grace, also those to
-        an unknown task."""
+        """The states of a task. Up to MAX_FAILURES responses in a row may have no state, or, after the grace,
+        not find the task."""
         clock = asyncio.get_running_loop().time
         grace_ends = clock() + self._grace
         lost = 0

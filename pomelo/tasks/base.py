@@ -178,7 +178,7 @@ class Collector(ABC):
         return ()
 
     def count(self) -> None:  # noqa: B027 (few collectors count)
-        """Counts what the task used, from its input and output, or writes the output."""
+        """Counts what the task used, from its input and output; or writes the output, if that takes long."""
 
     @abstractmethod
     def usage(self, task_input: Any) -> tuple[Usage, bool]:

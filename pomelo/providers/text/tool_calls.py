@@ -30,8 +30,8 @@ from pomelo.providers.text import StreamState
 def whole_calls(
     finish: FinishReason.ValueType, calls: Iterable[tuple[Any, Any, Any]]
 ) -> tuple[FinishReason.ValueType, list[ToolCall]]:
-    """Return the finish reason and the calls of a whole response, from the vendor's, and from the ids, names
-    and arguments of all its calls. Calls without any of the three are left out.
+    """Return the finish reason and the calls of a whole response. `finish` is the vendor's reason, `calls`
+    has the id, name and arguments of each call; one without any of the three is left out.
 
     Raises:
         TypeError: arguments of another type.
