@@ -66,9 +66,12 @@ async def test_a_replay_is_refused_while_its_caller_has_too_much_to_read(
     first = await run_task(remote, spec, call_of(keys.test, idempotency_key="unread"))
     visit = await remote.access.admit(call)
     read = visit.hold(300 * MIB)
-    assert (await refusal(run_task(remote, spec, call))).code == "overloaded"
-    assert "Idempotent-Replayed" not in call.response_headers
+    for run in (run_task, events_of):
+        assert (await refusal(run(remote, spec, call))).code == "overloaded"
+        replayed = {"Idempotent-Replayed", "X-Credits-Charged", "X-Pomelo-Adjusted"}
+        assert not replayed & call.response_headers.keys()
     read()
+    assert (await events_of(remote, spec, call))[-1].completed.id == first.id
     assert (await run_task(remote, spec, call)).speech.data == first.speech.data
     assert call.response_headers["Idempotent-Replayed"] == "true"
     visit.close()

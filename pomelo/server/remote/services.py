@@ -7,7 +7,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from pomelo.call import REPLAYED_HEADER, Call
+from pomelo.call import ADJUSTED_HEADER, CHARGED_HEADER, REPLAYED_HEADER, Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.account_service_pb2 import (
     Account,
@@ -133,12 +133,7 @@ class RemoteTasks:
         response: RunTaskResponse
         response = await self._pool.unary(lambda stubs: stubs.tasks.RunTask, request, call)
         _leave_upload(spec, call)
-        if REPLAYED_HEADER in call.response_headers:
-            try:
-                call.reserve(response.ByteSize())
-            except PomeloError:
-                del call.response_headers[REPLAYED_HEADER]
-                raise
+        _reserve_replay(call, response.ByteSize())
         return response.result
 
     @asynccontextmanager
@@ -154,9 +149,25 @@ class RemoteTasks:
                 with until_deadline(call):
                     await events.accepted()
                     _leave_upload(spec, call)
+                    _reserve_replay(call, 0)  # its size is not known yet
                     yield events
             finally:
                 rpc.cancel()
+
+
+def _reserve_replay(call: Call, size: int) -> None:
+    """Counts the bytes of a replay as buffered, if it is one: no limit of concurrent tasks applies to it.
+
+    Raises:
+        PomeloError: overloaded; its caller has too much to read.
+    """
+    if REPLAYED_HEADER in call.response_headers:
+        try:
+            call.reserve(size)
+        except PomeloError:
+            for name in (REPLAYED_HEADER, CHARGED_HEADER, ADJUSTED_HEADER):
+                call.response_headers.pop(name, None)
+            raise
 
 
 def _leave_upload(spec: TaskSpec, call: Call) -> None:
