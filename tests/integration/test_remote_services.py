@@ -204,7 +204,9 @@ async def test_calls_and_bytes_in_a_gateway_are_limited_per_key() -> None:
     async with ends(in_flight=InFlightLimits(account_calls=1, account_bytes=10)) as opened:
         access = opened.services.access
         visit = await access.admit(call_of(KEY))
-        assert (await refusal(access.admit(call_of(KEY)))).code == "overloaded"
+        refused = call_of(KEY)
+        assert (await refusal(access.admit(refused))).code == "overloaded"
+        assert refused.response_headers.items() >= LIMITS.items()
         visit.reserve(10)
         with pytest.raises(PomeloError, match="more requests"):
             visit.reserve(1)

@@ -72,13 +72,19 @@ class RemoteAccess:
     async def admit(self, call: Call) -> RemoteVisit:
         digest = hashlib.blake2b((call.api_key or "").encode("utf-8", "replace"), digest_size=16).hexdigest()
         now = time.monotonic()
-        if self._trusted.get(digest, 0.0) <= now:
+        was_trusted = self._trusted.get(digest, 0.0) > now
+        if not was_trusted:
             self._trusted.pop(digest, None)
             await self._pool.check_key(call)
             if len(self._trusted) >= _MAX_TRUSTED_KEYS:
                 del self._trusted[next(iter(self._trusted))]
             self._trusted[digest] = now + _TRUST_SECONDS
-        ticket = self._in_flight.enter(digest)
+        try:
+            ticket = self._in_flight.enter(digest)
+        except PomeloError:
+            if was_trusted:
+                await self._pool.check_key(call)  # which reports the mode and the limits
+            raise
         call.reserve = ticket.reserve
         return RemoteVisit(self._pool, call, ticket)
 
