@@ -168,11 +168,13 @@ class Engine:
         """Reserves what the job needs, and fits the job to it; or finds the answer to its Idempotency-Key.
 
         Raises:
-            PomeloError: what `Ledger.reserve` and `ReplayedTask` raise; provider_not_configured, or why the
-                output can't be stored (nothing is reserved then); store_unavailable.
+            PomeloError: what `Ledger.reserve`, `Call.reserve` and `ReplayedTask` raise;
+                provider_not_configured, or why the output can't be stored (nothing is reserved then);
+                store_unavailable.
         """
         reserved = await self._ledger.reserve(accepted, self._access.plan(accepted.principal), call)
         if isinstance(reserved, ReplayedAnswer):
+            call.reserve(len(reserved.answer))  # before it waits: a thousand replays may wait at a time
             await self._replays.turn(reserved, accepted)
             if self._media.shared:
                 await shared_media.fetch_answer(reserved.answer, accepted.principal.owner, self._media, call)

@@ -223,6 +223,22 @@ async def test_a_replay_is_refused_while_its_caller_has_too_much_to_read(engine:
     visit.close()
 
 
+async def test_the_stored_text_of_a_replay_is_counted_before_the_replay_waits(
+    engine: EngineApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def turn(*arguments: object) -> None:
+        waiting.extend(sizes)
+
+    account, sizes, waiting = await engine.account(), list[int](), list[int]()
+    run, call = engine.app.services.tasks.run_task, call_of(account.key, idempotency_key="k")
+    await run(small_task("text"), TaskOptions(), call_of(account.key, idempotency_key="k"))
+    monkeypatch.setattr("pomelo.engine.idempotency.ReplayQueue.turn", turn)
+    call.reserve = sizes.append
+    text = (await run(small_task("text"), TaskOptions(), call)).text.message.content[0].text
+    assert waiting == sizes
+    assert waiting[0] > len(text)
+
+
 async def test_the_large_replays_of_an_account_take_turns_and_delay_no_other_account(
     engine: EngineApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
