@@ -13,7 +13,7 @@ import grpc
 from pomelo.client import tasks
 from pomelo.client.connection import Attempts, ClientBase
 from pomelo.client.errors import ClientClosed, IncompleteStream, text_metadata
-from pomelo.client.files import File, Upload, media_id, written_file
+from pomelo.client.files import File, Upload, media_id, to_daemon_thread, written_file
 from pomelo.client.streams import StreamState
 from pomelo.client.stubs import Stubs, UsageOptions, list_usage_request, sum_usage_request
 from pomelo.client.tasks import Task
@@ -364,6 +364,7 @@ async def _send(rpc: Any, upload: Upload) -> None:
     # An InternalError: the call ended while the end of the upload was being sent.
     ended = (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError)
     sending = asyncio.timeout(None)
+    run = to_daemon_thread if upload.is_pipe else asyncio.to_thread
 
     def stop(_: Any) -> None:
         with suppress(RuntimeError):  # it has ended already
@@ -373,9 +374,9 @@ async def _send(rpc: Any, upload: Upload) -> None:
         async with sending:
             if not upload.repeatable:  # a file that is read again must not be read by a thread that is left
                 rpc.add_done_callback(stop)
-            with await asyncio.to_thread(upload.open) as file, suppress(*ended):
+            with await run(upload.open) as file, suppress(*ended):
                 requests = upload.requests(file)
-                while (request := await asyncio.to_thread(next, requests, None)) is not None:
+                while (request := await run(next, requests, None)) is not None:
                     await rpc.write(request)
                 await rpc.done_writing()
     except TimeoutError:

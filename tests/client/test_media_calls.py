@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -135,6 +137,29 @@ async def test_an_upload_from_a_pipe_without_data_ends_when_the_server_answers(
                     await connect(keys.test, timeout=0.5).upload(pipe if named else file)
         finally:
             os.close(writer)  # ends the read that a thread was left with
+
+
+async def test_a_program_ends_although_its_upload_waits_for_a_pipe(
+    app: App, keys: Keys, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    program = f"""
+import asyncio
+from pomelo.client import AsyncClient
+async def upload():
+    async with AsyncClient({str(app.grpc)!r}, key={keys.test!r}, timeout=0.5) as client:
+        await client.upload({str(pipe)!r})
+asyncio.run(upload())
+"""
+    async with asyncio.timeout(30):
+        running = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stderr=subprocess.PIPE)
+        try:
+            _, errors = await running.communicate()
+        finally:
+            if running.returncode is None:
+                running.kill()
+    assert b"DeadlineExceeded" in errors.splitlines()[-1]
 
 
 async def test_a_file_that_can_be_read_again_is_uploaded_again(
