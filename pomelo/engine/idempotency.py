@@ -44,10 +44,14 @@ class ReplayQueue:
         self._turns = FairSemaphore(1)
 
     async def turn(self, replayed: ReplayedAnswer, accepted: AcceptedJob) -> None:
-        """Waits for the account's turn, if the answer is large and inline; in a stream only images are."""
+        """Waits for the account's turn, if what is read of the answer is large: its text, and the media that
+        it has inline. In a stream only images are."""
         record, account, stream = replayed.record, accepted.principal.account, accepted.job.stream
-        size, most = record.output_bytes, max_inline(accepted.delivery, stream=stream)
-        if LARGE < size <= most and (record.images or not stream):
+        size = len(replayed.answer)
+        most = max_inline(accepted.delivery, stream=stream)
+        if record.output_bytes <= most and (record.images or not stream):
+            size = max(size, record.output_bytes)
+        if size > LARGE:
             await self._turns.acquire(account)
             asyncio.get_running_loop().call_later(size / REPLAY_RATE, self._turns.release, account)
 

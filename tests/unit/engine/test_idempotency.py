@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from dataclasses import replace
@@ -24,10 +25,11 @@ from pomelo.providers.base import AudioSource
 from pomelo.providers.chunks import MAX_AUDIO_BYTES
 from pomelo.stores.ledger import REPLAY_SECONDS, LimitStatus, ReplayedAnswer
 from pomelo.stores.usage import UsageRecord
-from pomelo.tasks.base import MAX_INLINE
+from pomelo.tasks.base import LARGE, MAX_INLINE
 from tests.calls import call_of
 from tests.tasks import TASK_TYPES, small_task, to_task
 from tests.unit.engine.jobs import accepted_job
+from tests.unit.loop import iterations
 from tests.unit.refusals import refused
 
 MODELS = Catalog.load().models
@@ -269,3 +271,16 @@ async def test_a_replayed_stream_has_the_order_of_the_first_one(tmp_path: Path) 
     assert last.completed == replayed.result
     assert (last.completed.usage, last.completed.cost_micros) == (UsageCounts(characters=2), 160)
     assert [event.sequence_number for event in (started, *chunks, last)] == list(range(1, 7))
+
+
+async def test_the_replays_of_transcripts_with_many_words_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(idempotency, "REPLAY_RATE", 1)  # byte a second
+    accepted = accepted_job("speech_2", MODELS["eleven-labs-stt"], Usage(), Principal("ann", "k", True))
+    queue, waits = idempotency.ReplayQueue(), []
+    for size in (LARGE, LARGE, LARGE + 1, LARGE + 1, LARGE):  # of the words, beside a short text
+        replayed = ReplayedAnswer(LimitStatus(0), replace(RECORD, output_bytes=1000), bytes(size))
+        waiting = asyncio.ensure_future(queue.turn(replayed, accepted))
+        await iterations()
+        waits.append(not waiting.done())
+        waiting.cancel()
+    assert waits == [False, False, False, True, False]
