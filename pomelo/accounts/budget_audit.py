@@ -45,8 +45,8 @@ class _Group(NamedTuple):
 
 
 _Sums = dict[Wallet, dict[float, dict[str, int]]]
-"""What the records of a wallet cost from a time on, by key. All budgets of the wallet share these sums, because
-one sum reads every record since then."""
+"""What the records of a wallet cost from a time on, by key. All budgets of the wallet share these sums,
+because one sum reads every record since then."""
 
 
 async def find_differences(store: Store, now: float) -> AsyncIterator[Difference]:

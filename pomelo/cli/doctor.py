@@ -189,8 +189,10 @@ def _archive(settings: Settings) -> Finding:
     """Reads from the archive, through the running server if there is one: tasks go on without it."""
     from pomelo.cli.operator import call_operator
     from pomelo.gen.admin.v1.admin_service_pb2 import ListUsageRequest
+    from pomelo.stores.accounts import DEFAULT_ACCOUNT
 
-    request = ListUsageRequest(page_size=1)
+    # Of one account: first, the records that are still in Redis are moved to the archive.
+    request = ListUsageRequest(account_id=DEFAULT_ACCOUNT, page_size=1)
     try:
         call_operator(settings, lambda operator: operator.list_usage(request), TIMEOUT)
     except Exception as error:

@@ -10,7 +10,7 @@ import typer
 from pomelo.cli.hangup import hold_hangup
 from pomelo.cli.terminal import Ca, Config, FailureError
 
-_TARGET_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:")
+_TARGET_SCHEMES = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:", "xds:")
 """Beginnings of names that gRPC resolves itself."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from redis import exceptions as errors
 
 from pomelo.errors import PomeloError
 from pomelo.stores import records
@@ -20,6 +22,7 @@ from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.redis import Timing, open_redis, usage
 from pomelo.stores.redis.key_names import WALLETS, WORKERS, names
+from pomelo.stores.redis.workers import Worker
 from pomelo.stores.usage import UsageQuery, encode_metadata
 from tests.contract.ledger_rig import WALLET, abandon, record, request, run_task, settlement
 from tests.contract.redis_rig import FaultyClient, Opener, open_on, open_with_credits, until
@@ -67,6 +70,19 @@ async def test_opening_watches_workers_that_only_their_reservations_name(
     async with open_on(server.url, tmp_path, heartbeat=0.01) as store:
         server.do("HDEL", WORKERS, dying._worker.id)
         await until(lambda: server.do("HEXISTS", WORKERS, dying._worker.id) == 1)
+
+
+async def test_opening_waits_for_a_server_that_is_busy_after_the_first_heartbeat(opened: Opener) -> None:
+    store = await opened(**IDLE)
+    client = FaultyClient(store, timeout=0.1)
+    busy_until = time.monotonic() + 0.5
+    client.error = errors.ConnectionError
+    client.hits = lambda command: command == ("HGETALL", WORKERS) and time.monotonic() < busy_until
+    worker = Worker(store._connection, store._wallet_index, time.monotonic)
+    await worker.open()
+    assert client.failed
+    client.end()
+    await worker.stop()
 
 
 def open_clocked(
@@ -271,13 +287,14 @@ async def test_records_that_another_process_left_are_moved_from_time_to_time(
     assert await store._usage._archive.get("left") == record("left", cost=3, uncollected=1)
 
 
+@pytest.mark.parametrize(("small", "most"), [(0, 8), (600, 16)])
 async def test_large_records_are_moved_in_replies_that_other_commands_can_wait_for(
-    server: RedisServer, opened: Opener
+    server: RedisServer, opened: Opener, small: int, most: int
 ) -> None:
     store = await opened(**IDLE)
     metadata = encode_metadata({f"{number:064}": "\x01" * 512 for number in range(16)})
-    for number in range(300):
-        text = records.encode_record(record(f"t{number:03}", metadata=metadata))
+    for number in range(small + 300):
+        text = records.encode_record(record(f"t{number:03}", metadata="" if number < small else metadata))
         server.do("XADD", NAMES.usage, "*", "record", text, "cost", 1, "uncollected", 0)
     client, replies = store._connection._client, []
 
@@ -289,10 +306,10 @@ async def test_large_records_are_moved_in_replies_that_other_commands_can_wait_f
 
     store._connection._client = SimpleNamespace(execute_command=execute, aclose=client.aclose)
     (moved,) = await store.sum_usage(ALL, ())
-    assert moved.tasks == 300
+    assert moved.tasks == small + 300
     sizes = [sum(len(fields[b"record"]) for _, fields in reply.result()) for reply in replies]
     assert sum(sizes) > 300 * 50_000
-    assert max(sizes) < 8 * 1024 * 1024
+    assert max(sizes) < most * 1024 * 1024
 
 
 async def test_a_record_that_can_not_be_read_stays_and_blocks_no_other(

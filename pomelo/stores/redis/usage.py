@@ -37,12 +37,13 @@ from pomelo.stores.usage import (
 
 log = logging.getLogger("pomelo.stores")
 
-_ENTRIES = 1_000
-"""Maximum number of entries that are moved at a time; at first it is a tenth, until their size is known."""
+_ENTRIES = 256
+"""Maximum number of entries that are moved at a time. Other commands wait for the replies that have them,
+which have 17 MB if each record has metadata of 65 kB."""
 
 _BYTES = 4 * 1024 * 1024
-"""About the size of the records that are moved at a time: with its metadata one may have 65 kB, and other
-commands wait for the reply that has them."""
+"""The size of the records that are moved at a time, if they are as large as those before. At first, half of
+_ENTRIES are moved."""
 
 _WALLETS = 50
 """Wallets whose entries are moved at a time."""
@@ -159,7 +160,7 @@ class Usage:
             await self._drain_some(everyone[at : at + _WALLETS])
 
     async def _drain_some(self, wallets: list[Wallet]) -> None:
-        next_ids, most = dict.fromkeys(wallets, "-"), _ENTRIES // 10
+        next_ids, most = dict.fromkeys(wallets, "-"), _ENTRIES // 2
         while next_ids:
             entries: list[_Entry] = []
             limit = max(1, most // len(next_ids))

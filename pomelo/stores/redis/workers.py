@@ -73,13 +73,27 @@ class Worker:
         )
         self._tasks.append(asyncio.create_task(beat))
         try:
-            await self._register_unknown_workers()
-            await self._check_workers()
+            await self._search_first()
         except BaseException:
             await self.stop()
             raise
         watch = periodically(self._watch, interval, "Watching the other processes failed", unexpected)
         self._tasks.append(asyncio.create_task(watch))
+
+    async def _search_first(self) -> None:
+        """Finds the workers that have died. A server that is busy has as long as before."""
+        deadline = self._monotonic() + self._timing.open
+        while True:
+            try:
+                await self._register_unknown_workers()
+                await self._check_workers()
+                return
+            except RefusedError:
+                raise
+            except PomeloError:
+                if self._monotonic() >= deadline:
+                    raise
+                await asyncio.sleep(self._timing.attempt_timeout)
 
     @property
     def is_live(self) -> bool:
