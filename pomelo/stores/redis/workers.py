@@ -81,7 +81,7 @@ class Worker:
         self._tasks.append(asyncio.create_task(watch))
 
     async def _search_first(self) -> None:
-        """Finds the workers that have died. A server that is busy has as long as before."""
+        """Finds the workers that have died; tries again for up to `Timing.open` while the server is busy."""
         deadline = self._monotonic() + self._timing.open
         while True:
             try:
