@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from gateway.connections.connection import Connection
 from gateway.connections.http import HttpConnection
 from gateway.connections.limits import ConnectionLimits, Connections, StartQueues
-from gateway.connections.listener import Listener, bind
+from gateway.connections.listener import Listener
 from gateway.cors import Cors, is_preflight
 from gateway.errors import error_response, log_unexpected
 from gateway.media import public_links
@@ -27,6 +27,7 @@ from gateway.state import Gateway
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.network.addresses import join_address
+from pomelo.network.listening import bind
 from pomelo.runtime import process
 from pomelo.runtime.in_flight import LARGE_RESPONSE, InFlight, InFlightLimits
 from pomelo.runtime.process import is_cancelled, uncancel

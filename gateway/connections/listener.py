@@ -25,9 +25,6 @@ from pomelo.errors import PomeloError
 
 log = logging.getLogger("pomelo.gateway")
 
-BACKLOG = 4096
-"""Connections that the kernel queues while the event loop is busy."""
-
 HEALTH_REQUEST = b"GET /healthz "
 
 _MAX_ACCEPTS = 256
@@ -52,42 +49,6 @@ _ACCEPT_PAUSE = 0.1
 
 _LOG_INTERVAL = 60.0
 """The minimum seconds between two log lines about missing file descriptors."""
-
-
-async def bind(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]:
-    """Returns sockets that listen on each address of `host`, all on one port (0: a free one).
-
-    Raises:
-        OSError: an address can't be used.
-    """
-    loop = asyncio.get_running_loop()
-    addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    sockets: list[socket.socket] = []
-    try:
-        for family, socket_type, protocol, _, address in dict.fromkeys(addresses):
-            try:
-                listening = socket.socket(family, socket_type, protocol)
-            except OSError:
-                continue  # a family that this system does not have
-            sockets.append(listening)
-            listening.setblocking(False)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if reuse_port:
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            if family == socket.AF_INET6:
-                # `[::]` alone is every address, of IPv4 too, as for gRPC. A name may have both.
-                only = address[0] != "::" or len(addresses) > 1
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
-            listening.bind((address[0], port, *address[2:]))
-            port = listening.getsockname()[1]
-            listening.listen(BACKLOG)
-    except OSError:
-        for listening in sockets:
-            listening.close()
-        raise
-    if not sockets:
-        raise OSError(errno.EADDRNOTAVAIL, f"{host} is not an address of this machine")
-    return sockets
 
 
 class Listener:

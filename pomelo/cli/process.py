@@ -7,7 +7,6 @@ import errno
 import logging
 import shlex
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
@@ -24,6 +23,7 @@ from pomelo.cli.terminal import FailureError
 from pomelo.configuration import rest_url, store_of
 from pomelo.configuration.fleet import check_server
 from pomelo.network.addresses import split_address
+from pomelo.network.listening import find_free
 from pomelo.runtime import process
 from pomelo.runtime.logs import format_trace
 from pomelo.secrets import write_private
@@ -309,9 +309,8 @@ def find_used_address(**addresses: str) -> FailureError | None:
                 continue
             host, port = split_address(address)
             try:
-                found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-                for family, host_and_port in dict.fromkeys((each[0], each[4][:2]) for each in found):
-                    listening.enter_context(socket.create_server(host_and_port, family=family))
+                for each in find_free(host, port):
+                    listening.enter_context(each)
             except OSError as error:
                 reason = (error.strerror or "it can't be listened on").partition(" (")[0]
                 used = error.errno == errno.EADDRINUSE

@@ -25,11 +25,20 @@ def split_address(text: str) -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    elif ":" in host:
+    elif ":" in host or not _is_name(host):
         host = ""
     if not host or not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ValueError("must be host:port, such as 127.0.0.1:8080")
     return host, int(port)
+
+
+def _is_name(host: str) -> bool:
+    """Whether a host can be looked up; not if a part of its name is empty or too long."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True
 
 
 def join_address(host: str, port: int) -> str:
@@ -71,9 +80,11 @@ def is_fixed(host: str) -> bool:
 
 def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host)
     except ValueError:
         return None
+    # A socket for both families reports the addresses of IPv4 in this form.
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def without_login(url: str) -> str:

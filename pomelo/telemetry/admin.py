@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from aiohttp import web
 
 from pomelo.network.addresses import host_of, is_fixed, is_loopback, join_address, split_address
+from pomelo.network.listening import bind
 from pomelo.runtime.logs import format_trace
 from pomelo.runtime.process import shielded
 from pomelo.telemetry.exposition import CONTENT_TYPE, Exposition
@@ -82,13 +83,15 @@ async def open_admin(
             return _Refusal()
         return server()
 
-    listener = await loop.create_server(connect, host, port, reuse_port=reuse_port or None)
+    sockets = await bind(host, port, reuse_port=reuse_port)
+    listeners = [await loop.create_server(connect, sock=each) for each in sockets]
     closing = asyncio.create_task(_close_old_connections(server, lifetime / 2))
     try:
-        yield join_address(host, listener.sockets[0].getsockname()[1])
+        yield join_address(host, sockets[0].getsockname()[1])
     finally:
         closing.cancel()
-        listener.close()
+        for listener in listeners:
+            listener.close()
         await server.shutdown(0)
 
 

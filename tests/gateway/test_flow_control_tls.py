@@ -19,10 +19,11 @@ from gateway.app import close_connections
 from gateway.connections.connection import Connection, Respond
 from gateway.connections.http import HttpConnection
 from gateway.connections.limits import ConnectionLimits, Connections, Slot, StartQueues
-from gateway.connections.listener import Listener, bind
+from gateway.connections.listener import Listener
 from gateway.options import GatewayOptions
 from gateway.request import Request
 from gateway.responses import Response, ResponseStream
+from pomelo.network.listening import bind
 from pomelo.telemetry.readiness import Readiness
 from tests.waiting import until
 

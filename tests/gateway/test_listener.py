@@ -15,7 +15,8 @@ import pytest
 
 from gateway.connections.connection import Connection
 from gateway.connections.limits import ConnectionLimits, Connections, Slot
-from gateway.connections.listener import Listener, bind
+from gateway.connections.listener import Listener
+from pomelo.network.listening import bind
 from tests.gateway.flow import open_clients
 from tests.gateway.gateway_app import GatewayApp
 from tests.gateway.requests import ACCOUNT, read_status

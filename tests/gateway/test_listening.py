@@ -14,9 +14,9 @@ import aiohttp
 import pytest
 
 from gateway.app import open_rest
-from gateway.connections.listener import bind
 from gateway.options import GatewayOptions
 from pomelo.call import Call, Principal
+from pomelo.network.listening import bind
 from tests.gateway.gateway_app import GatewayApp, OpenApp, authenticate
 from tests.gateway.requests import (
     ACCOUNT,

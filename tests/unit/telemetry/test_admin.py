@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -29,12 +30,15 @@ class CountedExposition(Exposition):
 
 @asynccontextmanager
 async def served(
-    readiness: Readiness | None = None, exposition: Exposition | None = None, lifetime: float = 10.0
+    readiness: Readiness | None = None,
+    exposition: Exposition | None = None,
+    lifetime: float = 10.0,
+    address: str = "127.0.0.1:0",
 ) -> AsyncIterator[str]:
     """Serves; yields the address."""
-    exposition = exposition or Exposition(Metrics())
-    async with open_admin("127.0.0.1:0", exposition, readiness or Readiness(), lifetime=lifetime) as address:
-        yield address
+    exposition, readiness = exposition or Exposition(Metrics()), readiness or Readiness()
+    async with open_admin(address, exposition, readiness, lifetime=lifetime) as bound:
+        yield bound
 
 
 async def exchange(address: str, request: bytes) -> bytes:
@@ -59,6 +63,15 @@ async def test_metrics_are_in_the_format_of_prometheus() -> None:
     ):
         assert (answer.status, answer.headers["Content-Type"]) == (200, CONTENT_TYPE)
         assert "pomelo_build" in {family.name.removesuffix("_info") for family in parse(await answer.text())}
+
+
+@pytest.mark.parametrize("listening", ["[::]:0", "localhost:0"])
+async def test_all_addresses_of_a_host_are_served(listening: str) -> None:
+    async with served(address=listening) as address:
+        port = address.rpartition(":")[2]
+        for host in {found[4][0] for found in socket.getaddrinfo("localhost", None)} | {"127.0.0.1"}:
+            answer = await exchange(f"{host}:{port}", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert answer.startswith(b"HTTP/1.1 200 "), host
 
 
 async def test_readiness_says_what_is_wrong_and_liveness_does_not_depend_on_it() -> None:
