@@ -56,42 +56,37 @@ def load_root_secret(data: Path, configured: str = "", previous: Sequence[bytes]
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
         _make_private(data)
-        if configured:
-            _check_secret(data, configured.encode(), previous, "POMELO_SECRET")
-            return configured.encode()
         path = data / "secret"
-        if not path.exists():
+        if not configured and not path.exists():
             if (data / DATABASE).exists():
-                raise SecretError(f"{path} is missing. Restore it: without it no key is valid")
+                raise _missing(path)
             write_private(path, secrets.token_hex(32), replace=False)
-        if path.stat().st_mode & 0o077:
-            raise SecretError(f"{path} can be read by others. Run: chmod 600 {path}")
-        secret = path.read_text().strip()
-        if len(secret) < MIN_LENGTH:
-            raise SecretError(f"{path} is damaged. Restore it: without it no key is valid")
-        _check_secret(data, secret.encode(), previous, str(path))
+        secret, source = _read_secret(path, configured)
+        _check_secret(data, secret, previous, source)
     except (OSError, UnicodeDecodeError) as error:
         raise _unusable(data, error) from error
-    return secret.encode()
+    return secret
 
 
 def check_root_secret(data: Path, configured: str = "", previous: Sequence[bytes] = ()) -> None:
-    """Checks the root secret of a folder that may not exist yet, without changing anything.
+    """Checks a folder that may not exist yet, and its root secret, as `load_root_secret` does, without
+    changing anything.
 
     Raises:
-        SecretError: it can't be used, or it is not the folder's secret.
+        SecretError: the folder or the secret can't be used, or it is not the folder's secret.
     """
     noted, path = data / "secret-check", data / "secret"
     try:
-        if not noted.exists():
+        if not data.exists():
             return
-        if configured:
-            secret, source = configured.encode(), "POMELO_SECRET"
-        elif path.exists():
-            secret, source = path.read_text().strip().encode(), str(path)
-        else:
-            raise SecretError(f"{path} is missing. Restore it: without it no key is valid")
-        _match(noted.read_bytes().strip(), secret, previous, source, data)
+        _check_folder(data)
+        if not configured and not path.exists():
+            if noted.exists() or (data / DATABASE).exists():
+                raise _missing(path)
+            return
+        secret, source = _read_secret(path, configured)
+        if noted.exists():
+            _match(noted.read_bytes().strip(), secret, previous, source, data)
     except (OSError, UnicodeDecodeError) as error:
         raise _unusable(data, error) from error
 
@@ -144,8 +139,33 @@ def _unusable(data: Path, error: OSError | UnicodeDecodeError) -> SecretError:
     return SecretError(f"POMELO_DATA: {name if is_own else data} can't be used: {describe_file_error(error)}")
 
 
-def _make_private(data: Path) -> None:
-    """Denies other users access to the data folder, where they could read or replace files."""
+def _read_secret(path: Path, configured: str) -> tuple[bytes, str]:
+    """Returns the root secret, the `configured` one or that of the file, and its name in messages.
+
+    Raises:
+        SecretError: the file is damaged, or others can read it.
+        OSError, UnicodeDecodeError: it can't be read.
+    """
+    if configured:
+        return configured.encode(), "POMELO_SECRET"
+    if path.stat().st_mode & 0o077:
+        raise SecretError(f"{path} can be read by others. Run: chmod 600 {path}")
+    secret = path.read_text().strip()
+    if len(secret) < MIN_LENGTH:
+        raise SecretError(f"{path} is damaged. Restore it: without it no key is valid")
+    return secret.encode(), str(path)
+
+
+def _missing(path: Path) -> SecretError:
+    return SecretError(f"{path} is missing. Restore it: without it no key is valid")
+
+
+def _check_folder(data: Path) -> int:
+    """Returns the mode of a data folder.
+
+    Raises:
+        SecretError: it belongs to another user, or is open to others and has files of other programs.
+    """
     status = data.stat()
     mode = stat.S_IMODE(status.st_mode)
     remedy = f"Set POMELO_DATA to a folder of its own, such as {data / 'pomelo'}"
@@ -154,14 +174,24 @@ def _make_private(data: Path) -> None:
             f"POMELO_DATA: {data} belongs to another user (uid {status.st_uid}). {remedy}, "
             f"or run: chown -R {os.geteuid()} {data}"
         )
-    if not mode & 0o077:
-        return
-    names = {path.name for path in data.iterdir()} - {"lost+found"}
+    names = {path.name for path in data.iterdir()} - {"lost+found"} if mode & 0o077 else set()
     if names and names.isdisjoint(_POMELO_FILES):
         raise SecretError(
             f"POMELO_DATA: {data} is open to other users (mode {mode:04o}) and has files of other programs. "
             f"{remedy}, or run: chmod 700 {data}"
         )
+    return mode
+
+
+def _make_private(data: Path) -> None:
+    """Denies other users access to the data folder, where they could read or replace files.
+
+    Raises:
+        SecretError: as `_check_folder`, or the access can't be denied.
+    """
+    mode = _check_folder(data)
+    if not mode & 0o077:
+        return
     data.chmod(0o700)
     if stat.S_IMODE(data.stat().st_mode) & 0o077:
         raise SecretError(

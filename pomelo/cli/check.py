@@ -79,7 +79,7 @@ def _data(settings: Settings) -> Finding:
     from pomelo.settings import SettingsError
     from pomelo.telemetry.exposition import worker_socket
 
-    found = check_data(settings)
+    found = check_data(settings, exposed="warning")  # a start closes the folder
     if found.state == "off":
         parent = next(path for path in settings.data.absolute().parents if path.exists())
         if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):

@@ -106,9 +106,15 @@ def _pyav() -> Iterator[Finding]:
         )
 
 
-def check_data(settings: Settings) -> Finding:
-    """Checks the data folder."""
-    folder = settings.data.absolute()
+def check_data(settings: Settings, *, exposed: str = "broken") -> Finding:
+    """Checks the data folder. `exposed` is the state if other users can read it."""
+    try:
+        return _check_folder(settings, settings.data.absolute(), exposed)
+    except OSError as error:  # it is in a folder of another user
+        return Finding("data", "broken", explain(error))
+
+
+def _check_folder(settings: Settings, folder: Path, exposed: str) -> Finding:
     if not folder.exists():
         return Finding("data", "off", f"{folder} does not exist yet. Create it with: pomelo serve")
     for path in (folder, folder / "media"):  # the latter may be a volume of its own
@@ -116,11 +122,11 @@ def check_data(settings: Settings) -> Finding:
         if not is_usable and (path == folder or path.exists()):
             return Finding("data", "broken", f"{path} is not a folder that this user can write to")
     if stat.S_IMODE(folder.stat().st_mode) & 0o077:
-        return Finding("data", "broken", f"{folder} is open to other users. Run: chmod 700 {folder}")
+        return Finding("data", exposed, f"{folder} is open to other users. Run: chmod 700 {folder}")
     for name in ("secret", "secret-check", "test-key", "pomelo.db"):
         path = folder / name
         if path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
-            return Finding("data", "broken", f"other users can read {path}. Run: chmod 600 {path}")
+            return Finding("data", exposed, f"other users can read {path}. Run: chmod 600 {path}")
     if not settings.secret and not (folder / "secret").exists() and settings.database.exists():
         return Finding("data", "broken", f"{folder / 'secret'} is missing: no key is valid without it")
     return Finding("data", "ok", str(folder))

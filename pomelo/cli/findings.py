@@ -12,7 +12,7 @@ from pomelo.cli.terminal import print_json, print_line
 
 class Finding(NamedTuple):
     """The result of one check. `state` is ok, off (not configured and not needed), warning (it works, but
-    will soon fail) or broken."""
+    should be corrected) or broken."""
 
     name: str
     state: str

@@ -84,7 +84,7 @@ def _store(text: str) -> str:
 
 
 def _archive(text: str) -> str:
-    if text and not text.startswith(("sqlite:", "postgresql://")):
+    if text == "sqlite:" or (text and not text.startswith(("sqlite:", "postgresql://"))):
         raise ValueError("must be sqlite:PATH or begin with postgresql://")
     # With other characters, a part of the password is taken for the host, the port or the database.
     if text.startswith("postgresql://") and not _POSTGRES.fullmatch(text):
@@ -151,6 +151,14 @@ def _split(text: Any) -> Any:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
 
+def _split_secrets(text: Any) -> Any:
+    if not isinstance(text, str):
+        return text
+    # POMELO_SECRET may have had a line end, as the files of some secret stores do: then it is part of it.
+    both = [(part.strip(), part.strip(" ")) for part in text.split(",") if part.strip()]
+    return [secret for pair in both for secret in dict.fromkeys(pair)]
+
+
 def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     if "*" in origins and len(origins) > 1:
         raise ValueError("* allows every origin: give it alone, or leave it out")
@@ -180,7 +188,7 @@ Origin = Annotated[str, AfterValidator(normalize_origin)]
 Network = Annotated[str, AfterValidator(check_network)]
 File = Annotated[Path | None, AfterValidator(_file)]
 Origins = Annotated[tuple[Origin, ...], BeforeValidator(_split), AfterValidator(_origins)]
-Secrets = Annotated[tuple[Secret, ...], BeforeValidator(_split)]
+Secrets = Annotated[tuple[Secret, ...], BeforeValidator(_split_secrets)]
 Urls = Annotated[tuple[Url, ...], BeforeValidator(_split)]
 AlertUrls = Annotated[tuple[Annotated[str, AfterValidator(_alert_url)], ...], BeforeValidator(_split)]
 AlertSecrets = Annotated[tuple[Annotated[str, AfterValidator(_alert_secret)], ...], BeforeValidator(_split)]

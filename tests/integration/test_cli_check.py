@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sqlite3
 import subprocess
@@ -171,6 +172,45 @@ def test_traces_without_their_extra_are_refused_and_name_the_command_that_instal
         )
         assert (ran.returncode, ran.stderr) == (1, error)
         assert out in ran.stdout
+
+
+@pytest.mark.parametrize("variable", ["POMELO_REST", "POMELO_GRPC", "POMELO_ADMIN"])
+async def test_an_address_of_every_family_is_in_use_if_it_is_in_one(tmp_path: Path, variable: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other_program:
+        address = f"[::]:{other_program.getsockname()[1]}"
+        variables = free_addresses() | {variable: address, "POMELO_INSECURE": "1"}
+        status, found = await check(tmp_path, **variables)
+        names = {"POMELO_REST": "REST", "POMELO_GRPC": "gRPC", "POMELO_ADMIN": "admin"}
+        message = f"{variable}: {address}: Address already in use"
+        assert (status, found[names[variable]][0]) == (1, "broken")
+        assert message in found[names[variable]][1]
+        started = await pomelo(tmp_path, "serve", **variables)
+        assert (started.status, started.error.count("\n")) == (1, 1)
+        assert message in started.error
+
+
+async def test_a_data_folder_that_the_start_closes_is_a_warning(tmp_path: Path) -> None:
+    data, addresses = tmp_path / "data", free_addresses()
+    data.mkdir(mode=0o755)
+    status, found = await check(tmp_path, **addresses)
+    assert (status, found["data"][0]) == (0, "warning")
+    async with start_server(tmp_path, **addresses):
+        pass
+    (data / "pomelo.db").chmod(0o644)
+    status, found = await check(tmp_path, **addresses)
+    assert (status, found["data"][0]) == (0, "warning")
+    assert f"chmod 600 {data / 'pomelo.db'}" in found["data"][1]
+    async with start_server(tmp_path, **addresses):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+async def test_a_data_folder_of_another_user_can_not_be_started_in(tmp_path: Path) -> None:
+    await create_data(tmp_path)
+    os.chown(tmp_path / "data", 12345, -1)
+    status, found = await check(tmp_path, **free_addresses())
+    assert (status, found["data"][0]) == (1, "broken")
+    assert "belongs to another user (uid 12345)" in found["data"][1]
 
 
 async def test_another_secret_and_a_newer_database_are_broken(tmp_path: Path) -> None:

@@ -168,9 +168,10 @@ async def test_a_folder_of_media_that_can_not_be_used_is_broken(tmp_path: Path) 
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("setpriv"), reason="needs root without its rights")
+@pytest.mark.parametrize("name", ["data", "data/in/it"])
 @pytest.mark.parametrize("command", [("doctor",), ("serve", "--check")])
 def test_a_data_folder_of_another_user_is_one_finding_among_all(
-    tmp_path: Path, command: tuple[str, ...]
+    tmp_path: Path, command: tuple[str, ...], name: str
 ) -> None:
     data = tmp_path / "data"
     data.mkdir(mode=0o700)
@@ -178,7 +179,7 @@ def test_a_data_folder_of_another_user_is_one_finding_among_all(
     as_a_user = ("setpriv", "--bounding-set", "-dac_override,-dac_read_search")
     result = subprocess.run(
         [*as_a_user, sys.executable, "-m", "pomelo.cli", *command],
-        env=environment(tmp_path, **free_addresses()),
+        env=environment(tmp_path, **free_addresses(), POMELO_DATA=str(tmp_path / name)),
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,46 @@ def test_a_secret_is_checked_without_a_change_of_its_folder(tmp_path: Path) -> N
         Settings(data=data).check_secret()
     assert (data / "secret-check").read_text() == noted
     assert [path.name for path in data.iterdir()] == ["secret-check"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda data: (data / "secret").chmod(0o640), id="a secret that others can read"),
+        pytest.param(lambda data: (data / "secret").write_text("short"), id="a damaged secret"),
+        pytest.param(lambda data: (data / "secret").unlink(), id="no secret of a database"),
+        pytest.param(lambda data: data.chmod(0o755), id="an open folder"),
+        pytest.param(
+            lambda data: (
+                [path.rename(data / f"other-{path.name}") for path in data.iterdir()] and data.chmod(0o755)
+            ),
+            id="an open folder with files of other programs",
+        ),
+        pytest.param(
+            lambda data: os.chown(data, 12345, -1),
+            id="a folder of another user",
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("noted", [True, False])
+def test_the_check_finds_what_stops_a_start(
+    tmp_path: Path, make: Callable[[Path], object], noted: bool
+) -> None:
+    settings = Settings(data=tmp_path / "data")
+    settings.root_secret()
+    settings.database.write_bytes(b"keys")
+    if not noted:
+        (settings.data / "secret-check").unlink()
+    make(settings.data)
+    refusals: list[str] = []
+    for use in (settings.check_secret, settings.root_secret):
+        try:
+            use()
+        except SettingsError as error:
+            refusals.append(str(error))
+    assert len(refusals) in (0, 2)
+    assert len(set(refusals)) <= 1
 
 
 def test_the_files_of_the_data_folder_have_their_names(tmp_path: Path) -> None:
