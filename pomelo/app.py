@@ -197,7 +197,7 @@ async def open_app(
         )
         usage = UsageReader(store, secret, previous)
         models = LocalModels(catalog, router, access)
-        await enter(readiness.follow(store.check, "store_unavailable"))
+        await enter(readiness.follow(partial(metrics.check_store, store.check), "store_unavailable"))
         services = draining.guard(
             Services(
                 tasks=Engine(access, acceptance, ledger, router, media, turns, observers),

@@ -107,9 +107,11 @@ class Metrics(Observer):
         )
         self.store_errors = Counter(
             "pomelo_store_errors_total",
-            "Operations on the store that failed; `archive`: moving usage records to the archive.",
+            "Operations on the store that failed; `check`: the check of each second; `archive`: moving usage "
+            "records to the archive.",
             "operation",
         )
+        self.store_errors.start("check")
         self.store_errors.start("archive")
         self.ready = Gauge(
             "pomelo_ready", "1 if health checks say that the process accepts calls, otherwise 0."
@@ -163,6 +165,15 @@ class Metrics(Observer):
         """Adds the calls in flight that count toward the limit of the process, and the limit."""
         self.calls_in_flight.read_one(lambda: in_flight.calls)
         self.calls_limit.read_one(lambda: in_flight.limits.calls)
+
+    async def check_store(self, check: Callable[[], Awaitable[object]]) -> None:
+        """Runs the check of the store, and counts its failure: in an outage, calls fail before any other
+        operation that is counted."""
+        try:
+            await check()
+        except Exception:
+            self.store_errors.values["check",] += 1
+            raise
 
     def archive_failed(self) -> None:
         """Counts that usage records could not be moved to the archive."""

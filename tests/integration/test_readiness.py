@@ -58,6 +58,16 @@ async def statuses(channel: grpc.aio.Channel) -> dict[str, int]:
     return {service: answer.status for service, answer in listed.items()}
 
 
+async def test_an_outage_of_the_store_is_counted_also_without_a_call(tmp_path: Path) -> None:
+    metrics = Metrics()
+    with RedisServer() as redis:
+        settings = Settings(data=tmp_path, store=redis.url, rest="", grpc="127.0.0.1:0", admin="")
+        async with open_app(settings, metrics=metrics):
+            redis.kill()
+            await until(lambda: metrics.store_errors.values["check",] >= 3)
+            redis.start()
+
+
 async def test_health_follows_the_store_over_every_protocol(tmp_path: Path) -> None:
     readiness = Readiness("store_unavailable")
     with RedisServer() as redis:

@@ -123,7 +123,7 @@ async def test_failures_that_are_alerted_are_0_before_the_first(tmp_path: Path) 
             ("openai", "provider_failed", "4xx"): 0,
             ("mistral", "provider_failed", "4xx"): 0,
         }
-        assert metrics.store_errors.values == {(name,): 0 for name in (*OPERATIONS, "archive")}
+        assert metrics.store_errors.values == {(name,): 0 for name in (*OPERATIONS, "archive", "check")}
 
 
 async def test_a_call_whose_body_is_not_there_yet_is_in_flight_in_the_server_and_in_its_gateway(
