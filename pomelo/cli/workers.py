@@ -257,11 +257,15 @@ async def _serve(
 
 
 def stop_without_supervisor(pipe: Connection, stop: asyncio.Event) -> None:
-    """Sets `stop` when the supervisor is gone, even if it was killed: the other end of its pipe is closed."""
+    """Sets `stop` when the supervisor is gone, even if it was killed: the other end of its pipe is closed. If
+    this process drains already, it ends immediately: the supervisor got a second signal."""
     loop = asyncio.get_running_loop()
 
     def on_closed() -> None:
         loop.remove_reader(pipe.fileno())  # it would be called again and again until the process has ended
+        if stop.is_set():
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGTERM)
         stop.set()
 
     loop.add_reader(pipe.fileno(), on_closed)

@@ -19,6 +19,7 @@ from pomelo.settings import load
 from tests.integration.commands import free_addresses, pomelo
 from tests.redis_server import RedisServer
 from tests.serving import Served, serve
+from tests.tasks import text_body
 from tests.waiting import cancel, until
 
 TASK = {"model": "gpt-4", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5}
@@ -128,6 +129,25 @@ async def test_workers_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
             os.kill(served.pid, signal.SIGKILL)
             await asyncio.to_thread(psutil.wait_procs, orphans, 20)
             assert not [p for p in orphans if p.is_running()]
+
+
+async def test_a_second_signal_ends_the_workers_immediately(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    with RedisServer() as redis:
+        variables = {"POMELO_STORE": redis.url, "POMELO_WORKERS": "2", "POMELO_GRACE": "600"}
+        async with serve(tmp_path, **variables) as served:
+            stalled = text_body("[[stall]]", stream=True)
+            async with http.post(f"{served.url}/api/v1/task", json=stalled, headers=served.headers) as answer:
+                await answer.content.readline()
+                os.kill(served.pid, signal.SIGTERM)
+                await until(lambda: len(workers(served)) == 1)  # the other one has no task
+                (busy,) = workers(served)
+                async with http.get(f"{served.url}/healthz") as health:
+                    assert health.status == 503
+                os.kill(served.pid, signal.SIGTERM)
+                _, running = await asyncio.to_thread(psutil.wait_procs, [busy], 20)
+                assert running == []
 
 
 async def test_a_worker_whose_supervisor_is_gone_does_not_spin_while_it_drains() -> None:
