@@ -28,7 +28,6 @@ from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog
 from pomelo.configuration import (
     Configuration,
-    find_catalog,
     open_media,
     read_configuration,
     rest_url,
@@ -317,9 +316,9 @@ async def open_gateway(
 
     `tls` None: uses TLS unless the server is on this machine. `ca` is the trusted authority (None: the
     well-known ones); a server that asks for a certificate gets that of the settings. `reloader` has the
-    certificate for callers (None: that of the settings). With the server's root secret, the server recognises
-    this gateway. `observers` get reports of calls, `metrics` what is counted. `readiness` follows the server,
-    and is what health checks report.
+    certificate for callers and the catalogue (None: those of the settings). With the server's root secret,
+    the server recognises this gateway. `observers` get reports of calls, `metrics` what is counted.
+    `readiness` follows the server, and is what health checks report.
 
     Raises:
         OSError: the address is in use, or a TLS file can't be read.
@@ -330,7 +329,7 @@ async def open_gateway(
         tls = not is_local
     client_tls = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
     secret = settings.shared_secret()
-    catalog = find_catalog(settings)
+    reloader = reloader or GatewayReloader(settings)
     if secret is None:
         log.warning(
             "POMELO_SECRET is not set: the server can't recognise this gateway, and usage records will say "
@@ -340,7 +339,7 @@ async def open_gateway(
     draining = Draining()
     calls = InFlight(in_flight(settings))
     metrics.watch_calls(calls)
-    callers_tls = (reloader or GatewayReloader(settings)).tls
+    callers_tls = reloader.tls
     metrics.watch_certificate(lambda: None if callers_tls is None else callers_tls.certificate.ends)
     async with (
         measure_process(metrics, readiness),
@@ -360,7 +359,7 @@ async def open_gateway(
             readiness,
             inline_limit=INLINE_LIMIT if secret else 0,
             observers=(metrics, *observers),
-            catalog=lambda: catalog,
+            catalog=lambda: reloader.catalog,
         ) as rest,
     ):
         try:

@@ -59,7 +59,7 @@ def gateway(
     ca: Ca = None,
     config: Config = None,
 ) -> None:
-    """Serve only REST, for a gRPC server that runs elsewhere. SIGHUP reloads the certificate."""
+    """Serve only REST, for a gRPC server that runs elsewhere. SIGHUP reloads the configuration."""
     _check_target(target)
     hold_hangup()
     from pomelo.settings import find_file, load

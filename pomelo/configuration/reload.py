@@ -12,7 +12,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
-from pomelo.configuration import Configuration, find_certificate, read_configuration
+from pomelo.catalog.catalog import Catalog
+from pomelo.configuration import Configuration, find_catalog, find_certificate, read_configuration
 from pomelo.network.tls import ReplaceableContext
 from pomelo.providers import Credentials, Unusable
 from pomelo.providers.base import Provider
@@ -204,32 +205,37 @@ class Reloader:
 
 
 class GatewayReloader:
-    """Holds the settings of a running gateway and the certificate that callers get, and replaces them.
+    """Holds the settings of a running gateway, its catalogue and the certificate that callers get, and
+    replaces them.
 
     Raises:
-        SettingsError: the files of the certificate can't be used.
+        SettingsError: the files of the certificate or the catalogue can't be used.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self.catalog = find_catalog(settings)
         self._certificate = find_certificate(settings)
         self.tls = None if self._certificate is None else ReplaceableContext(self._certificate)
         """None: without TLS."""
 
     async def reload(self, load: Callable[[], Settings]) -> None:
-        """As `Reloader.reload`. Of what can change in a running process, a gateway uses only the
-        certificate."""
+        """As `Reloader.reload`. Of what can change in a running process, a gateway uses only the certificate
+        and the models of the catalogue."""
         try:
             settings, fixed = await asyncio.to_thread(lambda: merge(self._settings, load()))
             certificate = await asyncio.to_thread(find_certificate, settings)
+            catalog = await asyncio.to_thread(find_catalog, settings)
         except SettingsError as error:
             log_refusal(error)
             return
-        changed = certificate != self._certificate
+        changes = list(_model_changes(self.catalog, catalog))
+        if certificate != self._certificate:
+            changes.append(_CERTIFICATE_CHANGED)
         if self.tls is not None and certificate is not None:
             self.tls.replace(certificate)
-        self._settings, self._certificate = settings, certificate
-        _log_reloaded([_CERTIFICATE_CHANGED] if changed else [], fixed)
+        self._settings, self._certificate, self.catalog = settings, certificate, catalog
+        _log_reloaded(changes, fixed)
 
 
 def _log_reloaded(changes: Sequence[str], fixed: Sequence[str]) -> None:
@@ -241,11 +247,15 @@ def _log_reloaded(changes: Sequence[str], fixed: Sequence[str]) -> None:
 def _changes(old: Configuration, new: Configuration) -> Iterator[str]:
     """What differs, in words. Of credentials only the providers are named."""
     yield from _difference("plans", old.plans, new.plans)
-    yield from _difference("models", old.registry.catalog.models, new.registry.catalog.models)
+    yield from _model_changes(old.registry.catalog, new.registry.catalog)
     yield from _difference("hosts", old.registry.catalog.hosts, new.registry.catalog.hosts)
     yield from _difference("credentials", _given(old), _given(new))
     if new.certificate != old.certificate:
         yield _CERTIFICATE_CHANGED
+
+
+def _model_changes(old: Catalog, new: Catalog) -> Iterator[str]:
+    return _difference("models", old.models, new.models)
 
 
 def _given(configuration: Configuration) -> dict[str, Credentials]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import ssl
@@ -49,6 +50,15 @@ limits = {{ max_input_tokens = 1000, max_output_tokens = 1000 }}
 price = {{ million_input_tokens = "{price}", million_output_tokens = "{price}" }}
 price_version = "2026-11-26"
 routes = [{{ provider = "openai", model = "one" }}]
+"""
+
+TTS = """
+[models.eleven-labs-tts]
+type = "text_to_speech"
+limits = { max_characters = 7_654_321 }
+price = { thousand_characters = "0.08" }
+price_version = "2026-11-22"
+routes = [{ provider = "elevenlabs", model = "eleven_multilingual_v2" }]
 """
 
 
@@ -265,6 +275,28 @@ async def test_a_gateway_reads_its_certificate_again_and_refuses_one_that_does_n
         assert await presented(rest) == "new"
         (tmp_path / "pomelo.toml").unlink()
         assert "pomelo.toml: there is no such file" in await hang_up(gateway)
+
+
+async def test_a_gateway_reads_its_catalogue_again(tmp_path: Path, http: aiohttp.ClientSession) -> None:
+    rest, catalog = free_addresses()["POMELO_REST"], tmp_path / "catalog.toml"
+    catalog.write_text("")
+    (tmp_path / "pomelo.toml").write_text('catalog = "catalog.toml"\n')
+    target = ("--target", "127.0.0.1:1", "--no-tls")
+
+    async def longest_text() -> int:
+        async with http.get(f"http://{rest}/openapi.json") as answer:
+            described = json.dumps((await answer.json())["components"])
+        return max(int(found) for found in re.findall(r'"maxLength": (\d+)', described))
+
+    async with start_command(tmp_path, "gateway", *target, POMELO_REST=rest) as gateway:
+        await gateway.read_until("admin")
+        assert await longest_text() != 7_654_321
+        catalog.write_text(TTS)
+        assert "models changed: eleven-labs-tts" in await hang_up(gateway)
+        assert await longest_text() == 7_654_321
+        catalog.write_text("[models]\nmine = 1\n")
+        assert "catalog.toml" in await hang_up(gateway)
+        assert await longest_text() == 7_654_321
 
 
 def test_tls_is_not_turned_on_or_off_and_free_ports_are_no_change(tmp_path: Path, pairs: Path) -> None:
