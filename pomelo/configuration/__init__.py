@@ -113,11 +113,16 @@ def find_providers(settings: Settings) -> Registry:
 
     Raises:
         SettingsError: the operator's catalogue or a provider's setting can't be used, or two providers have
-            the same name.
+            the same name or the same variables.
     """
     with _catalog_errors():
         registry = read_registry(settings.catalog, tolerant=True)
     settings.check_providers(registry.entries)
+    owners: dict[str, str] = {}
+    for name, entry in registry.entries.items():
+        variable = provider_variable(name, "api_key")
+        if not entry.account and (other := owners.setdefault(variable, name)) != name:
+            raise SettingsError(f"{variable} would be the key of both {other} and {name}. Rename one of them")
     return registry
 
 

@@ -85,6 +85,20 @@ def test_the_operators_catalogue_is_read_beside_the_built_in_one(tmp_path: Path)
             read(settings)
 
 
+def test_two_hosts_whose_variables_are_the_same_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    hosts = (
+        '[hosts.a-b]\nbase_url = "https://one.example/v1"\n[hosts.a_b]\nbase_url = "https://two.example/v1"\n'
+    )
+    path.write_text(hosts)
+    with pytest.raises(
+        SettingsError, match=r"^A_B_API_KEY would be the key of both a-b and a_b\. Rename one"
+    ):
+        find_providers(Settings(catalog=path))
+    path.write_text(f'{hosts}credentials = "a-b"\n')
+    assert find_providers(Settings(catalog=path)).entries["a_b"].account == "a-b"
+
+
 def settings_of(**providers: Any) -> Settings:
     """Settings of providers."""
     return Settings(**providers)
