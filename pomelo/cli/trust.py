@@ -16,6 +16,11 @@ _TIMEOUT = 5.0
 _NAME_MISMATCH = (62, 64)
 """OpenSSL's codes for a valid certificate of another host name or IP address."""
 
+_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""What a client of HTTP/2 sends first: a server answers it, whatever it speaks."""
+
+_SILENT = "it listens, but does not answer: it hangs, or is overloaded"
+_NO_TLS = "it listens, but speaks no gRPC without TLS. For TLS, name its authority with --ca FILE"
 _NO_CLIENT = "it asks for a client certificate of its authority: set POMELO_TLS_CERT and POMELO_TLS_KEY"
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
@@ -78,19 +83,27 @@ def certificate_name(host: str, port: int, context: ssl.SSLContext) -> str | Non
 
 
 def diagnose(host: str, port: int, context: ssl.SSLContext | None) -> str | None:
-    """Returns why a listening server does not answer, None if none listens. `context` None: without TLS."""
+    """Returns why a server does not answer calls, None if none listens. `context` None: without TLS."""
     try:
-        if context is None:
-            socket.create_connection((host, port), _TIMEOUT).close()
-            return "it listens, but speaks no gRPC without TLS. For TLS, name its authority with --ca FILE"
-        with _connect(host, port, context) as connection:
-            # A server reports a missing client certificate after the handshake; gRPC just disconnects.
-            if connection.selected_alpn_protocol() == "h2" and not connection.recv(1):
-                return _NO_CLIENT
-    except ssl.SSLError as error:
-        return explain_handshake(error)
+        plain = socket.create_connection((host, port), _TIMEOUT)
     except OSError:
         return None
+    with plain:
+        try:
+            if context is None:
+                plain.sendall(_GREETING)
+                plain.recv(1)
+                return _NO_TLS
+            with _handshake(plain, host, context) as connection:
+                # A server reports a missing client certificate after the handshake; gRPC just disconnects.
+                if connection.selected_alpn_protocol() == "h2" and not connection.recv(1):
+                    return _NO_CLIENT
+        except TimeoutError:
+            return _SILENT
+        except ssl.SSLError as error:
+            return explain_handshake(error)
+        except OSError:
+            return _NO_TLS if context is None else None
     return "it listens, but speaks no gRPC"
 
 
@@ -110,10 +123,14 @@ def explain_handshake(error: ssl.SSLError, *, own: bool = False) -> str:
 
 
 def _connect(host: str, port: int, context: ssl.SSLContext) -> ssl.SSLSocket:
-    context.set_alpn_protocols(["h2"])
     plain = socket.create_connection((host, port), _TIMEOUT)
     try:
-        return context.wrap_socket(plain, server_hostname=host)
+        return _handshake(plain, host, context)
     except BaseException:
         plain.close()
         raise
+
+
+def _handshake(plain: socket.socket, host: str, context: ssl.SSLContext) -> ssl.SSLSocket:
+    context.set_alpn_protocols(["h2"])
+    return context.wrap_socket(plain, server_hostname=host)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
 
+from pomelo.cli import trust
 from pomelo.cli.client import NobodyError, find_key, new_call, open_client
 from pomelo.cli.terminal import FailureError
 from pomelo.server.remote import open_remote
@@ -37,6 +39,20 @@ async def test_a_server_on_every_address_is_looked_for_on_loopback(host: str) ->
     with pytest.raises(NobodyError, match=f"No server answers at 127.0.0.1:{port}"):
         async with open_client(open_remote, settings, None) as services:
             await list_all_models(services.models, new_call("pml_test_any"))
+
+
+@pytest.mark.parametrize("over_tls", [False, True])
+def test_a_server_that_hangs_is_distinguished_from_one_that_speaks_something_else(
+    monkeypatch: pytest.MonkeyPatch, over_tls: bool
+) -> None:
+    monkeypatch.setattr(trust, "_TIMEOUT", 0.2)
+    context = trust.trust_authority(None) if over_tls else None
+    with socket.create_server(("127.0.0.1", 0)) as hanging:  # the kernel accepts connections for it
+        port = hanging.getsockname()[1]
+        assert trust.diagnose("127.0.0.1", port, context) == (
+            "it listens, but does not answer: it hangs, or is overloaded"
+        )
+    assert trust.diagnose("127.0.0.1", port, context) is None
 
 
 def test_the_key_is_the_given_one_or_that_of_the_data_folder_without_a_line_end(tmp_path: Path) -> None:
