@@ -79,7 +79,7 @@ async def open_client(
 
 def _find_server(settings: Settings, target: str | None) -> tuple[str, str, int]:
     """Returns the address of the server at `target`, or of the settings, and its host and port."""
-    from pomelo.network.addresses import split_address
+    from pomelo.network.addresses import is_every_address, split_address
 
     address = target or settings.grpc
     if not address:
@@ -90,7 +90,7 @@ def _find_server(settings: Settings, target: str | None) -> tuple[str, str, int]
         raise FailureError(f"--target {error}") from None
     if port == 0:
         raise FailureError("POMELO_GRPC has port 0: any free one. Name the server with --target HOST:PORT")
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - a server that listens on every address also listens here
+    if is_every_address(host):
         return f"127.0.0.1:{port}", "127.0.0.1", port
     return address, host, port
 

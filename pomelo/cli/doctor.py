@@ -76,6 +76,7 @@ def _check(config: Any) -> Iterator[Finding]:
         yield asyncio.run(check_bucket(settings))
     yield check_grpc(settings, served)
     yield check_rest(settings, served)
+    yield from _links(settings)
     yield from _certificate(settings)
     yield from _providers(settings, registry, server)
 
@@ -257,6 +258,20 @@ def _join(names: Iterable[str]) -> str:
     first = list(names)
     more = f" and {len(first) - 3} more" if len(first) > 3 else ""
     return ", ".join(first[:3]) + more
+
+
+def _links(settings: Settings) -> Iterator[Finding]:
+    """Reports links to media that callers can't use."""
+    from pomelo.network.addresses import is_every_address, split_address
+
+    if settings.rest and not settings.public_url and is_every_address(split_address(settings.rest)[0]):
+        scheme = "https" if settings.tls_cert else "http"
+        yield Finding(
+            "links",
+            "warning",
+            f"links to media begin with {scheme}://{settings.rest}, which only this machine can reach. Set "
+            "POMELO_PUBLIC_URL",
+        )
 
 
 def _certificate(settings: Settings) -> Iterator[Finding]:

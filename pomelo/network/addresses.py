@@ -52,6 +52,12 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or (address is not None and address.is_loopback)
 
 
+def is_every_address(host: str) -> bool:
+    """Whether a server on `host` listens on every address of its machine."""
+    address = _ip_address(host)
+    return address is not None and address.is_unspecified
+
+
 def check_socket_path(path: Path) -> None:
     """Refuses the path of a Unix socket that is too long.
 

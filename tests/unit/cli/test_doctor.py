@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from pomelo.cli.doctor import _as_served, _certificate, _provider, _providers, describe_certificate
+from pomelo.cli.doctor import _as_served, _certificate, _links, _provider, _providers, describe_certificate
 from pomelo.cli.findings import Finding
 from pomelo.cli.server_checks import check_grpc, check_rest
 from pomelo.configuration import credentials, find_providers
@@ -57,6 +57,18 @@ def test_a_host_that_needs_no_key_is_asked_without_one(tmp_path: Path) -> None:
     assert (found["closed"].state, found["closed"].detail[:23]) == ("off", "CLOSED_API_KEY is not s")
     names = [finding.name for finding in _providers(settings, registry, None)]
     assert ("closed" in names, "twin" in names) == (True, False), "one key is reported once"
+
+
+def test_links_that_only_this_machine_can_reach_are_reported() -> None:
+    for rest in ("0.0.0.0:8080", "[::]:8080"):
+        (found,) = _links(Settings(rest=rest, insecure=True))
+        assert (found.state, found.detail.partition(", ")[0]) == (
+            "warning",
+            f"links to media begin with http://{rest}",
+        )
+        assert not [*_links(Settings(rest=rest, insecure=True, public_url="https://pomelo.example"))]
+    for rest in ("", "127.0.0.1:8080", "pomelo.example:8080"):
+        assert not [*_links(Settings(rest=rest, insecure=True))]
 
 
 @pytest.mark.parametrize(
