@@ -139,7 +139,7 @@ FIRING = {
     "PomeloErrors": "> 0.05",
     "PomeloProviderFails": "> 0.1",
     "PomeloProviderRefuses": "> 0",
-    "PomeloCircuitOpen": "> 0",
+    "PomeloCircuitOpen": "== 0",  # of the failed calls without which it does not fire
     "PomeloStoreFails": "> 0",
     "PomeloStoreSlow": "> 0.1",
     "PomeloUncollected": "> 0",
