@@ -15,7 +15,7 @@ import typer
 
 import pomelo
 from pomelo.cli import accounts, alerts, audit, doctor, keys, log, models, prices, run, serve, usage
-from pomelo.cli.terminal import Commands, explain, print_line
+from pomelo.cli.terminal import Commands, discard_output, explain, print_line
 
 __all__ = ["main", "program"]
 
@@ -67,7 +67,7 @@ def main() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        _discard_output()
+        discard_output()
         failure, status = failure or error, 1
     if failure is not None and not isinstance(failure, BrokenPipeError):
         _print_failure(failure)
@@ -86,13 +86,6 @@ def _print_failure(error: Exception) -> None:
     is_settings_error = settings is not None and isinstance(error, settings.SettingsError)
     for part in line.split("\n") if is_settings_error else [line]:
         print_line(f"pomelo: {part}", err=True)
-
-
-def _discard_output() -> None:
-    """Drops what could not be printed: the interpreter would try again when it ends."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, sys.stdout.fileno())
-    os.close(null)
 
 
 def _print_version(requested: bool) -> None:

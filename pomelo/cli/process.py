@@ -19,7 +19,7 @@ import typer
 from pomelo import __version__
 from pomelo.accounts.keys import Keyring
 from pomelo.cli.operator_page import OperatorPage
-from pomelo.cli.terminal import FailureError
+from pomelo.cli.terminal import FailureError, discard_output
 from pomelo.configuration import rest_url, store_of
 from pomelo.configuration.fleet import check_server
 from pomelo.network.addresses import split_address
@@ -295,7 +295,16 @@ def check_servers(settings: Settings) -> None:
     """
     if not settings.rest and not settings.grpc:
         raise SettingsError("POMELO_REST and POMELO_GRPC are both empty: nothing to serve. Set one of them")
-    for (name, address), (other, same) in combinations(addresses(settings).items(), 2):
+    check_addresses(**addresses(settings))
+
+
+def check_addresses(**addresses: str) -> None:
+    """Refuses addresses that are the same; the names are their variables.
+
+    Raises:
+        SettingsError: two are.
+    """
+    for (name, address), (other, same) in combinations(addresses.items(), 2):
         if address and address == same and split_address(address)[1]:
             raise SettingsError(f"{name} and {other} are both {address}. Set one of them to another address")
 
@@ -369,5 +378,9 @@ def _admin_url(address: str) -> str:
 
 
 def _print(line: str) -> None:
-    typer.echo(line)
-    sys.stdout.flush()
+    """Prints a line of the greeting. The server serves, too, if nobody reads it or the disk is full."""
+    try:
+        typer.echo(line)
+        sys.stdout.flush()
+    except OSError:
+        discard_output()

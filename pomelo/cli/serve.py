@@ -74,8 +74,9 @@ def gateway(
             raise FailureError("--ca and --no-tls exclude each other: without TLS there is no certificate")
         trust_authority(ca)
         tls = True
-    from pomelo.cli.process import run_process, serve_gateway
+    from pomelo.cli.process import check_addresses, run_process, serve_gateway
 
+    check_addresses(POMELO_REST=settings.rest, POMELO_ADMIN=settings.admin)
     run_process(partial(serve_gateway, settings, target, tls, ca, load_again), settings)
 
 
@@ -90,6 +91,8 @@ def _check_target(target: str) -> None:
     if target.startswith(_TARGET_SCHEMES):
         return
     try:
-        split_address(target)
+        _, port = split_address(target)
+        if not port:
+            raise ValueError("must have the port of the server, not 0")
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--target") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -142,6 +143,13 @@ def explain(error: Exception) -> str:
 def print_line(line: str, *, err: bool = False) -> None:
     """Prints one line, with escapes for control characters."""
     typer.echo(visible(line), err=err)
+
+
+def discard_output() -> None:
+    """Drops what could not be printed, and all that follows: the interpreter would try again when it ends."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, sys.stdout.fileno())
+    os.close(null)
 
 
 def print_json(value: Any) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import resource
 import signal
 import stat
+import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from tests.integration.commands import (
     assert_refused,
     create_data,
     development_key,
+    environment,
     free_addresses,
     names,
     pomelo,
@@ -164,6 +168,39 @@ async def test_a_second_signal_ends_the_server_immediately(
         pass
 
 
+async def is_healthy(http: aiohttp.ClientSession, address: str) -> bool:
+    with contextlib.suppress(aiohttp.ClientConnectionError):
+        async with http.get(f"http://{address}/healthz") as answer:
+            return answer.status == 200
+    return False
+
+
+async def test_a_greeting_that_can_not_be_written_does_not_stop_the_server(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    addresses = free_addresses()
+    full = os.open("/dev/full", os.O_WRONLY)
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "pomelo.cli", "serve"),
+        cwd=tmp_path,
+        env=environment(tmp_path, **addresses),
+        stdout=full,
+        stderr=DEVNULL,
+    )
+    os.close(full)
+    try:
+        async with asyncio.timeout(20):
+            while not await is_healthy(http, addresses["POMELO_REST"]):
+                assert server.returncode is None
+                await asyncio.sleep(0.05)
+            server.send_signal(signal.SIGTERM)
+            assert await server.wait() == 0
+    finally:
+        if server.returncode is None:
+            server.kill()
+            await server.wait()
+
+
 async def test_a_second_server_on_the_same_data_is_refused(tmp_path: Path) -> None:
     async with start_server(tmp_path, **free_addresses()) as server:
         result = await pomelo(tmp_path, "serve", **free_addresses())
@@ -205,6 +242,11 @@ async def test_a_secret_other_than_that_of_the_keys_is_refused(tmp_path: Path) -
         (("serve",), {"POMELO_ADMIN": "0.0.0.0:9090"}, "POMELO_ADMIN: 0.0.0.0:9090 shows metrics to other"),
         (("gateway", "--target", "127.0.0.1:1"), {"POMELO_STORE": "mysql://127.0.0.1"}, "POMELO_STORE: "),
         (("gateway", "--target", "127.0.0.1:1"), {"POMELO_REST": ""}, "REST is off"),
+        (
+            ("gateway", "--target", "127.0.0.1:1"),
+            {"POMELO_REST": "127.0.0.1:8080", "POMELO_ADMIN": "127.0.0.1:8080"},
+            "POMELO_REST and POMELO_ADMIN are both 127.0.0.1:8080",
+        ),
         (("keys", "list"), {"POMELO_CONFIG": "none.toml"}, "none.toml: there is no such file"),
         (("run", "x"), {"POMELO_GRACE": "long"}, "POMELO_GRACE: "),
         (("serve",), {"POMELO_REST": "", "POMELO_GRPC": ""}, "POMELO_REST and POMELO_GRPC are both empty"),

@@ -36,6 +36,7 @@ from pomelo.cli import program
             ("gateway", "--target", "http://127.0.0.1:1"),
             "--target: must be host:port, such as 127.0.0.1:8080",
         ),
+        (("gateway", "--target", "127.0.0.1:0"), "--target: must have the port of the server, not 0"),
         (("gateway", "--target", "127.0.0.1:99999"), "--target: must be host:port, such as 127.0.0.1:8080"),
         (("models", "--ca", "/nowhere"), "'--ca': file '/nowhere' does not exist."),
     ],
