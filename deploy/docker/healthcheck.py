@@ -43,8 +43,8 @@ def main() -> bool:
         ("POMELO_GRPC", grpc_accepts_connections),
     ):
         if address := os.environ.get(variable):
-            host = "::1" if address.startswith("[") else "127.0.0.1"
-            return check(host, int(address.rpartition(":")[2]))
+            host, _, port = address.rpartition(":")
+            return check(host.strip("[]"), int(port))  # on Linux, 0.0.0.0 and :: are this machine
     return False
 
 

@@ -113,7 +113,7 @@ async def check_health(folder: Path, **variables: str) -> int:
     return await process.wait()
 
 
-@pytest.mark.parametrize("protocols", ["both", "REST with TLS", "gRPC", "IPv6"])
+@pytest.mark.parametrize("protocols", ["both", "REST with TLS", "gRPC", "IPv6", "one", "all", "all IPv6"])
 async def test_the_health_check_succeeds_only_while_the_server_runs(folder: Path, protocols: str) -> None:
     variables = free_addresses()
     if protocols == "REST with TLS":
@@ -121,8 +121,10 @@ async def test_the_health_check_succeeds_only_while_the_server_runs(folder: Path
         variables |= {"POMELO_TLS_CERT": f"{folder}/tls.pem", "POMELO_TLS_KEY": f"{folder}/tls.key"}
     elif protocols == "gRPC":
         variables["POMELO_REST"] = ""
-    elif protocols == "IPv6":
-        variables = {name: value.replace("127.0.0.1", "[::1]") for name, value in variables.items()}
+    elif protocols != "both":
+        host = {"IPv6": "[::1]", "one": "127.0.0.2", "all": "0.0.0.0", "all IPv6": "[::]"}[protocols]
+        variables = {name: value.replace("127.0.0.1", host) for name, value in variables.items()}
+        variables["POMELO_INSECURE"] = "1"
     assert await check_health(folder, **variables) == 1
     async with start_command(folder, "serve", **variables) as server:
         await server.read_until("Your test key")
