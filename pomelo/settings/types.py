@@ -117,7 +117,11 @@ def _secret(text: str) -> str:
 
 
 def _file(path: Path | None) -> Path | None:
-    if path is not None and not path.is_file():
+    try:
+        found = path is None or path.is_file()
+    except OSError as error:  # without the value, which may be the key itself
+        raise ValueError(f"can't be read: {error.strerror}") from None
+    if not found:
         raise ValueError("is not a file")
     return path
 

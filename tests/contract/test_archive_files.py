@@ -144,6 +144,7 @@ async def test_checking_an_archive_finds_what_opening_it_would_find(tmp_path: Pa
     with closing(sqlite3.connect(tmp_path / "newer")) as newer:
         newer.executescript(f"PRAGMA application_id = {_APPLICATION_ID}; PRAGMA user_version = 99")
     for name, message in (
+        ("/", "can't be used: unable to open database file"),
         ("folder", "can't be used: unable to open database file"),
         ("text/usage.db", "can't be opened: Not a directory"),
         ("text", "is damaged: file is not a database"),

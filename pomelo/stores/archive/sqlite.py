@@ -130,7 +130,7 @@ def check_sqlite_archive(path: Path) -> None:
     """
     with _store_errors(path):
         damage.check_exists(path)
-        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        folder = next((parent for parent in path.absolute().parents if parent.exists()), path)
         for needed, access in ((folder, os.W_OK | os.X_OK), (path, os.R_OK | os.W_OK)):
             if needed.exists() and not os.access(needed, access):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))

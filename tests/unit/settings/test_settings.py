@@ -282,6 +282,7 @@ def test_the_error_for_a_wrong_value_is_one_line_with_the_variable(name: str, va
         ("GRACE", "-1", "must be greater than or equal to 0"),
         ("WORKERS", "two", "must be a whole number"),
         ("WORKERS", "9" * 5000, "must be a whole number with fewer digits"),
+        ("TLS_KEY", f"-----BEGIN PRIVATE KEY-----\n{'a' * 300}", "can't be read: File name too long"),
         ("LOG_LEVEL", "loud", "must be 'debug', 'info', 'warning' or 'error'"),
     ],
 )
