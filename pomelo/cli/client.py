@@ -147,7 +147,7 @@ def find_key(settings: Settings, key: str | None) -> str:
     if not key:
         try:
             key = settings.key_file.read_text()
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             raise FailureError(
                 f"There is no key: set POMELO_KEY or --key ({settings.key_file} can't be read)"
             ) from None

@@ -59,6 +59,9 @@ def test_the_key_is_the_given_one_or_that_of_the_data_folder_without_a_line_end(
     settings = Settings(data=tmp_path)
     with pytest.raises(FailureError, match="set POMELO_KEY or --key"):
         find_key(settings, None)
+    settings.key_file.write_bytes(b"\xff")
+    with pytest.raises(FailureError, match="can't be read"):
+        find_key(settings, None)
     settings.key_file.write_text("pml_test_development\n")
     assert find_key(settings, None) == "pml_test_development"
     assert find_key(settings, "pml_test_given\n") == "pml_test_given"
