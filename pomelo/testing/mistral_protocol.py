@@ -110,8 +110,8 @@ def half_character() -> bytes:
     return chunk({"content": "caf?"}).replace(b"?", b"\xc3")
 
 
-def huge_line(size: int = 1_000_000) -> bytes:
-    """Return an event of `size` bytes in one line."""
+def huge_line(size: int) -> bytes:
+    """Return an event with a text of `size` bytes in one line."""
     return chunk({"content": "x" * size})
 
 

@@ -138,8 +138,8 @@ def half_character() -> bytes:
     return b'data: {"choices":[{"index":0,"delta":{"content":"caf\xc3"},"finish_reason":null}]}\n\n'
 
 
-def huge_line(size: int = 1_000_000) -> bytes:
-    """Return an event of `size` bytes in one line."""
+def huge_line(size: int) -> bytes:
+    """Return an event with a text of `size` bytes in one line."""
     return chunk({"content": "x" * size})
 
 

@@ -16,6 +16,7 @@ import pytest
 from pomelo.catalog.catalog import Catalog, Route
 from pomelo.gen.v1.text_pb2 import Role, TextInput
 from pomelo.providers.errors import RetryPolicy, UpstreamError
+from pomelo.providers.http.sse import MAX_EVENT_BYTES
 from pomelo.testing import FaultUpstream, Gate, Received, Reply, Stop, broken_json, openai_protocol, page
 from pomelo.testing.text_answer import DONE, JSON
 from tests.providers.rig import Rig, base_url, check_no_secrets, open_provider, read_all
@@ -196,7 +197,6 @@ async def test_an_answer_without_its_parts_is_refused(
         "broken json",
         "half a character",
         "a huge line",
-        "300 kB",
         "no end",
         "an error",
     ],
@@ -207,9 +207,8 @@ async def test_a_stream_that_breaks_keeps_its_text_and_never_looks_complete(
     step: Any = {
         "broken json": broken_json(),
         "half a character": vendor.protocol.half_character(),
-        "a huge line": vendor.protocol.huge_line(),
-        "300 kB": vendor.protocol.huge_line(300_000),
-        "no end": b"data: " + b"x" * 300_000,
+        "a huge line": vendor.protocol.huge_line(MAX_EVENT_BYTES),
+        "no end": b"data: " + b"x" * MAX_EVENT_BYTES,
         "an error": vendor.protocol.error_event("upstream broke", message="upstream broke"),
     }.get(fault) or Stop[fault]
     gate = Gate()
@@ -224,6 +223,13 @@ async def test_a_stream_that_breaks_keeps_its_text_and_never_looks_complete(
     assert answer_text == "one two"
     assert getattr(raised.value, "code", None) == "provider_failed"
     check_no_secrets(raised.value)
+
+
+async def test_a_long_answer_may_be_one_event(vendor: Vendor, rig: Rig) -> None:
+    rig.script(vendor.protocol.Answer("", at={0: vendor.protocol.huge_line(1_000_000)}))
+    answer = await read_all(rig.provider, vendor.job(stream=True))
+    assert text(answer) == "x" * 1_000_000
+    assert finish_reason(answer)
 
 
 @pytest.mark.parametrize("key", ["sk\r\nX-Evil: 1", "sk\x00"])

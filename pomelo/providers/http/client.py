@@ -43,10 +43,10 @@ from pomelo.providers.http.parsing import parse
 from pomelo.providers.http.pool import Pool
 from pomelo.providers.http.protocol import NO_LIMIT, Body, Connection, Origin
 from pomelo.providers.http.responses import ResponseBody, SseStream
-from pomelo.providers.http.sse import LineParser, SseParser
+from pomelo.providers.http.sse import MAX_EVENT_BYTES, LineParser, SseParser
 from pomelo.runtime.turns import Turns
 
-MAX_BODY_BYTES = 8 * 1024 * 1024
+MAX_BODY_BYTES = MAX_EVENT_BYTES
 """The largest response that is read whole."""
 
 _MAX_ERROR_BODY_BYTES = 64 * 1024

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pomelo.providers.errors import UpstreamError
 
-MAX_EVENT_BYTES = 256 * 1024
-"""The largest line, and the largest data of an event."""
+MAX_EVENT_BYTES = 8 * 1024 * 1024
+"""The largest line, and the largest data of an event: some hosts send a whole response as one event."""
 
 SseEvent = tuple[str, bytes]
 """An event: its name, "" without one, and its data, the lines joined by a line feed."""
@@ -20,12 +20,11 @@ class SseParser:
     vendors send an error so, in place of a stream or within it.
     """
 
-    __slots__ = ("_after_cr", "_data", "_idle", "_line", "_name", "_size", "_started")
+    __slots__ = ("_after_cr", "_data", "_idle", "_line", "_name", "_started")
 
     def __init__(self) -> None:
         self._line = bytearray()  # an incomplete line
-        self._data: list[bytes] = []  # the data lines of an incomplete event
-        self._size = 0  # bytes in _data
+        self._data = bytearray()  # the data lines of an incomplete event, each with a line feed
         self._name = ""
         self._after_cr = False  # the last byte was a CR: a line feed that follows belongs to it
         self._started = False
@@ -112,9 +111,9 @@ class SseParser:
                 self._field(line)
             else:
                 if self._data:
-                    events.append((self._name, b"\n".join(self._data)))
-                    self._data = []
-                    self._size = 0
+                    self._data.pop()
+                    events.append((self._name, bytes(self._data)))
+                    self._data.clear()
                 self._name = ""
         self._idle = not (self._line or self._data or self._name or self._after_cr)
         return events
@@ -122,10 +121,9 @@ class SseParser:
     def _field(self, line: bytes) -> None:
         name, _, value = line.partition(b":")
         if name == b"data":
-            value = value.removeprefix(b" ")
-            self._size += len(value) + 1  # also limits the number of empty lines
-            _check(self._size, "an event")
-            self._data.append(value)
+            self._data += value.removeprefix(b" ")
+            self._data += b"\n"
+            _check(len(self._data), "an event")
         elif name == b"event":
             self._name = value.removeprefix(b" ").decode("utf-8", "replace")
 

@@ -349,7 +349,7 @@ def completion(message: dict[str, Any], finish_reason: str = "stop") -> bytes:
 
 
 @pytest.mark.parametrize("end", [b"", b"\n"])
-@pytest.mark.parametrize("content", ["Hi you", ""])
+@pytest.mark.parametrize("content", ["Hi you", "", "long " * 100_000], ids=["short", "empty", "long"])
 async def test_a_host_may_answer_a_request_for_a_stream_with_a_whole_completion(
     rig: Rig, content: str, end: bytes
 ) -> None:

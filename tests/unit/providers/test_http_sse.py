@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -137,7 +138,7 @@ def test_a_line_above_the_limit_fails_whether_it_ends_or_not() -> None:
     for packets in (
         [b"data: " + b"x" * MAX_EVENT_BYTES + b"\n\n"],
         [b"data: 1\n\n", b"data: " + b"x" * MAX_EVENT_BYTES + b"\n\n"],
-        [b"data: 1\n\n", *[b"x" * 1000] * 300],
+        [b"data: 1\n\n", *[b"x" * 1000] * (MAX_EVENT_BYTES // 1000 + 1)],
         [b"data: 1\n\n" + b"x" * (MAX_EVENT_BYTES + 1)],
     ):
         with pytest.raises(PomeloError) as failure:
@@ -146,9 +147,24 @@ def test_a_line_above_the_limit_fails_whether_it_ends_or_not() -> None:
 
 
 def test_an_event_of_many_lines_is_limited_too() -> None:
-    for line in (b"data: " + b"x" * 1000 + b"\n", b"data\n"):
-        with pytest.raises(PomeloError):
-            parse(*[line] * (MAX_EVENT_BYTES + 1))
+    line = b"data: " + b"x" * 1000 + b"\n"
+    with pytest.raises(PomeloError):
+        parse(*[line] * (MAX_EVENT_BYTES // 1000))
+    with pytest.raises(PomeloError):
+        parse(b"data: " + b"x" * (MAX_EVENT_BYTES - 1000) + b"\n", *[b"data\n"] * 1000)
+
+
+def test_an_event_of_many_short_lines_takes_no_more_memory_than_its_bytes() -> None:
+    parser = SseParser()
+    packet = b"data:ab\n" * 8192
+    tracemalloc.start()
+    try:
+        for _ in range(16):
+            assert parser.feed(packet) == []
+        assert tracemalloc.get_traced_memory()[0] < 16 * len(packet)
+    finally:
+        tracemalloc.stop()
+    assert parser.feed(b"\n") == [("", b"\n".join([b"ab"] * 16 * 8192))]
 
 
 def test_a_line_at_the_limit_passes() -> None:
