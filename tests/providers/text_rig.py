@@ -26,7 +26,7 @@ from pomelo.gen.v1.text_pb2 import (
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers import Credentials
 from pomelo.providers.anthropic.anthropic import Anthropic
-from pomelo.providers.base import Event, Job
+from pomelo.providers.base import Event, Job, fit_job
 from pomelo.providers.chat.compatible import Compatible, host
 from pomelo.providers.chat.mistral import Mistral
 from pomelo.providers.chat.openai import OpenAI
@@ -324,3 +324,9 @@ def _check_order(answer: list[Event]) -> None:
     assert all(event.text_delta.text for event in earlier)
     assert last.WhichOneof("event") == "completed"
     assert last.completed.WhichOneof("output") == "text"
+
+
+def adjusted(rig: Rig, job: Any) -> list[str]:
+    """What is reported of a job."""
+    adjustments = fit_job(job, rig.provider.fit_text).adjustments
+    return [f"{each.field}={each.used}" if each.used else each.field for each in adjustments]

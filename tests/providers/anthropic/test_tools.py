@@ -21,7 +21,6 @@ from pomelo.gen.v1.text_pb2 import (
     ToolCall,
     ToolChoice,
 )
-from pomelo.providers.base import fit_job
 from pomelo.testing import FaultUpstream
 from tests.providers.rig import Rig, read_all
 from tests.providers.text_rig import (
@@ -29,6 +28,7 @@ from tests.providers.text_rig import (
     PNG,
     TIME,
     WEATHER,
+    adjusted,
     assistant,
     hi,
     image,
@@ -37,12 +37,7 @@ from tests.providers.text_rig import (
     tools_input,
 )
 
-NONE = ReasoningEffort.REASONING_EFFORT_NONE
-MINIMAL = ReasoningEffort.REASONING_EFFORT_MINIMAL
-LOW = ReasoningEffort.REASONING_EFFORT_LOW
-MAX = ReasoningEffort.REASONING_EFFORT_MAX
 OPUS = Catalog.load().models["claude-3-opus"].routes[0]
-HAIKU = Catalog.load().models["claude-3-haiku"].routes[0]
 
 
 async def test_a_request_with_tools_is_exactly_this(upstream: FaultUpstream) -> None:
@@ -226,7 +221,7 @@ async def test_a_schema_for_the_output_is_sent_beside_the_effort(upstream: Fault
     schema = JsonSchema(
         name="n", description="d", schema_json='{"type":"object","additionalProperties":false}'
     )
-    task = hi(format=TextFormat(json_schema=schema), reasoning_effort=LOW)
+    task = hi(format=TextFormat(json_schema=schema), reasoning_effort=ReasoningEffort.REASONING_EFFORT_LOW)
     received = await sent(ANTHROPIC, upstream, task, route=OPUS)
     assert received.raw.count(b'"output_config"') == 1
     assert received.body["output_config"] == {
@@ -320,79 +315,16 @@ async def test_a_route_that_drops_tools_still_takes_calls_of_before(rig: Rig) ->
     assert adjusted(rig, job) == ["tools", "tool_choice"]
 
 
-# --- reasoning
-
-
-@pytest.mark.parametrize(
-    ("effort", "config", "thinking", "reported"),
-    [
-        (0, None, None, []),
-        (NONE, None, {"type": "disabled"}, []),
-        (MINIMAL, None, {"type": "disabled"}, ["reasoning_effort=none"]),
-        (LOW, {"effort": "low"}, {"type": "adaptive"}, []),
-        (
-            ReasoningEffort.REASONING_EFFORT_XHIGH,
-            {"effort": "high"},
-            {"type": "adaptive"},
-            ["reasoning_effort=high"],
-        ),
-        (MAX, {"effort": "max"}, {"type": "adaptive"}, []),
-    ],
-)
-async def test_an_effort_makes_the_model_think(
-    rig: Rig, effort: Any, config: Any, thinking: Any, reported: list[str], stream: bool
-) -> None:
-    job = ANTHROPIC.job(hi(reasoning_effort=effort), stream=stream, route=OPUS)
-    await read_all(rig.provider, job)
-    body = rig.requests[0].body
-    assert (body.get("output_config"), body.get("thinking")) == (config, thinking)
-    assert adjusted(rig, job) == reported
-
-
-async def test_a_route_without_efforts_gets_the_lowest_of_the_vendor(rig: Rig) -> None:
-    job = ANTHROPIC.job(hi(reasoning_effort=MINIMAL), stream=False, route=replace(OPUS, efforts=()))
-    await read_all(rig.provider, job)
-    assert rig.requests[0].body["output_config"] == {"effort": "low"}
-    assert adjusted(rig, job) == ["reasoning_effort=low"]
-
-
-async def test_a_model_that_can_not_think_gets_no_effort(rig: Rig) -> None:
-    for effort, reported in ((MAX, ["reasoning_effort=none"]), (NONE, [])):
-        job = ANTHROPIC.job(hi(reasoning_effort=effort, temperature=1), stream=False, route=HAIKU)
-        await read_all(rig.provider, job)
-        body = rig.requests[-1].body
-        assert body.keys() == {"model", "max_tokens", "messages", "temperature"}
-        assert adjusted(rig, job) == reported
-
-
-async def test_sampling_is_left_out_while_the_model_thinks(rig: Rig) -> None:
-    job = ANTHROPIC.job(hi(reasoning_effort=LOW, temperature=1, top_p=1), stream=False, route=OPUS)
-    await read_all(rig.provider, job)
-    assert rig.requests[0].body.keys().isdisjoint(("temperature", "top_p"))
-    assert adjusted(rig, job) == ["temperature", "top_p"]
-
-
-async def test_the_model_does_not_think_after_tool_calls_whose_thoughts_the_caller_lacks(rig: Rig) -> None:
-    job = ANTHROPIC.job(tools_input(reasoning_effort=LOW, temperature=1), stream=False, route=OPUS)
-    await read_all(rig.provider, job)
-    body = rig.requests[0].body
-    assert (body["output_config"], body["thinking"]) == ({"effort": "low"}, {"type": "disabled"})
-    assert body["temperature"] == 1
-    assert adjusted(rig, job) == []
-
-
 async def test_fields_of_the_operator_replace_the_callers(rig: Rig) -> None:
     fixed = {"tools": [{"name": "x", "input_schema": {"type": "object"}}], "output_config": {"effort": "low"}}
     schema = JsonSchema(name="n", schema_json="{}")
-    task = hi(tools=[TIME], format=TextFormat(json_schema=schema), reasoning_effort=MAX)
+    task = hi(
+        tools=[TIME],
+        format=TextFormat(json_schema=schema),
+        reasoning_effort=ReasoningEffort.REASONING_EFFORT_MAX,
+    )
     job = ANTHROPIC.job(task, stream=False, route=replace(OPUS, options={"extra": fixed}))
     await read_all(rig.provider, job)
     assert {name: rig.requests[0].body[name] for name in fixed} == fixed
     assert rig.requests[0].raw.count(b'"tools"') == rig.requests[0].raw.count(b'"output_config"') == 1
     assert adjusted(rig, job) == ["tools", "response_format", "reasoning_effort"]
-
-
-def adjusted(rig: Rig, job: Any) -> list[str]:
-    """What is reported of a job."""
-    adjustments = fit_job(job, rig.provider.fit_text).adjustments
-    return [f"{each.field}={each.used}" if each.used else each.field for each in adjustments]

@@ -193,6 +193,12 @@ RESULT = {"type": "tool_result", "tool_use_id": "a"}
         {"output_config": {"effort": "low"}},
         {"output_config": {"format": {"type": "json_schema", "schema": {"type": "object"}}}},
         {"model": "claude-opus-4-6", "thinking": {"type": "adaptive"}, "temperature": 1},
+        {
+            "model": "claude-opus-4-6",
+            "thinking": {"type": "adaptive"},
+            "tools": [TOOL],
+            "tool_choice": {"type": "any"},
+        },
         *(
             {"tools": tools, "messages": [*GOOD["messages"], *turns]}
             for tools, turns in (
