@@ -23,6 +23,7 @@ from pomelo.testing.text_answer import DONE
 from tests.providers.rig import KEY, SECRETS, check_no_secrets, read_all
 from tests.providers.text_rig import (
     COMPATIBLE,
+    PNG,
     USER,
     a_host,
     check_last,
@@ -55,6 +56,22 @@ async def test_the_largest_request_by_default_has_every_field_under_its_common_n
     assert sent.keys() == FIELDS | {"stream", "stream_options"}
     assert (sent["seed"], sent["user"]) == (2**53 - 1, "alice@example.com")
     assert sent["stream_options"] == {"include_usage": True}
+
+
+async def test_the_texts_of_a_message_are_one(upstream: FaultUpstream) -> None:
+    """Some hosts take a list only if it has an image."""
+    sent = await body(upstream)
+    assert [(each["role"], each["content"]) for each in sent["messages"]] == [
+        ("system", "Be brief. Ünïcödé 🍊"),
+        (
+            "user",
+            [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {"url": PNG}}],
+        ),
+        ("assistant", ""),
+        ("assistant", "A dot. Or two."),
+        ("system", "Be kind.\nBe quick."),
+        ("user", "Sure?"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,7 @@ class Profile:
     * `strict_order`: it takes system messages only before the conversation, no empty message of the
       assistant, and no message of the user's right after the result of a tool.
     * `message_names`: messages may have the name of their author.
+    * `text_lists`: a message may have several texts, without an image. DeepSeek and Groq refuse them.
     * `call_ids`: the ids of tool calls that it takes; others are sent as a digest.
     * `no_parameters`: the schema of a tool without parameters, or "" if it needs none.
     * `sends_maximum`: without max_tokens it gets the model's maximum. Otherwise only its context would end an
@@ -113,6 +114,7 @@ class Profile:
     reports_cost: bool = False
     strict_order: bool = False
     message_names: bool = True
+    text_lists: bool = False
     call_ids: re.Pattern[str] = re.compile(r"[!-~]{1,40}")
     no_parameters: str = '{"type":"object","properties":{}}'
     sends_maximum: bool = True
@@ -210,6 +212,7 @@ def request(job: Job[TextInput], profile: Profile) -> dict[str, Any]:
         call_ids=profile.call_ids,
         names=profile.message_names,
         strict_order=profile.strict_order,
+        text_lists=profile.text_lists,
     )
     body: dict[str, Any] = {"model": job.route.model, "messages": messages}
     names = _names(job.route, profile)

@@ -16,12 +16,17 @@ _DETAILS = enum_names(ImageDetail.DESCRIPTOR)
 
 
 def convert_messages(
-    messages: Iterable[Message], *, call_ids: re.Pattern[str], names: bool, strict_order: bool
+    messages: Iterable[Message],
+    *,
+    call_ids: re.Pattern[str],
+    names: bool,
+    strict_order: bool,
+    text_lists: bool,
 ) -> list[dict[str, Any]]:
     """Return messages as a host takes them.
 
     Ids of tool calls that do not match `call_ids` are replaced. Without `names`, authors' names are left out.
-    `strict_order` is that of a `Profile`.
+    `strict_order` and `text_lists` are those of a `Profile`.
     """
     ids: CallIds | None = None
     converted: list[dict[str, Any]] = []
@@ -37,6 +42,9 @@ def convert_messages(
         elif content[-1].HasField("tool_call"):
             ids = ids or CallIds(call_ids)
             one = _calling_message(message, ids)
+        elif not text_lists and all(part.HasField("text") for part in content):
+            between = "" if role == "assistant" else "\n"  # an answer may be split anywhere
+            one = {"role": role, "content": between.join([part.text for part in content])}
         else:
             one = {"role": role, "content": list(map(_part, content))}
         if message.name and names:

@@ -26,6 +26,7 @@ class Mistral(Chat):
         minimums={"top_p": 1e-6},
         strict_order=True,
         message_names=False,
+        text_lists=True,
         call_ids=re.compile(r"[A-Za-z0-9]{9}"),
         meanings={"invalid_request_message_order": "invalid_parameter", "3230": "invalid_parameter"},
     )

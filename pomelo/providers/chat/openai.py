@@ -14,6 +14,7 @@ class OpenAI(Chat):
         "openai",
         user_field="safety_identifier",
         user_most=64,
+        text_lists=True,
         no_parameters="",
         sends_maximum=False,
         # Padding against eavesdroppers who count bytes costs time, and is of no use here.
