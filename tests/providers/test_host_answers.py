@@ -53,7 +53,7 @@ async def test_reasoning_that_is_counted_beside_the_output_is_output(
         "The input (233864 tokens) is longer than the model's context length (202752 tokens).",
     ],
 )
-@pytest.mark.parametrize("form", ["the message of an error", "an error of a backend", "a text"])
+@pytest.mark.parametrize("form", ["the message of an error", "an error of a backend", "a text", "a list"])
 async def test_a_prompt_that_is_too_long_is_known_by_the_words_of_hosts(
     upstream: FaultUpstream, message: str, form: str, stream: bool
 ) -> None:
@@ -64,7 +64,8 @@ async def test_a_prompt_that_is_too_long_is_known_by_the_words_of_hosts(
         error = {"message": "Provider returned error", "code": 400, "metadata": {"raw": raw}}
     elif form == "a text":
         error = said
-    upstream.script(Reply(400, steps=(json.dumps({"error": error}).encode(),)))
+    body = {"error": error}
+    upstream.script(Reply(400, steps=(json.dumps([body] if form == "a list" else body).encode(),)))
     async with a_host(upstream) as provider:
         failed, _ = await failure(provider, COMPATIBLE.job(stream=stream))
     assert failed.code == "context_length_exceeded"

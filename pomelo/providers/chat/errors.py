@@ -99,8 +99,10 @@ _MAX_MESSAGE_CHARS = 1000  # only these are searched
 
 
 def read_error_body(body: Any, own_names: Mapping[str, str] | None = None) -> ErrorBody:
-    """Read an error body of any shape: `{"error": {…}}`, flat, or a list of invalid fields. `own_names` are
-    the host's own names of parameters -> the contract's."""
+    """Read an error body of any shape: `{"error": {…}}`, also within a list, flat, or a list of invalid
+    fields. `own_names` are the host's own names of parameters -> the contract's."""
+    if isinstance(body, list) and body:
+        body = body[0]  # Google's errors
     error = body["error"] if isinstance(pick(body, "error"), dict) else body
     codes = [str(word) for key in ("code", "type") if type(word := pick(error, key)) in (str, int)]
     param = pick_text(error, "param")
