@@ -89,8 +89,8 @@ class Profile:
     * `strict_order`: it takes system messages only before the conversation, no empty message of the
       assistant, and no message of the user's right after the result of a tool.
     * `message_names`: messages may have the name of their author.
-    * `text_lists`: a message without an image may be a list of texts. DeepSeek refuses them, Groq in messages of
-      the system and the assistant.
+    * `text_lists`: a message without an image may be a list of texts. DeepSeek refuses all such messages,
+      Groq those of the system and the assistant.
     * `call_ids`: the ids of tool calls that it takes; others are sent as a digest.
     * `no_parameters`: the schema of a tool without parameters, or "" if it needs none.
     * `sends_maximum`: without max_tokens it gets the model's maximum. Otherwise only its context would end an

@@ -26,7 +26,13 @@ _FINISHES = {
     "content_filter": FinishReason.FINISH_REASON_CONTENT_FILTER,
     "refusal": FinishReason.FINISH_REASON_CONTENT_FILTER,
     "sensitive": FinishReason.FINISH_REASON_CONTENT_FILTER,
+    "safety": FinishReason.FINISH_REASON_CONTENT_FILTER,
+    "recitation": FinishReason.FINISH_REASON_CONTENT_FILTER,
+    "blocklist": FinishReason.FINISH_REASON_CONTENT_FILTER,
+    "prohibited_content": FinishReason.FINISH_REASON_CONTENT_FILTER,
+    "spii": FinishReason.FINISH_REASON_CONTENT_FILTER,
 }
+"""A host's finish reason in lower case: some gateways pass on Gemini's, such as MAX_TOKENS."""
 
 _INTERRUPTED = frozenset(("abort", "error", "insufficient_system_resource", "network_error"))
 """Finish reasons of answers that the host could not complete, such as vLLM's and DeepSeek's."""
@@ -208,6 +214,8 @@ def _parts(chunks: list[Any], kind: str) -> list[Any]:
 
 def _finish_reason(choice: dict[str, Any], error_mapping: ErrorMapping) -> FinishReason.ValueType:
     reason = choice["finish_reason"]
+    if type(reason) is str:
+        reason = reason.lower()
     if reason in _INTERRUPTED:
         if choice.get("error"):
             with never_retried():

@@ -42,6 +42,9 @@ CACHED = {"prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 2}
         ("refusal", FILTERED),
         ("sensitive", FILTERED),
         ("a_new_one", STOP),
+        ("STOP", STOP),
+        ("MAX_TOKENS", LENGTH),
+        *((name, FILTERED) for name in ("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII")),
     ],
 )
 async def test_finish_reasons_are_translated(rig: Rig, theirs: str, ours: int, stream: bool) -> None:
