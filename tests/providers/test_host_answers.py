@@ -10,6 +10,7 @@ import pytest
 from pomelo.providers.base import VENDOR_CALL, VendorCall
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.testing import Answer, FaultUpstream, Reply
+from pomelo.testing.text_answer import DONE
 from tests.providers.rig import SECRETS, check_no_secrets, read_all
 from tests.providers.text_rig import COMPATIBLE, a_host, check_last, failure, hi, reported_usage
 
@@ -70,6 +71,22 @@ async def test_a_prompt_that_is_too_long_is_known_by_the_words_of_hosts(
         failed, _ = await failure(provider, COMPATIBLE.job(stream=stream))
     assert failed.code == "context_length_exceeded"
     check_no_secrets(failed)
+
+
+@pytest.mark.parametrize("also", [False, True], ids=["only there", "also beside the choices"])
+async def test_the_count_of_a_stream_may_be_within_its_choice(upstream: FaultUpstream, also: bool) -> None:
+    """As Kimi's is."""
+    usage = COMPATIBLE.usage(9, 7) | {"cached_tokens": 4}
+    last = {"index": 0, "delta": {}, "finish_reason": "stop", "usage": usage}
+    chunks: list[Any] = [{"choices": [{"index": 0, "delta": {"content": "Hi"}}]}, {"choices": [last]}]
+    if also:
+        chunks.append({"choices": [], "usage": usage})
+    steps = [b"data: %s\n\n" % json.dumps(each).encode() for each in chunks]
+    upstream.script(Reply(headers={"Content-Type": "text/event-stream"}, steps=(*steps, DONE)))
+    async with a_host(upstream) as provider:
+        answer = await read_all(provider, COMPATIBLE.job(stream=True))
+    check_last(answer, 9, 7)
+    assert reported_usage(answer).cached_input_tokens == 4
 
 
 @pytest.mark.parametrize("choices", [{}, {"choices": None}, {"choices": []}], ids=str)

@@ -37,6 +37,9 @@ _FINISHES = {
 _INTERRUPTED = frozenset(("abort", "error", "insufficient_system_resource", "network_error"))
 """Finish reasons of answers that the host could not complete, such as vLLM's and DeepSeek's."""
 
+_CACHED = ("num_cached_tokens", "cached_tokens", "prompt_cache_hit_tokens")
+"""Where Mistral, Kimi and DeepSeek count the tokens that were read from their cache."""
+
 _REQUESTED = (None, 0, "0")
 """The index of the choice that is requested, as hosts write it."""
 
@@ -121,6 +124,8 @@ class ChunkStream(ToolCallState):
             # Some hosts write "" where there is no reason, also after the real one.
             if reason is not None and (reason != "" or self.finish is None):
                 self.finish = _finish_reason(choice, self._error_mapping)
+                if own_usage := choice.get("usage"):  # Kimi's, which is in no other place
+                    self._count(_usage(own_usage))
             delta = choice.get("delta")
             if delta:
                 self._began = True
@@ -240,7 +245,7 @@ def _usage(usage: Any) -> Usage | None:
     return token_usage(
         prompt,
         completion,
-        cached=cached or usage.get("num_cached_tokens"),  # the latter is Mistral's
+        cached=cached or next(filter(None, map(usage.get, _CACHED)), None),
         written=written,
         reasoning=reasoning,
     )

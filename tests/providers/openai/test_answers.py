@@ -161,6 +161,8 @@ async def test_what_follows_the_end_marker_is_ignored(rig: Rig) -> None:
         ({"prompt_tokens_details": {"cached_tokens": 6.0, "cache_write_tokens": 3}}, 6, 3),
         ({"prompt_tokens_details": {"cache_write_tokens": 9}}, 0, 9),
         ({"num_cached_tokens": 4}, 4, 0),
+        ({"cached_tokens": 4}, 4, 0),
+        ({"prompt_cache_hit_tokens": 4, "prompt_cache_miss_tokens": 5}, 4, 0),
         ({"prompt_tokens_details": {"cached_tokens": 10}}, 0, 0),
         ({"prompt_tokens_details": {"cached_tokens": 5, "cache_write_tokens": 5}}, 0, 0),
         ({"prompt_tokens_details": {"cached_tokens": -1}}, 0, 0),
