@@ -235,7 +235,7 @@ async def _add_base64_audio(gateway: Gateway, audio: Any, value: Any, call: Call
     """Adds audio in base64: inline if it is small, else as an upload."""
     if type(value) is not str:
         raise invalid("audio", "base64 or a data: URI, as text")
-    if _URL.match(value):
+    if _URL.match(value, 0, data_uris.MAX_HEAD):
         raise invalid("audio", "base64 or a data: URI; other URLs are not fetched")
     content_type, start = data_uris.head(value, "audio")
     pieces = data_uris.decode(value, start, "audio")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -10,12 +11,13 @@ from gateway.parsing.body import ParseQueue
 from gateway.parsing.task import _yield_between
 from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError
-from tests.gateway.gateway_app import OpenApp
+from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import (
     EXPECT,
     FORM,
     JSON,
     KEY,
+    STT,
     code_of,
     incomplete,
     long,
@@ -55,6 +57,18 @@ async def test_a_large_task_that_its_provider_refuses_counts_once(
             assert (response.status, response.headers["X-RateLimit-Remaining"]) == (400, "19")
         async with gateway.post_task({"model": "gpt-4", "x": 1}) as response:
             assert response.headers["X-RateLimit-Remaining"] == "19"
+
+
+async def test_audio_of_white_space_takes_no_longer_to_refuse_than_other_audio(gateway: GatewayApp) -> None:
+    async def cpu_seconds(audio: str) -> float:
+        begin = time.process_time()
+        assert await code_of(gateway.post_task({**STT, "audio": audio})) == (400, "invalid_parameter")
+        return time.process_time() - begin
+
+    size = 8_000_000
+    white_space = min([await cpu_seconds(" " * size + "!") for _ in range(3)])
+    letters = min([await cpu_seconds("A" * size + "!") for _ in range(3)])
+    assert white_space < 2 * letters
 
 
 async def test_other_work_runs_between_the_pieces_of_decoded_audio() -> None:
