@@ -182,3 +182,36 @@ async def test_limits_and_credits_are_those_of_the_latest_response(
     assert "of 100,000 left" in await page.tab.run(meters)
     left = (await app.balance(caller)).available / 10**6
     await page.tab.until(f"{meters}.includes({f'{left:,.6f}'.rstrip('0')!r})")
+
+
+async def test_limits_of_an_earlier_key_are_not_shown(page: Page, app: RunningApp) -> None:
+    meters = "document.querySelector('.meters').innerText"
+    assert await page.run() == "done"
+    await page.tab.until(f"{meters}.includes('of 100,000 left')")
+    await page.view("account")
+    await page.tab.click("button:Forget this key")
+    await page.tab.run("location.hash = '#/playground'")
+    await page.sign_in((await app.account("unlimited")).test)
+    await page.tab.until(f"{meters}.includes('Credits')")
+    assert " left" not in await page.tab.run(meters)
+
+
+async def test_a_transcript_whose_language_is_not_known_says_so(page: Page) -> None:
+    shown = await page.tab.run(
+        """import('./page/outputs.js').then(({outputOf}) => {
+          const output = outputOf('speech-to-text', {}, '');
+          output.finish({text: 'Hm.', language: '', words: []});
+          return output.element.textContent;
+        })"""
+    )
+    assert shown == "Hm.Language: unknown"
+
+
+@pytest.mark.parametrize("base", ["https://example.com", "https://example.com/media", "/media/of"])
+async def test_a_link_is_opened_on_the_host_of_the_page_whatever_the_public_address(
+    page: Page, base: str
+) -> None:
+    path = await page.tab.run(
+        f"import('./page/api.js').then(({{ownMedia}}) => ownMedia('{base}/media/media_1.png?exp=1&sig=a'))"
+    )
+    assert path == "media/media_1.png?exp=1&sig=a"

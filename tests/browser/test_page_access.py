@@ -176,6 +176,17 @@ async def test_every_control_is_reached_by_keyboard_in_the_order_of_the_page_and
     assert await tab.run("reached.every((each, i) => each === expected[i])")
 
 
+async def test_the_skip_link_leads_to_the_content_of_the_view_that_is_shown(
+    page: Page, app: RunningApp
+) -> None:
+    await page.sign_in((await app.account("all")).test)
+    await page.view("models")
+    await page.tab.run("document.querySelector('.skip').focus()")
+    await page.tab.press("Enter")
+    await page.tab.until(f"{FOCUSED} === document.querySelector('main')")
+    assert await page.tab.run("location.hash") == "#/models"
+
+
 async def test_the_theme_of_the_system_can_be_replaced_and_is_kept(page: Page) -> None:
     colour = "getComputedStyle(document.body).backgroundColor"
     await page.tab.look(800, "light")

@@ -131,6 +131,33 @@ async def test_a_stream_that_ends_without_its_last_event_is_incomplete(page: Pag
     assert code == "incomplete"
 
 
+@pytest.mark.parametrize(
+    ("status", "charged", "cost"),
+    [(402, None, "0"), (503, "0", "0"), (503, None, None), (504, None, None), (200, "0.04", "0.04 credits")],
+)
+async def test_the_cost_of_a_failed_task_is_shown_only_if_it_is_known(
+    page: Page, status: int, charged: str | None, cost: str | None
+) -> None:
+    """A task whose charge was not confirmed may still be charged, and so may one behind a proxy that gave up."""
+    headers = {} if charged is None else {"X-Credits-Charged": charged}
+    await page.tab.run(
+        f"""(() => {{
+          const original = window.fetch;
+          window.fetch = async () => {{
+            window.fetch = original;
+            return new Response('<html>', {{status: {status}, headers: {headers}}});
+          }};
+        }})()"""
+    )
+    await page.tab.click("#stream")
+    assert await page.run() == "failed"
+    await page.tab.click("#stream")
+    facts = await page.tab.run(f"[...{ANSWER}.querySelectorAll('dt')].map((each) => each.textContent)")
+    assert ("Cost" in facts) == (cost is not None)
+    if cost is not None:
+        assert await page.fact("Cost") == cost
+
+
 async def test_a_wrong_value_is_reported_before_anything_is_sent(page: Page) -> None:
     await page.tab.click("summary")
     await page.tab.fill("label:temperature", "3")
@@ -187,3 +214,30 @@ async def test_a_key_is_kept_beyond_its_tab_only_if_asked_and_forgotten_on_reque
         await page.tab.click("button:Forget this key")
         await page.tab.until("document.querySelector('.sign-in')")
         assert await page.tab.run("sessionStorage.length + localStorage.length") == 0
+
+
+async def test_a_late_refusal_of_an_earlier_key_leaves_the_present_one(
+    browser: Browser, app: RunningApp
+) -> None:
+    earlier, present = [(await app.account("unlimited")).test for _ in range(2)]
+    async with open_page(browser, app.urls["rest"]) as page:
+        await page.sign_in(earlier)
+        await page.view("account")
+        await page.tab.run(
+            """(() => {
+              const original = window.fetch;
+              window.fetch = (path, options) => (!path.includes('models') ? original(path, options)
+                : new Promise((resolve) => { window.answer = () => original(path, options).then(resolve); }));
+              window.restore = () => { window.fetch = original; };
+              location.hash = '#/models';
+            })()"""
+        )
+        await page.tab.until("window.answer")
+        await page.tab.run("restore()")
+        await app.server.keyring.revoke(earlier.split("_")[2])
+        await page.tab.run("document.querySelector('main').dispatchEvent(new Event('signout'))")
+        await page.tab.run("location.hash = '#/playground'")
+        await page.sign_in(present)
+        await page.tab.run("answer().then(() => fetch('healthz')).then((response) => response.text())")
+        assert await page.tab.run("sessionStorage.getItem('pomelo.key')") == present
+        assert await page.tab.run(f"{ANSWER} !== null")

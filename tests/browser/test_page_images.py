@@ -73,3 +73,19 @@ async def test_files_that_can_not_be_sent_are_refused_before_the_request(page: P
 async def test_an_image_can_be_pasted_and_dropped(page: Page, event: str) -> None:
     await page.give_image(event)
     assert await page.tab.run(SHOWN) == ["given.gif 6 B"]
+
+
+async def test_a_message_that_can_not_have_images_ignores_them_and_the_page_stays(page: Page) -> None:
+    await page.tab.fill("[aria-label=Role]", "assistant")
+    is_cancelled = await page.tab.run(
+        """(() => {
+          const dataTransfer = new DataTransfer();
+          dataTransfer.items.add(new File(['GIF89a'], 'given.gif'));
+          const text = document.querySelector('.turn textarea');
+          const drag = (name) => !text.dispatchEvent(new DragEvent(name, {bubbles: true, cancelable: true, dataTransfer}));
+          const isOver = drag('dragover') && !document.querySelector('.dropping');
+          return isOver && drag('drop');  // otherwise the browser shows the file
+        })()"""
+    )
+    assert is_cancelled
+    assert await page.tab.run(SHOWN) == []

@@ -87,7 +87,7 @@ export class Answer {
     this.#content.append(errorPanel(error, () => this.element.dispatchEvent(new Event('retry'))));
     this.#facts.replaceChildren(facts([
       ['Time', seconds(this.elapsed)],
-      ['Cost', error.status ? '0' : null],
+      ['Cost', costOf(error)],
       ['Request', requestId(error.requestId)],
     ]));
     this.#set('failed');
@@ -128,6 +128,13 @@ export class Answer {
 const requestId = (id) => id && h('span', { class: 'id' }, h('code', {}, id), copyButton(() => id));
 
 const amount = (cost) => `${credits(cost)} credits`;
+
+/** Returns the cost of a task that failed without output; null: it is not known, as when its charge failed. */
+function costOf({ charged, status }) {
+  if (!status) return null;  // an event of a stream, whose headers have the cost of the complete result
+  if (Number(charged)) return amount(charged);
+  return charged !== null || (status >= 400 && status < 500) ? '0' : null;
+}
 
 const tokenCounts = (record) =>
   record?.type === 'text' ? { prompt_tokens: record.input_tokens, completion_tokens: record.output_tokens } : null;

@@ -1,19 +1,24 @@
 // Calls of the REST API: JSON by fetch, forms with a file by XMLHttpRequest, which reports the upload's progress.
 
-import { observe } from './limits.js';
+import { forgetLimits, observe } from './limits.js';
 import { readEvents, eventParser } from './events.js';
 
 let key = '';
 
-export const setKey = (value) => { key = value; };
+/** Sets the key of all further calls. */
+export function setKey(value) {
+  if (value !== key) forgetLimits();
+  key = value;
+}
 
-/** An error of the API: its code, message, HTTP status, and the headers of the response. */
+/** An error of the API: its code, message, HTTP status, and what the headers of the response say. */
 export class ApiError extends Error {
   constructor(error, status = 0, headers = new Headers()) {
     super(error.message);
     this.code = error.code;
     this.status = status;
     this.requestId = headers.get('X-Request-Id');
+    this.charged = headers.get('X-Credits-Charged');
     this.retryAfter = Number(headers.get('Retry-After')) || 0;
   }
 }
@@ -146,5 +151,8 @@ function parseOrNull(text) {
   try { return JSON.parse(text); } catch { return null; }
 }
 
-/** Returns the path of a media link on this page's own host: the policy of the page allows no other. */
-export const ownMedia = (url) => url.slice(url.indexOf('/media/') + 1);
+/**
+ * Returns the path of a media link on this page's own host: the policy of the page allows no other. The address before
+ * the path may contain /media/, too.
+ */
+export const ownMedia = (url) => url.slice(url.lastIndexOf('/media/') + 1);

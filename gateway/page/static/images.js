@@ -26,7 +26,7 @@ export class Images {
       area.addEventListener(name, (event) => {
         const isOver = name === 'dragover' && event.dataTransfer.types.includes('Files');
         if (isOver) event.preventDefault();
-        area.classList.toggle('dropping', isOver);
+        area.classList.toggle('dropping', isOver && !this.element.hidden);
       });
     }
   }
@@ -39,11 +39,14 @@ export class Images {
       ({ type: 'image_url', image_url: { url, ...(detail.value === 'auto' ? {} : { detail: detail.value }) } }));
   }
 
-  /** Takes dropped or pasted files; a text is left to the browser. */
+  /**
+   * Takes dropped or pasted files; a text is left to the browser. A message that can't have images ignores them: the
+   * browser would leave the page to show a file.
+   */
   #take(event, { files, types }) {
-    if (!files.length || this.element.hidden || types.includes('text/plain')) return;
+    if (!files.length || types.includes('text/plain')) return;
     event.preventDefault();
-    this.#add(files);
+    if (!this.element.hidden) this.#add(files);
   }
 
   async #add(files) {

@@ -12,6 +12,11 @@ const NAMES = [
 ];
 const TOKEN_NAMES = ['RateLimit-Limit-Tokens', 'RateLimit-Remaining-Tokens', 'RateLimit-Reset-Tokens'];
 
+/** Forgets what is known of an earlier key. */
+export function forgetLimits() {
+  for (const name of [...NAMES, ...TOKEN_NAMES]) delete current[name];
+}
+
 /** Keeps the headers of a response; only those of text tasks have tokens. */
 export function observe(headers) {
   if (!headers.get('X-Pomelo-Mode')) return;

@@ -44,6 +44,7 @@ async function show() {
     element = await VIEWS[view](new URLSearchParams(query), { key, signOut });
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
+    if (turn !== shown) return;  // of a view that was left; the key may be another by now
     if (error.code === 'invalid_api_key') {
       forget();
       element = signIn(error);
@@ -119,6 +120,10 @@ theme.addEventListener('change', () => {
 
 limits.addEventListener('change', showStatus);
 content.addEventListener('signout', signOut);
+document.querySelector('.skip').addEventListener('click', (event) => {
+  event.preventDefault();  // its fragment would be taken for the name of a view
+  content.focus();
+});
 addEventListener('hashchange', async () => {
   await show();
   content.focus();

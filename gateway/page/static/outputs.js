@@ -149,7 +149,7 @@ class TranscriptOutput {
       word.speaker ? h('small', {}, word.speaker.replace('_', ' ')) : null));
     this.element.replaceChildren(
       h('div', { class: 'text', role: 'region', 'aria-label': 'Text', tabindex: 0 }, text),
-      h('p', { class: 'dim' }, `Language: ${language ?? 'unknown'}`),
+      h('p', { class: 'dim' }, `Language: ${language || 'unknown'}`),
       rows.length ? h('div', { class: 'stack' }, h('h3', {}, 'Words'), player, h('div', { class: 'words' }, rows)) : '');
   }
 
