@@ -200,3 +200,13 @@ async def test_an_unauthenticated_caller_gets_no_account_headers(app: RunningApp
     outcome = await app.ask(protocol, "pml_test_junk", text_body())
     assert outcome.code == "invalid_api_key"
     assert not [n for n in outcome.metadata if n.startswith(("x-ratelimit", "x-credits", "x-pomelo"))]
+
+
+@REST_PROTOCOL
+async def test_a_link_is_not_a_call_of_the_key_beside_it(app: RunningApp, protocol: str) -> None:
+    account = await app.account("all")
+    (link,) = (await app.ask(protocol, account.test, TASK_BODIES["image"])).links
+    for url, status in ((link, 200), (f"{link}x", 404)):
+        async with app.session.get(url, headers={"Authorization": f"Bearer {account.test}"}) as response:
+            assert response.status == status
+            assert not ALWAYS - {"x-request-id"} & {name.lower() for name in response.headers}
