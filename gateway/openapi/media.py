@@ -38,7 +38,7 @@ def section(models: Models) -> Section:
 
 
 _PARTIAL: Schema = {
-    "206": {"description": "The part that Range asked for.", "headers": headers(False), "content": _FILE},
+    "206": {"description": "The part that Range asked for.", "headers": headers(), "content": _FILE},
     "304": {"description": "The caller has the file: If-None-Match has its ETag."},
     "416": {
         "description": "No byte of the file is in Range.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gateway.openapi.schema import (
     COMMON_ERRORS,
     JSON,
+    MODEL_HEADERS,
     Models,
     Schema,
     Section,
@@ -79,7 +80,11 @@ def _paths() -> Schema:
         "/api/v1/models/{name}": operation(
             "getModel",
             "Get one model.",
-            responses(one, *COMMON_ERRORS, "unsupported_model", "model_not_allowed", "not_found"),
+            responses(
+                one,
+                *(*COMMON_ERRORS, "unsupported_model", "model_not_allowed", "not_found"),
+                more=MODEL_HEADERS,
+            ),
             parameter(
                 "name", "path", {"type": "string"}, required=True, examples={"model": {"value": "gpt-4"}}
             ),

@@ -101,15 +101,18 @@ def operation(
     return {"get" if request is None else "post": described | {"responses": responses}}
 
 
-def responses(ok: Mapping[str, Any], *codes: str, is_task: bool = False, openai: bool = False) -> Schema:
+def responses(
+    ok: Mapping[str, Any], *codes: str, more: frozenset[str] = frozenset(), openai: bool = False
+) -> Schema:
     """Returns the responses of an operation: `ok` by media type, and the errors `codes` by HTTP status.
-    `is_task`: the operation runs a task. `openai`: the errors are those of the paths under /v1."""
-    described: Schema = {"200": {"description": "Done.", "headers": headers(is_task), "content": dict(ok)}}
+    `more` are its headers beside those of every operation. `openai`: the errors are those of the paths
+    under /v1."""
+    described: Schema = {"200": {"description": "Done.", "headers": headers(more), "content": dict(ok)}}
     by_status: dict[int, list[str]] = {}
     for code in codes:
         by_status.setdefault(TABLE[code].http, []).append(code)
     for status, listed in sorted(by_status.items()):
-        sent, error = headers(is_task, status), {"schema": ref("OpenAIError" if openai else "Error")}
+        sent, error = headers(more, status), {"schema": ref("OpenAIError" if openai else "Error")}
         if openai:
             sent = {name: sent[name] for name in _OPENAI_ERROR_HEADERS if name in sent}
             sent["X-Should-Retry"] = {"schema": {"enum": ["true", "false"]}}
@@ -123,9 +126,9 @@ def responses(ok: Mapping[str, Any], *codes: str, is_task: bool = False, openai:
     return described
 
 
-def headers(is_task: bool, status: int = 200) -> Schema:
-    """Returns the headers of a response with an HTTP status. `is_task`: of an operation that runs a task."""
-    left_out = set() if is_task else TASK_HEADERS
+def headers(more: frozenset[str] = frozenset(), status: int = 200) -> Schema:
+    """Returns the headers of a response with an HTTP status: those of every operation, and `more`."""
+    left_out = TASK_HEADERS - more
     if status not in RETRY_AFTER:
         left_out = left_out | {"Retry-After"}
     if status != 401:
@@ -184,11 +187,13 @@ RESPONSE_HEADERS: Mapping[str, Schema] = {
 
 _OPENAI_ERROR_HEADERS = ("X-Request-Id", "Retry-After", "WWW-Authenticate")
 
-TASK_HEADERS = frozenset(
-    {
-        *("X-Credits-Charged", "Idempotent-Replayed", "X-Pomelo-Adjusted", "Preference-Applied"),
-        *("Deprecation", "Sunset"),
-        *("X-RateLimit-Limit-Tokens", "X-RateLimit-Remaining-Tokens", "X-RateLimit-Reset-Tokens"),
-    }
+MODEL_HEADERS = frozenset(
+    {"X-RateLimit-Limit-Tokens", "X-RateLimit-Remaining-Tokens", "X-RateLimit-Reset-Tokens"}
 )
-"""The headers of operations that run a task, or name a model."""
+"""The headers of operations that name a model."""
+
+TASK_HEADERS = MODEL_HEADERS | {
+    *("X-Credits-Charged", "Idempotent-Replayed", "X-Pomelo-Adjusted", "Preference-Applied"),
+    *("Deprecation", "Sunset"),
+}
+"""The headers of operations that run a task."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from gateway.openapi.schema import (
     JSON,
+    TASK_HEADERS,
     Models,
     Schema,
     Section,
@@ -97,7 +98,7 @@ def section(models: Models) -> Section:
     run = operation(
         "runTask",
         "Run a task; the model decides its type.",
-        responses(ok, *TASK_ERRORS, is_task=True),
+        responses(ok, *TASK_ERRORS, more=TASK_HEADERS),
         *TASK_PARAMETERS,
         description=_DESCRIPTION,
         request={

@@ -210,3 +210,16 @@ async def test_a_link_is_not_a_call_of_the_key_beside_it(app: RunningApp, protoc
         async with app.session.get(url, headers={"Authorization": f"Bearer {account.test}"}) as response:
             assert response.status == status
             assert not ALWAYS - {"x-request-id"} & {name.lower() for name in response.headers}
+
+
+@REST_PROTOCOL
+@pytest.mark.parametrize("path", ["/api/v1/models/{name}", "/v1/models/{id}", "/api/v1/account"])
+async def test_the_limits_of_a_resource_are_described(app: RunningApp, protocol: str, path: str) -> None:
+    account = await app.account("all")
+    described = await app.get_json(protocol, account.test, "/openapi.json")
+    url = app.urls[protocol] + re.sub("{.+}", "gpt-4", path)
+    async with app.session.get(url, headers={"Authorization": f"Bearer {account.test}"}) as response:
+        assert response.status == 200
+        sent = {name for name in response.headers if name.startswith("X-RateLimit")}
+    headers = described["paths"][path]["get"]["responses"]["200"]["headers"]
+    assert sent == {name for name in headers if name.startswith("X-RateLimit")}

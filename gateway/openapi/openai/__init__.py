@@ -7,6 +7,7 @@ from gateway.openapi.openai.operations import ERROR
 from gateway.openapi.schema import (
     COMMON_ERRORS,
     JSON,
+    MODEL_HEADERS,
     TEXT,
     Models,
     Schema,
@@ -55,7 +56,7 @@ def _model_paths() -> Schema:
         "/v1/models/{id}": operation(
             "getOpenAIModel",
             "Get one model, as OpenAI's SDKs read it.",
-            responses({JSON: {"schema": ref("OpenAIModel")}}, *of_one, openai=True),
+            responses({JSON: {"schema": ref("OpenAIModel")}}, *of_one, more=MODEL_HEADERS, openai=True),
             parameter("id", "path", TEXT, required=True, examples={"model": {"value": "gpt-4"}}),
         ),
     }

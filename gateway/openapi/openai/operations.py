@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gateway.openai.parameters import Values
-from gateway.openapi.schema import JSON, Schema, closed, object_of, operation, ref, responses
+from gateway.openapi.schema import JSON, TASK_HEADERS, Schema, closed, object_of, operation, ref, responses
 from gateway.openapi.tasks import TASK_ERRORS, TASK_PARAMETERS
 from gateway.types import TASK_FORMATS
 from gateway.types.fields import describe
@@ -32,7 +32,7 @@ def task_operation(
     operation_id: str, summary: str, request: Schema, ok: Mapping[str, Any], description: str = ""
 ) -> Schema:
     """Returns an operation that runs a task. `request` and `ok` are contents by media type."""
-    done = responses(ok, *TASK_ERRORS, is_task=True, openai=True)
+    done = responses(ok, *TASK_ERRORS, more=TASK_HEADERS, openai=True)
     described = operation(operation_id, summary, done, *TASK_PARAMETERS, request=request)
     if description:
         described["post"]["description"] = description
