@@ -103,6 +103,23 @@ async def test_the_operators_page_follows_what_happens(browser: Browser, operate
         assert float(test) > 0
 
 
+@pytest.mark.parametrize("button", ["Refresh", "Keys of all accounts"])
+async def test_a_list_that_is_shown_again_keeps_the_focus(
+    browser: Browser, operated: Operated, button: str
+) -> None:
+    async with browser.open_tab() as tab:
+        await tab.open(f"{operated.admin}/")
+        await tab.until(f"{section('Accounts')}.includes('default')")
+        await tab.click("[aria-label='Keys of default']")
+        await tab.until(f"{section('Keys')}.includes('Those of default')")
+        await tab.run(
+            f"""[...document.querySelectorAll('section[aria-label=Keys] button')]
+            .find((each) => each.textContent === {button!r}).focus()"""
+        )
+        await tab.press("Enter")
+        await tab.until("document.activeElement === document.querySelector('section[aria-label=Keys] h2')")
+
+
 async def test_metrics_that_are_missing_are_not_shown_as_ready_and_test_credits_not_as_live_ones(
     browser: Browser, tmp_path: Path
 ) -> None:

@@ -152,6 +152,32 @@ async def test_a_running_task_is_stopped_by_keyboard(page: Page, app: RunningApp
     await page.tab.until(f"{ANSWER}.dataset.state === 'stopped' && {FOCUSED}.textContent === 'Run'")
 
 
+async def press(page: Page, name: str) -> None:
+    """Presses the last button with this name by the keyboard."""
+    buttons = "[...document.querySelectorAll('button')]"
+    await page.tab.run(f"{buttons}.findLast((each) => each.textContent === {name!r}).focus()")
+    await page.tab.press("Enter")
+
+
+async def test_a_button_that_disappears_passes_the_focus_on(page: Page, app: RunningApp) -> None:
+    await page.sign_in((await app.account("all")).test)
+    await press(page, "Add a message")
+    await press(page, "Remove")
+    assert await page.tab.run(f"{FOCUSED}.textContent") == "Add a message"
+    await page.write("[[error:provider_failed]]")
+    assert await page.run() == "failed"
+    await page.write("[[stall]]")
+    await press(page, "Try again")
+    await page.tab.until(f"{FOCUSED}.textContent === 'Stop' && {ANSWER}.querySelector('.text').textContent")
+    await page.tab.press("Enter")
+    await page.tab.until(f"{FOCUSED}.textContent === 'Run'")
+    await page.view("account")
+    await press(page, "Forget this key")
+    await page.tab.until(
+        f"document.querySelector('.sign-in') && {FOCUSED} === document.querySelector('main')"
+    )
+
+
 @pytest.mark.parametrize("view", ["playground", "usage", "models", "account"])
 async def test_every_control_is_reached_by_keyboard_in_the_order_of_the_page_and_shows_its_focus(
     page: Page, app: RunningApp, view: str

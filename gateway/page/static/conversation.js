@@ -7,14 +7,15 @@ const ROLES = ['user', 'assistant'];
 
 /** The messages of a text task: a system prompt and turns; messages with tool calls are kept as they are. */
 export class Conversation {
+  #more = h('button', { type: 'button', class: 'quiet', onclick: () => this.add('user').focus() }, 'Add a message');
+
   constructor() {
     this.system = h('textarea', { rows: 2, placeholder: 'How the model should answer (optional)' });
     this.turns = h('div', { class: 'turns' });
     this.element = h('div', { class: 'wide' },
       labelled('System prompt', this.system),
       this.turns,
-      h('div', { class: 'row' },
-        h('button', { type: 'button', class: 'quiet', onclick: () => this.add('user').focus() }, 'Add a message')));
+      h('div', { class: 'row' }, this.#more));
     this.add('user').value = 'Explain quantum computing in one paragraph.';
   }
 
@@ -54,6 +55,7 @@ export class Conversation {
   #removeButton(turn) {
     return h('button', { type: 'button', class: 'quiet end', onclick: () => {
       turn().remove();
+      this.#more.focus();
       this.element.dispatchEvent(new Event('input', { bubbles: true }));
     } }, 'Remove');
   }

@@ -63,9 +63,10 @@ function forget() {
   navigation.hidden = status.hidden = true;
 }
 
-function signOut() {
+async function signOut() {
   forget();
-  show();
+  await show();
+  content.focus();
 }
 
 function signIn(error = null) {

@@ -170,10 +170,11 @@ class Playground {
   }
 
   #setRunning(isRunning) {
-    const hadFocus = [this.run, this.stop].includes(document.activeElement);
+    const focused = document.activeElement;  // a button of the answer is removed when a task begins
+    const isLost = [this.run, this.stop].includes(focused) || (isRunning && this.answer.element.contains(focused));
     this.run.disabled = isRunning;
     this.stop.disabled = !isRunning;
-    if (hadFocus) (isRunning ? this.stop : this.run).focus();
+    if (isLost) (isRunning ? this.stop : this.run).focus();
   }
 
   /** Adds an answer to the conversation; runs it again if it ends with the results of tools. */

@@ -113,10 +113,17 @@ async function read(path, query, place, name) {
   return null;
 }
 
-/** Returns the buttons of a list: `show` shows the page of a token. */
-const turns = (token, next, show) => h('div', { class: 'row' },
-  h('button', { type: 'button', onclick: () => show('') }, token ? 'First page' : 'Refresh'),
-  next ? h('button', { type: 'button', onclick: () => show(next) }, 'Next page') : null);
+/** Returns the buttons of a list in `place`: `show` shows the page of a token. */
+const turns = (place, token, next, show) => {
+  const turnTo = (page, name) => h('button', { type: 'button', onclick: () => showAndFocus(place, () => show(page)) }, name);
+  return h('div', { class: 'row' }, turnTo('', token ? 'First page' : 'Refresh'), next ? turnTo(next, 'Next page') : null);
+};
+
+/** Shows another list in `place`, in which the button that was pressed would be lost with the focus. */
+async function showAndFocus(place, show) {
+  await show();
+  place.querySelector('h2').focus();
+}
 
 async function showAccounts(token = '') {
   const page = await read('accounts', { page_token: token }, accounts, 'Accounts');
@@ -124,13 +131,11 @@ async function showAccounts(token = '') {
   const rows = page.data.map((account) => [
     [account.id, account.disabled ? h('span', { class: 'badge' }, 'disabled') : null], account.plan,
     ...[account.live, account.test].flatMap((balance) => [credits(balance.available), credits(balance.spent)]),
-    h('button', { type: 'button', class: 'quiet', 'aria-label': `Keys of ${account.id}`, onclick: async () => {
-      await showKeys(account.id);
-      keys.querySelector('h2').focus();
-    } }, 'Keys')]);
+    h('button', { type: 'button', class: 'quiet', 'aria-label': `Keys of ${account.id}`,
+      onclick: () => showAndFocus(keys, () => showKeys(account.id)) }, 'Keys')]);
   accounts.replaceChildren(section('Accounts',
     table('Accounts', ['Account', 'Plan', 'Live credits left', 'Live spent', 'Test credits left', 'Test spent', 'Keys'], rows, { numbers: [2, 3, 4, 5] }),
-    turns(token, page.next_page_token, showAccounts)));
+    turns(accounts, token, page.next_page_token, showAccounts)));
 }
 
 /** Shows a page of the keys of an account, or of all. */
@@ -150,8 +155,8 @@ async function showKeys(account = '', token = '') {
   keys.replaceChildren(section('Keys',
     h('p', { class: 'dim' }, account ? `Those of ${account}. ` : '', 'This page only reads: ', h('code', {}, 'pomelo keys'), ' creates, limits, rotates and revokes keys.'),
     table('Keys', ['Key', 'Account', 'Mode', 'Models', 'Credits used of the budget', 'Last use', 'Expires', 'State'], rows),
-    h('div', { class: 'row' }, turns(token, page.next_page_token, (next) => showKeys(account, next)),
-      account ? h('button', { type: 'button', onclick: () => showKeys() }, 'Keys of all accounts') : null)));
+    h('div', { class: 'row' }, turns(keys, token, page.next_page_token, (next) => showKeys(account, next)),
+      account ? h('button', { type: 'button', onclick: () => showAndFocus(keys, () => showKeys()) }, 'Keys of all accounts') : null)));
 }
 
 const section = (name, ...content) =>
