@@ -102,7 +102,7 @@ class Keyring:
         """
         key = call.api_key
         if key is None:
-            raise self._failure(call, f"{call.key_error or 'Missing API key.'} {_HINT}")
+            raise self._failure(call, None, f"{call.key_error or 'Missing API key.'} {_HINT}")
         # A malformed key may have a cached id in this place: the digest is of the whole key and fails it.
         cached = self._cache.get(key[ID])
         looked_up = cached is None or cached.cached_until <= self._monotonic()
@@ -119,14 +119,15 @@ class Keyring:
                 call.response_headers["X-Pomelo-Mode"] = MODE_NAMES[principal.live]
                 return principal
             if cached.disabled:
+                # Not remembered as a bad key: it is valid as soon as the account is enabled.
                 raise self._failure(
-                    call, "The account of this API key is disabled. Ask the operator of the service"
+                    call, None, "The account of this API key is disabled. Ask the operator of the service"
                 )
-        raise self._failure(call, f"Invalid API key. {_HINT}")
+        raise self._failure(call, key, f"Invalid API key. {_HINT}")
 
-    def _failure(self, call: Call, message: str) -> PomeloError:
+    def _failure(self, call: Call, bad_key: str | None, message: str) -> PomeloError:
         """Counts a failed key for the call's address, and returns the error to raise."""
-        wait = self._failed_keys.count(call.address, call.api_key)
+        wait = self._failed_keys.count(call.address, bad_key)
         if wait is None:
             return PomeloError("invalid_api_key", message)
         return PomeloError(

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from pomelo.accounts.key_format import make_key
-from pomelo.accounts.keys import CACHE_SIZE, Keyring
+from pomelo.accounts.keys import CACHE_SECONDS, CACHE_SIZE, Keyring
+from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from tests.unit.accounts.key_rig import ROOT, CountingStore, assert_refused, call, refusal
 from tests.unit.clock import Clock
@@ -194,6 +195,21 @@ async def test_a_valid_key_is_never_refused_because_of_its_address(keyring: Keyr
         assert (await keyring.authenticate(call(key, ADDRESS))).account == "default"
     clock.now += 31
     await keyring.authenticate(call(known, ADDRESS))
+
+
+async def test_above_the_limit_a_key_is_valid_as_soon_as_its_account_is_enabled(
+    keyring: Keyring, store: Store, clock: Clock
+) -> None:
+    _, key = await keyring.create()
+    await store.set_disabled("default", 1.0)
+    for _ in range(25):
+        error = await refusal(keyring, key, ADDRESS)
+    assert error.code == "rate_limit_exceeded"
+    clock.now += CACHE_SECONDS
+    assert "is disabled" in (await refusal(keyring, key, ADDRESS)).message
+    await store.set_disabled("default", None)
+    keyring.forget_account("default")
+    await keyring.authenticate(call(key, ADDRESS))
 
 
 async def test_above_the_limit_a_malformed_or_repeated_key_is_not_looked_up(
