@@ -57,7 +57,7 @@ def rename_field(error: PomeloError, caller_name: Callable[[str], str]) -> Pomel
         return error
     message = re.sub(rf"(?<!\w){re.escape(field)}(?!\w)", lambda _: name, error.message, count=1)
     return PomeloError(
-        error.code,
+        error.row,
         message,
         field=name,
         retry_after=error.retry_after,

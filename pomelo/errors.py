@@ -126,11 +126,13 @@ class PomeloError(Exception):
     `values` are all other values that the message names, as text, for programs: numbers without separators,
     times as RFC 3339. Their keys are in lowerCamelCase, and error_reason.proto lists them by code. gRPC sends
     them, REST does not.
+
+    `code` is one of the table; an error that only a newer version has is created from a row of its own.
     """
 
     def __init__(
         self,
-        code: str,
+        code: str | ErrorRow,
         message: str = "",
         *,
         field: str | None = None,
@@ -138,7 +140,7 @@ class PomeloError(Exception):
         values: Mapping[str, object] | None = None,
         repeatable: bool = True,
     ) -> None:
-        self.row: Final = TABLE[code]
+        self.row: Final = TABLE[code] if isinstance(code, str) else code
         self.message: Final = message or self.row.message
         self.field: Final = field
         wait = self.row.retry_after

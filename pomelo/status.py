@@ -4,6 +4,7 @@ channel."""
 from __future__ import annotations
 
 from collections.abc import Coroutine, Iterable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from pomelo.errors import FAILED_KEYS_QUOTA, TABLE, PomeloError
+from pomelo.errors import FAILED_KEYS_QUOTA, TABLE, ErrorRow, PomeloError
 
 DOMAIN = "pomelo"
 """The `domain` of google.rpc.ErrorInfo."""
@@ -56,7 +57,17 @@ _FAILED_WRITE = "Internal error from Core"
 _MAX_VALUE_BYTES = 256
 """Maximum UTF-8 bytes of one of an error's values. No error has more than two that can be so long."""
 
-_CODES = {code: grpc.StatusCode[row.status] for code, row in TABLE.items()}
+_CODES = {row.status: grpc.StatusCode[row.status] for row in TABLE.values()}
+
+_TYPICAL = {
+    (TABLE[code].status, TABLE[code].retry_after is not None): TABLE[code]
+    for code in (
+        *("invalid_parameter", "invalid_api_key", "model_not_allowed", "not_found", "method_not_allowed"),
+        *("payload_too_large", "rate_limit_exceeded", "idempotency_mismatch", "idempotency_conflict"),
+        *("provider_failed", "overloaded", "deadline_exceeded", "internal_error"),
+    )
+}
+"""By gRPC status and whether a wait is proposed: the error whose HTTP status and type an unknown one gets."""
 
 
 class _Keys(dict[str, str]):
@@ -86,14 +97,14 @@ def header_name(key: str) -> str | None:
 
 
 def status_code(error: PomeloError) -> Any:
-    return _CODES[error.code]
+    return _CODES[error.row.status]
 
 
 def to_status(error: PomeloError) -> status_pb2.Status:
     """Returns the google.rpc.Status of an error, with ErrorInfo and, as they apply, RetryInfo, BadRequest and
     QuotaFailure. The metadata of ErrorInfo are the error's field and values."""
     message = _truncate(error.message, _MAX_MESSAGE_BYTES)
-    status = status_pb2.Status(code=_CODES[error.code].value[0], message=message)
+    status = status_pb2.Status(code=_CODES[error.row.status].value[0], message=message)
     info = error_details_pb2.ErrorInfo(reason=error.row.reason, domain=DOMAIN)
     field = None if error.field is None else _truncate(error.field, _MAX_FIELD_BYTES)
     values = {key: _truncate(value, _MAX_VALUE_BYTES) for key, value in error.values.items()}
@@ -149,10 +160,21 @@ def retry_metadata(error: PomeloError) -> list[tuple[str, str]]:
 def from_rpc_error(error: Any) -> PomeloError:
     """Returns the error of a failed call (a grpc.RpcError).
 
-    An error of another Pomelo keeps all that callers see of it. An error of the channel
-    or of a proxy is derived from the status code.
+    An error of another Pomelo keeps all that callers see of it; if only a newer version has it, its HTTP
+    status and type follow from the status code. An error of the channel or of a proxy is derived from the
+    status code.
     """
-    return _from_metadata(error.trailing_metadata() or ()) or _from_code(error.code(), error.details() or "")
+    details = read_details(error.trailing_metadata() or ())
+    if details is None:
+        return _from_code(error.code(), error.details() or "")
+    return PomeloError(
+        details.code if details.code in TABLE else _newer_row(error.code(), details),
+        details.message,
+        field=details.field,
+        retry_after=details.retry_after,
+        values=details.values,
+        repeatable=details.repeatable,
+    )
 
 
 class Details(NamedTuple):
@@ -193,18 +215,11 @@ def read_details(metadata: Iterable[tuple[str, Any]]) -> Details | None:
     return Details(info.reason.lower(), status.message, field, retry_after, values, repeatable)
 
 
-def _from_metadata(metadata: Iterable[tuple[str, Any]]) -> PomeloError | None:
-    details = read_details(metadata)
-    if details is None or details.code not in TABLE:
-        return None
-    return PomeloError(
-        details.code,
-        details.message,
-        field=details.field,
-        retry_after=details.retry_after,
-        values=details.values,
-        repeatable=details.repeatable,
-    )
+def _newer_row(code: Any, details: Details) -> ErrorRow:
+    """Returns the row of an error that only a newer version has."""
+    status, waits = code.name, details.retry_after is not None
+    typical = _TYPICAL.get((status, waits)) or _TYPICAL.get((status, not waits)) or TABLE["internal_error"]
+    return replace(typical, code=details.code, retry_after=details.retry_after)
 
 
 def _from_code(code: Any, details: str) -> PomeloError:

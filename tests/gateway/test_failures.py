@@ -12,7 +12,7 @@ import pytest
 
 from gateway.errors import rename_field, unrouted_headers
 from pomelo.call import Call
-from pomelo.errors import TABLE, PomeloError
+from pomelo.errors import TABLE, ErrorRow, PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from tests.gateway.gateway_app import GatewayApp
@@ -126,6 +126,12 @@ def test_an_error_names_its_field_as_the_caller_does() -> None:
     message = "Invalid max_completion_tokens: use xmax_tokens"
     expected = PomeloError(error.code, message, field="max_completion_tokens", **more)
     assert vars(renamed) == vars(expected)
+
+
+def test_an_error_that_only_a_newer_server_has_names_its_field_as_the_caller_does() -> None:
+    row = ErrorRow("newer_code", 400, "INVALID_ARGUMENT", "invalid_request_error", "Invalid max_tokens")
+    renamed = rename_field(PomeloError(row, field="max_tokens"), lambda _: "max_completion_tokens")
+    assert (renamed.row, renamed.message) == (row, "Invalid max_completion_tokens")
 
 
 @pytest.mark.parametrize("field", [None, "", "seed"])

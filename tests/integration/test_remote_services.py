@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ import pytest
 
 from pomelo.app import App
 from pomelo.call import MALFORMED_KEY, REPEATED_KEY, Call
-from pomelo.errors import PomeloError
+from pomelo.errors import ErrorRow, PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.runtime.in_flight import InFlight, InFlightLimits
@@ -22,11 +23,12 @@ from pomelo.server.remote import open_remote
 from pomelo.server.server import Server, ServerOptions, open_server
 from pomelo.service import AccessService, Services, Visit, list_all_models
 from pomelo.telemetry.readiness import Readiness
-from tests.calls import call_of, refusal
+from tests.calls import call_of, error_parts, refusal
 from tests.conftest import Keys
 from tests.driver import STREAM
 from tests.integration.both_ends import both_ends
 from tests.integration.scripted_services import KEY, PROOF, STARTED, ChargedAtTheEnd, ScriptedServices
+from tests.integration.test_remote import RUN, Run
 from tests.tasks import small_task, text_task
 from tests.unit.refusals import refused
 from tests.waiting import until
@@ -325,6 +327,21 @@ async def test_the_server_deletes_the_upload_of_a_request_that_a_gateway_refuses
         assert call.response_headers == headers
     (task,) = tasks
     assert (task.model, task.speech_to_text.audio.media_id) == ("", "media_1")
+
+
+@RUN
+async def test_an_error_that_only_a_newer_server_has_keeps_its_code_and_leaves_the_server_available(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    newer = PomeloError(ErrorRow("model_busy", 503, "UNAVAILABLE", "api_error", "Wait a moment", 2))
+
+    async def fail(call: Call) -> None:
+        raise newer
+
+    async with ends(ScriptedServices(before=fail)) as opened:
+        error = await refusal(run(opened.services, text_task(), call_of(KEY)))
+    assert (error_parts(error), error.row.http) == (error_parts(newer), newer.row.http)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @STREAM

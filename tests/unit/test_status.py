@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.openapi.schema import RESPONSE_HEADERS
-from pomelo.errors import FAILED_KEYS_QUOTA, TABLE, PomeloError
+from pomelo.errors import FAILED_KEYS_QUOTA, TABLE, ErrorRow, PomeloError
 from pomelo.status import (
     DETAILS_KEY,
     OPEN_KEY,
@@ -218,10 +218,44 @@ def test_a_foreign_status_becomes_the_nearest_error_without_its_text(
     assert words not in error.message
 
 
-def test_details_of_another_domain_or_an_unknown_reason_are_ignored() -> None:
+@pytest.mark.parametrize(
+    ("status", "retry_after", "http", "error_type"),
+    [
+        ("INVALID_ARGUMENT", None, 400, "invalid_request_error"),
+        ("UNAUTHENTICATED", None, 401, "authentication_error"),
+        ("PERMISSION_DENIED", None, 403, "permission_error"),
+        ("NOT_FOUND", None, 404, "invalid_request_error"),
+        ("UNIMPLEMENTED", None, 405, "invalid_request_error"),
+        ("ABORTED", 1, 409, "invalid_request_error"),
+        ("ABORTED", None, 409, "invalid_request_error"),
+        ("RESOURCE_EXHAUSTED", None, 413, "invalid_request_error"),
+        ("FAILED_PRECONDITION", None, 422, "invalid_request_error"),
+        ("RESOURCE_EXHAUSTED", 60, 429, "rate_limit_error"),
+        ("INTERNAL", None, 500, "api_error"),
+        ("DATA_LOSS", None, 500, "api_error"),
+        ("UNAVAILABLE", None, 502, "provider_error"),
+        ("UNAVAILABLE", 5, 503, "api_error"),
+        ("DEADLINE_EXCEEDED", None, 504, "timeout_error"),
+    ],
+)
+def test_an_error_that_only_a_newer_version_has_keeps_its_code_and_is_treated_by_its_status(
+    status: str, retry_after: int | None, http: int, error_type: str
+) -> None:
+    row = ErrorRow("newer_code", 418, "INTERNAL", "newer_error", "Do this", retry_after)
+    error = PomeloError(row, field="newer", values={"newerMicros": 5}, repeatable=False)
+    sent = to_status(error)
+    metadata = grpc.aio.Metadata(*details_metadata(sent), *retry_metadata(error))
+    received = from_rpc_error(
+        grpc.aio.AioRpcError(grpc.StatusCode[status], NO_METADATA, metadata, details=sent.message)
+    )
+    assert error_parts(received) == error_parts(error)
+    assert (received.row.http, received.row.type) == (http, error_type)
+    assert not received.repeatable
+
+
+def test_details_of_another_domain_or_without_a_reason_are_ignored() -> None:
     for domain, reason in (
         ("googleapis.com", "RATE_LIMIT_EXCEEDED"),
-        ("pomelo", "A_NEWER_REASON"),
         ("pomelo", ""),
     ):
         status = status_pb2.Status(code=14, message="theirs")
