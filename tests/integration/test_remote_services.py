@@ -359,3 +359,21 @@ async def test_the_upload_of_a_task_is_deleted_by_the_server(stream: bool) -> No
             await opened.services.tasks.run_task(task, TaskOptions(), call)
         call.end()
     assert dropped == []
+
+
+@pytest.mark.parametrize("has_run", [False, True], ids=["refused", "has run"])
+async def test_only_the_upload_of_a_refused_task_is_deleted_by_a_request(has_run: bool) -> None:
+    async def fail(call: Call) -> None:
+        if has_run:
+            call.response_headers["X-Credits-Charged"] = "0"
+        raise PomeloError("provider_failed")
+
+    async with ends(ScriptedServices(before=fail)) as opened:
+        task = small_task("speech_to_text")
+        task.speech_to_text.audio.media_id = "media_1"
+        call = call_of(KEY)
+        dropped = []
+        call.at_end.append(lambda: dropped.append("media_1"))
+        await refusal(opened.services.tasks.run_task(task, TaskOptions(), call))
+        call.end()
+    assert dropped == ([] if has_run else ["media_1"])

@@ -137,7 +137,12 @@ class RemoteTasks:
     async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
         request = RunTaskRequest(spec=spec, options=options)
         response: RunTaskResponse
-        response = await self._pool.unary(lambda stubs: stubs.tasks.RunTask, request, call)
+        try:
+            response = await self._pool.unary(lambda stubs: stubs.tasks.RunTask, request, call)
+        except PomeloError:
+            if CHARGED_HEADER in call.response_headers:  # it has run, and failed
+                _leave_upload(spec, call)
+            raise
         _leave_upload(spec, call)
         _reserve_replay(call, response.ByteSize())
         return response.result
