@@ -13,7 +13,7 @@ import grpc
 from google.protobuf.message import Message
 
 from pomelo.call import Call
-from pomelo.errors import BODY_ERRORS, TABLE, PomeloError, without_traceback
+from pomelo.errors import BODY_ERRORS, PomeloError, without_traceback
 from pomelo.network.origin import FORWARDED_KEY, caller_address
 from pomelo.runtime.in_flight import FairSemaphore
 from pomelo.runtime.process import CancelScope
@@ -52,8 +52,8 @@ class Rpc:
     """One gRPC call: its `Call`, its messages, and its response."""
 
     __slots__ = (
-        "_authenticated", "_context", "_front", "_loop", "_pool", "_read", "_release", "_served", "_size",
-        "_started", "accepted", "call", "gateway", "model", "opening", "peer", "refused_body", "scope",
+        "_authenticated", "_context", "_front", "_loop", "_pool", "_read", "_release", "_size", "_started",
+        "accepted", "call", "gateway", "model", "opening", "peer", "refused_body", "scope", "served",
         "timeout_error", "trusted", "unread", "visit", "write",
     )  # fmt: skip
 
@@ -73,7 +73,8 @@ class Rpc:
         self.write: Callable[[bytes], Awaitable[None]] = context.write
         """Sends one serialized message of a stream; waits until the caller reads."""
         self._pool: Pool | None = None  # what counts the call as one without a key
-        self._authenticated = self._read = self._served = False
+        self._authenticated = self._read = False
+        self.served = False  # whether the message was passed to a service
         self._size = 0
         origin = front.proof.origin(metadata, self.peer)
         self.gateway = origin.gateway
@@ -215,19 +216,27 @@ class Rpc:
             front.reads.release(owner)
         self.unlimit()
         request = check_request(parse(data, message_type))
-        self._served = True
+        self.served = True
         return request
 
     async def small_message(self, message_type: Any, *, health: bool = False) -> Any:
         """Receives and parses the single message of a call that needs no key; `health` uses the limit of
-        health checks.
+        health checks. Callers without a key can't delay that of a caller with one, or of a gateway.
 
         Raises:
             PomeloError: invalid_body, payload_too_large, overloaded, deadline_exceeded.
         """
         front = self._front
-        async with (front.health_reads if health else front.unauthenticated_reads).slot():
+        if self.visit is None and not self.trusted:
+            async with (front.health_reads if health else front.unauthenticated_reads).slot():
+                return parse(await self._only_message(field_limit.SMALL_MESSAGE), message_type)
+        until = self._started + front.limits.read_time
+        owner = await self._acquire(front.reads, until, front.slow_message)
+        try:
             data = await self._only_message(field_limit.SMALL_MESSAGE)
+        finally:
+            front.reads.release(owner)
+        self.unlimit()
         return parse(data, message_type)
 
     async def next_message(self, message_type: Any) -> Any:
@@ -354,25 +363,12 @@ class Rpc:
             pairs += retry_metadata(error)
         return status_code(error), status.message, (*details_metadata(status), *pairs)
 
-    def forwarded_refusal(self) -> PomeloError:
-        """Counts a body that the gateway refused, and returns its error.
-
-        Raises:
-            PomeloError: overloaded.
-        """
-        assert self.visit is not None
-        code, _, size = self.refused_body.partition(" ")
-        # The body is not buffered here: only its size counts.
-        self.visit.reserve(min(int(size), 1024 * 1024) if size.isascii() and size.isdigit() else 0)
-        self._served = False
-        return PomeloError(code if code in TABLE else "invalid_body")
-
     def refuses_body(self, error: PomeloError) -> bool:
         """Whether `Visit.refuse` must report and count an error: one that no service has raised, or one that
         refuses a large message."""
         if self.accepted or self.call.reserved:
             return False  # the task was accepted and counted already
-        if not self._served or error.code in BODY_ERRORS:
+        if not self.served or error.code in BODY_ERRORS:
             return True
         return self._size + self.call.file_bytes > field_limit.SMALL_MESSAGE and error.row.http == 400
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 
-from pomelo.errors import invalid, missing
+from pomelo.errors import TABLE, PomeloError, invalid, missing
 from pomelo.gen.v1 import account_service_pb2 as account_pb
 from pomelo.gen.v1 import media_service_pb2 as media_pb
 from pomelo.gen.v1 import model_service_pb2 as model_pb
@@ -43,7 +43,7 @@ class TaskServicer:
     async def RunTask(self, request: RunTaskRequest, rpc: Rpc) -> bytes:
         rpc.model = request.spec.model
         if rpc.refused_body:
-            raise rpc.forwarded_refusal()
+            raise _forwarded_refusal(rpc)
         return _run_response(await self._tasks.run_task(request.spec, request.options, rpc.call))
 
     # A coroutine that writes, not a generator: if the caller left during a write, the garbage collector would
@@ -143,6 +143,20 @@ class ReflectionServicer:
         while (request := await rpc.next_message(ServerReflectionRequest)) is not None:
             for answer in self._reflection.answers(request):
                 await rpc.send(answer)
+
+
+def _forwarded_refusal(rpc: Rpc) -> PomeloError:
+    """Counts a body that the gateway refused, and returns its error.
+
+    Raises:
+        PomeloError: overloaded.
+    """
+    assert rpc.visit is not None
+    code, _, size = rpc.refused_body.partition(" ")
+    # The body is not buffered here: only its size counts.
+    rpc.visit.reserve(min(int(size), 1024 * 1024) if size.isascii() and size.isdigit() else 0)
+    rpc.served = False
+    return PomeloError(code if code in TABLE else "invalid_body")
 
 
 async def _chunks(buffered: list[media_pb.UploadMediaRequest], rpc: Rpc) -> AsyncIterator[bytes]:

@@ -272,6 +272,18 @@ async def test_health_checks_need_no_slot_of_other_calls_without_a_key() -> None
         assert (await health.List(health_pb2.HealthListRequest())).statuses
 
 
+async def test_callers_without_a_key_cannot_delay_small_messages_of_others() -> None:
+    async with serve_scripted(unauthenticated_reads=0, health_reads=0) as opened:
+        health, gateway = health_pb2_grpc.HealthStub(opened.channel), PROOF.metadata("rest", "192.0.2.7", "")
+        link = DownloadMediaRequest(id="media_1", signature="s")
+        await end(opened.media.DownloadMedia(link, metadata=bearer(KEY), timeout=20))
+        await end(opened.media.DownloadMedia(link, metadata=gateway, timeout=20))
+        assert (await health.Check(health_pb2.HealthCheckRequest(), metadata=gateway, timeout=20)).status
+        watch = health.Watch(health_pb2.HealthCheckRequest(), metadata=bearer(KEY), timeout=20)
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        watch.cancel()
+
+
 async def test_a_watch_of_an_unknown_service_stays_until_the_drain() -> None:
     async with serve_scripted() as opened:
         health = health_pb2_grpc.HealthStub(opened.channel)
