@@ -14,8 +14,9 @@ from pomelo.runtime.draining import Draining
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.remote import channel, open_remote, pool
 from pomelo.server.remote.pool import ConnectionPool
+from pomelo.server.remote.services import RemoteModels
 from pomelo.server.server import Server, ServerOptions, open_server
-from pomelo.service import Services
+from pomelo.service import Services, list_all_models
 from pomelo.telemetry.readiness import Readiness
 from tests.calls import call_of, refusal
 from tests.conftest import Keys
@@ -24,11 +25,17 @@ from tests.tasks import text_task
 
 
 class Balancer:
-    """Forwards each new connection to the port `to`, and keeps those that it has."""
+    """Forwards each new connection to the port `to`, and keeps those that it has. Without those that it `froze`,
+    which pass nothing on."""
 
     def __init__(self, server: Server) -> None:
         self.lead_to(server)
         self.connections = 0
+        self.froze = 0
+
+    def freeze(self) -> None:
+        """Lets all connections of now pass nothing on any more, as if their server had no power."""
+        self.froze = self.connections
 
     def lead_to(self, server: Server) -> None:
         self._to = int(server.address.rpartition(":")[2])
@@ -44,16 +51,19 @@ class Balancer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        number = self.connections
         to_reader, to_writer = await asyncio.open_connection("127.0.0.1", self._to)
-        await asyncio.gather(_forward(reader, to_writer), _forward(to_reader, writer))
+        await asyncio.gather(
+            self._forward(number, reader, to_writer), self._forward(number, to_reader, writer)
+        )
 
-
-async def _forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(ConnectionError):
-        while data := await reader.read(65_536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
+    async def _forward(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                if number > self.froze:
+                    writer.write(data)
+                    await writer.drain()
+        writer.close()
 
 
 @asynccontextmanager
@@ -111,6 +121,25 @@ async def test_a_gateway_stays_ready_if_another_server_is(app: App) -> None:
         assert (await refusal(connections.check_health())).code == "server_unavailable"
         for _ in range(3):
             await connections.check_health()
+        assert balancer.connections == 2
+
+
+async def test_calls_go_on_with_another_server_if_one_does_not_respond(
+    app: App, keys: Keys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(serve(app.services))
+        second = await stack.enter_async_context(serve(app.services))
+        balancer = Balancer(first)
+        address = await stack.enter_async_context(balancer.listen())
+        connections = ConnectionPool(address, None, stack, PROOF, {})
+        models = RemoteModels(connections)
+        assert await list_all_models(models, call_of(keys.test))
+        balancer.freeze()
+        balancer.lead_to(second)
+        monkeypatch.setattr(pool, "_HEALTH_TIMEOUT", 0.5)
+        assert (await refusal(connections.check_health())).code == "deadline_exceeded"
+        assert await list_all_models(models, call_of(keys.test))
         assert balancer.connections == 2
 
 

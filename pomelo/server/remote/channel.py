@@ -33,8 +33,8 @@ MAX_MESSAGE = 64 * 1024 * 1024
 """Maximum bytes of one message from the server, which may contain an image or audio."""
 
 _LEAVE_AFTER = 5.0
-"""Seconds after which a connection may be replaced because its server drains or is not ready: behind one
-address, the next connection may lead to another server."""
+"""Seconds after which a connection may be replaced because its server drains, is not ready or does not
+respond: behind one address, the next connection may lead to another server."""
 
 _GRACE = 0.25
 """Seconds after the deadline in which the server can still report itself that it passed."""

@@ -28,8 +28,8 @@ M = TypeVar("M")
 
 
 class ConnectionPool:
-    """The connections to one server: one, and one more whenever all are full, or lead to a server that drains
-    or is not ready: its address may be that of a load balancer."""
+    """The connections to one server: one, and one more whenever all are full, or lead to a server that
+    drains, is not ready or does not respond: its address may be that of a load balancer."""
 
     def __init__(
         self,
@@ -79,7 +79,12 @@ class ConnectionPool:
         """
         if self._proof.known:
             connection = self.pick()
-            status = await self._health(connection)
+            try:
+                status = await self._health(connection)
+            except PomeloError as error:
+                if error.code == "deadline_exceeded":  # it may take a minute to break
+                    connection.leave()
+                raise
             if status != health_pb2.HealthCheckResponse.SERVING:
                 connection.leave()
         else:  # a server closes a connection that presents no key, so each check opens its own
