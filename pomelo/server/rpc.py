@@ -34,7 +34,7 @@ from pomelo.status import (
 )
 
 _GRACE = 5.0
-"""Seconds after a call's deadline in which the services end it themselves, with a complete response."""
+"""Seconds after a call's deadline in which the services end it themselves. Gateways wait a little longer."""
 
 _DISCARD_TIME = 1.0
 """Seconds for which the messages of a refused upload are still received and discarded."""
@@ -82,8 +82,8 @@ class Rpc:
         address = origin.address
         if front.proxies and not origin.proven:
             address = caller_address(address, metadata.get(FORWARDED_KEY, ""), front.proxies)
-        # A gateway sends its caller's deadline in a header, and sets a slightly later one itself, so that the
-        # response of a late task comes from this server and is complete.
+        # A gateway sends its caller's deadline in a header, and sets a later one itself, so that the response
+        # of a late task comes from this server and is complete.
         self.call = Call.from_headers(
             metadata.get,
             protocol=origin.protocol,

@@ -25,7 +25,7 @@ from pomelo.stores.ledger import ReplayedAnswer
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.testing import Answer, Gate
 from tests.app import RunningApp, run_app
-from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, PROTOCOLS, STREAM
+from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, PROTOCOLS, REST_PROTOCOL, STREAM
 from tests.tasks import TASK_BODIES, text_body
 from tests.unit.engine.jobs import accepted_job
 from tests.waiting import cancel
@@ -81,6 +81,8 @@ def _store(app: RunningApp, stores: list[FaultyStore]) -> Any:
     (store,) = stores
     yield store
     store.failing.clear()
+    for event in store.waits.values():  # what still waits, if the test has failed
+        event.set()
     store.waits.clear()
     store.after = False
 
@@ -202,12 +204,13 @@ async def test_a_caller_who_leaves_during_an_outage_is_charged_after_it(
 
 
 @STREAM
+@REST_PROTOCOL
 async def test_no_deadline_applies_while_a_task_is_charged(
-    app: RunningApp, store: FaultyStore, stream: bool
+    app: RunningApp, store: FaultyStore, protocol: str, stream: bool
 ) -> None:
     account = await app.account()
     store.waits["settle"] = asyncio.Event()
-    task = asyncio.create_task(app.ask("rest", account.test, text_body(), stream=stream, within=3))
+    task = asyncio.create_task(app.ask(protocol, account.test, text_body(), stream=stream, within=3))
     done, _ = await asyncio.wait([task], timeout=3.5)
     assert not done, "the task waits, although its deadline has passed"
     store.waits["settle"].set()

@@ -36,8 +36,12 @@ _LEAVE_AFTER = 5.0
 """Seconds after which a connection may be replaced because its server drains, is not ready or does not
 respond: behind one address, the next connection may lead to another server."""
 
-_GRACE = 0.25
-"""Seconds after the deadline in which the server can still report itself that it passed."""
+_GRACE = 5.25
+"""Seconds after the deadline in which the server can still respond: it ends late calls itself, within 5
+seconds, and what it charges meanwhile is delivered."""
+
+_UNPROVEN_GRACE = 0.25
+"""The same without a proof: the server takes the end of this time for the deadline."""
 
 _PLAIN = re.compile(r"[\x21-\x7e]{1,256}")
 """Text that metadata can carry; longer than any key or traceparent."""
@@ -97,8 +101,8 @@ class Connection:
     While it is `leaving`, it gets no new calls."""
 
     __slots__ = (
-        "_leave_at", "_proof", "_watch", "accounts", "calls", "channel", "health", "leaving", "media",
-        "models", "stream_task", "tasks",
+        "_is_proven", "_leave_at", "_proof", "_watch", "accounts", "calls", "channel", "health", "leaving",
+        "media", "models", "stream_task", "tasks",
     )  # fmt: skip
 
     def __init__(self, channel: Any, proof: GatewayProof, watch: ServerWatch) -> None:
@@ -107,6 +111,7 @@ class Connection:
         self.leaving = False
         self._leave_at = time.monotonic() + _LEAVE_AFTER
         self._proof = proof
+        self._is_proven = proof.known
         self._watch = watch
         self.tasks = TaskServiceStub(channel)
         self.stream_task = channel.unary_stream(
@@ -159,7 +164,24 @@ class Connection:
             metadata.append(("prefer", STRICT))
         if call.traceparent is not None and _PLAIN.fullmatch(call.traceparent):
             metadata.append(("traceparent", call.traceparent))
-        return {"metadata": metadata, "timeout": remaining + _GRACE}
+        grace = _GRACE if self._is_proven else _UNPROVEN_GRACE
+        return {"metadata": metadata, "timeout": remaining + grace}
+
+    @contextmanager
+    def until_deadline(self, call: Call) -> Iterator[None]:
+        """Ends the body when the server can't respond to `call` any more.
+
+        Raises:
+            PomeloError: deadline_exceeded.
+        """
+        scope = CancelScope(call.deadline + (_GRACE if self._is_proven else _UNPROVEN_GRACE))
+        try:
+            with scope:
+                yield
+        except TimeoutError as error:
+            if scope.expired:
+                raise PomeloError("deadline_exceeded") from error
+            raise
 
 
 async def unary(rpc: Any, call: Call, errors: Iterable[Any] = ()) -> Any:
@@ -236,23 +258,6 @@ class Messages(AsyncIterator[M]):
         if self._turn.over():
             await self._turn.next()
         return message
-
-
-@contextmanager
-def until_deadline(call: Call) -> Iterator[None]:
-    """Ends the body shortly after the call's deadline.
-
-    Raises:
-        PomeloError: deadline_exceeded.
-    """
-    scope = CancelScope(call.deadline + _GRACE)
-    try:
-        with scope:
-            yield
-    except TimeoutError as error:
-        if scope.expired:
-            raise PomeloError("deadline_exceeded") from error
-        raise
 
 
 def _fill(call: Call, metadata: Iterable[tuple[str, Any]] | None) -> None:

@@ -24,7 +24,7 @@ from pomelo.gen.v1.media_service_pb2 import (
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.runtime.turns import Turns
-from pomelo.server.remote.channel import Messages, unary, until_deadline
+from pomelo.server.remote.channel import Messages, unary
 from pomelo.server.remote.pool import ConnectionPool
 from pomelo.service import MediaBytes
 from pomelo.status import DISCARD_KEY, error_of
@@ -50,7 +50,7 @@ class RemoteMedia:
         with self._pool.pick() as connection:
             rpc = connection.media.UploadMedia(**connection.arguments(call))
             try:
-                with until_deadline(call):
+                with connection.until_deadline(call):
                     errors = await _send(rpc, content_type, chunks)
                     response = await unary(rpc, call, errors)
             finally:
@@ -97,7 +97,7 @@ class RemoteMedia:
             rpc = connection.media.DownloadMedia(request, **connection.arguments(call))
             messages: Messages[DownloadMediaResponse] = Messages(rpc, call, self._turns.stream())
             try:
-                with until_deadline(call):
+                with connection.until_deadline(call):
                     await messages.accepted()
                     first = await anext(messages)
                     yield first.media, _Chunks(messages)

@@ -29,7 +29,7 @@ from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, RunTaskResponse, StreamTaskRequest, TaskOptions
 from pomelo.runtime.in_flight import InFlight, Ticket
 from pomelo.runtime.turns import Turns
-from pomelo.server.remote.channel import Messages, unary, until_deadline
+from pomelo.server.remote.channel import Messages, unary
 from pomelo.server.remote.pool import ConnectionPool
 from pomelo.status import REFUSED_KEY
 
@@ -157,7 +157,7 @@ class RemoteTasks:
             rpc = connection.stream_task(request, **connection.arguments(call))
             events: Messages[TaskEvent] = Messages(rpc, call, self._turns.stream())
             try:
-                with until_deadline(call):
+                with connection.until_deadline(call):
                     await events.accepted()
                     _leave_upload(spec, call)
                     _reserve_replay(call, 0)  # its size is not known yet
