@@ -115,6 +115,30 @@ async def test_an_answer_is_stored_for_24_hours(rig: Rig, clock: Clock) -> None:
     assert await refusal(rig.store.reserve(request("c", idempotency_key=KEY))) == "idempotency_mismatch"
 
 
+async def test_an_answer_is_stored_for_24_hours_although_the_clock_was_behind_at_the_start(
+    rig: Rig, clock: Clock
+) -> None:
+    clock.jumps(2 * DAY)
+    await rig.store.reserve(request("a", idempotency_key=KEY))
+    await rig.store.settle(settlement("a", answer=b"hello", at=clock.wall))
+    clock.passes(DAY - 1)
+    await rig.crash()
+    assert isinstance(await rig.store.reserve(request("b", idempotency_key=KEY)), ReplayedAnswer)
+    clock.passes(1)
+    assert isinstance(await rig.store.reserve(request("b", idempotency_key=KEY)), Reserved)
+
+
+async def test_an_answer_is_not_stored_longer_although_the_clock_was_ahead_for_a_moment(
+    rig: Rig, clock: Clock
+) -> None:
+    await rig.store.reserve(request("a", idempotency_key=KEY))
+    await rig.store.settle(settlement("a", answer=b"hello", at=clock.wall + 100 * DAY))
+    await rig.crash()
+    assert isinstance(await rig.store.reserve(request("b", idempotency_key=KEY)), ReplayedAnswer)
+    clock.passes(DAY)
+    assert isinstance(await rig.store.reserve(request("b", idempotency_key=KEY)), Reserved)
+
+
 async def test_a_key_that_is_used_again_after_24_hours_has_the_later_answer(rig: Rig, clock: Clock) -> None:
     await rig.store.reserve(request("a", idempotency_key=KEY))
     await rig.store.settle(settlement("a", 3, answer=b"earlier"))

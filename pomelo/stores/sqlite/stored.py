@@ -10,7 +10,7 @@ from typing import NamedTuple
 from pydantic_core import from_json, to_json
 
 from pomelo.stores import records
-from pomelo.stores.ledger import IdempotencyKey, LimitStatus, Refused, ReplayedAnswer
+from pomelo.stores.ledger import REPLAY_SECONDS, IdempotencyKey, LimitStatus, Refused, ReplayedAnswer
 from pomelo.stores.sqlite.journal import Batch, End, write_certainly
 from pomelo.stores.sqlite.usage import find_record
 from pomelo.stores.sqlite.wallets import LoadedBudget, LoadedWallet, Reservation, WalletRow
@@ -27,6 +27,17 @@ _NOTE = (
     "INSERT INTO holds (task_id, account, live, amount, record, counted) VALUES (?, ?, ?, ?, ?, ?)"
     " ON CONFLICT (task_id) DO UPDATE SET record = excluded.record"
 )
+
+_LAST_DELAY = (
+    "SELECT usage.at + ? - repeats.expires FROM repeats JOIN usage USING (task_id)"
+    " WHERE repeats.rowid = (SELECT max(rowid) FROM repeats)"
+)
+_PROLONG = (
+    "UPDATE repeats SET expires = usage.at + ?1 FROM usage"
+    " WHERE usage.task_id = repeats.task_id AND usage.at + ?1 > repeats.expires AND usage.at <= ?2"
+)
+_MAX_DELAY = 60.0
+"""Seconds by which the clock of a store may be behind that of the machine before answers are prolonged."""
 
 
 def read_wallet(connection: sqlite3.Connection, account: str, live: bool) -> WalletRow:
@@ -116,6 +127,7 @@ def recover_all(connection: sqlite3.Connection, now: float) -> int:
     Call before the store is used, in a transaction: every task in the file is orphaned then.
     """
     write_certainly(connection)  # A file that can't be written is not opened.
+    _prolong_answers(connection, now)
     connection.execute("DELETE FROM repeats WHERE expires <= ?", (now,))
     rows = connection.execute(
         "SELECT task_id, account, live, amount, repeat_key, record, counted FROM holds ORDER BY task_id"
@@ -149,3 +161,11 @@ def recover_all(connection: sqlite3.Connection, now: float) -> int:
     )
     connection.execute("DELETE FROM holds")
     return len(rows)
+
+
+def _prolong_answers(connection: sqlite3.Connection, now: float) -> None:
+    """Lets answers expire by the times of their records, if the clock of the process that stored them was
+    behind: that of the machine was when the process started, or the machine was suspended."""
+    last = connection.execute(_LAST_DELAY, (REPLAY_SECONDS,)).fetchone()
+    if last is not None and last[0] is not None and last[0] > _MAX_DELAY:
+        connection.execute(_PROLONG, (REPLAY_SECONDS, now))
