@@ -114,9 +114,15 @@ async def fingerprint(spec: TaskSpec, audio: AudioSource | None) -> bytes:
     Raises:
         PomeloError: store_unavailable.
     """
+    if audio is None and spec.ByteSize() <= LARGE:
+        return _fingerprint(spec, None)
+    return await asyncio.to_thread(_fingerprint, spec, audio)
+
+
+def _fingerprint(spec: TaskSpec, audio: AudioSource | None) -> bytes:
     digest = hashlib.sha256(_ANSWER_FORM)
     if audio is not None:
-        digest.update(await asyncio.to_thread(_digest, audio))
+        digest.update(_digest(audio))
         if sample_format(audio.content_type) is not None:  # it says how long they are, and how they sound
             digest.update(audio.content_type.encode())
         without_audio = TaskSpec()

@@ -52,9 +52,12 @@ def run(test: Callable[[RecordingThreads], Awaitable[None]]) -> None:
 
 
 @STREAM
-@pytest.mark.parametrize(("prompt", "threads_used"), [(PROMPT[: LARGE // 2], 0), (PROMPT, 2)])
-def test_a_large_text_is_accepted_with_two_changes_of_the_thread(
-    tmp_path: Path, stream: bool, prompt: str, threads_used: int
+@pytest.mark.parametrize(
+    ("prompt", "key", "threads_used"),
+    [(PROMPT[: LARGE // 2], "order-7", 0), (PROMPT, None, 2), (PROMPT, "order-7", 3)],
+)
+def test_a_large_text_is_accepted_with_few_changes_of_the_thread(
+    tmp_path: Path, stream: bool, prompt: str, key: str | None, threads_used: int
 ) -> None:
     async def accept(threads: RecordingThreads) -> None:
         access: Any = Access()
@@ -64,7 +67,9 @@ def test_a_large_text_is_accepted_with_two_changes_of_the_thread(
             media=MediaStore(tmp_path / "media", b"s" * 32),
             measurer=Measurer(),
         )
-        await acceptance.accept(text_task(prompt), TaskOptions(), call("rest"), PRINCIPAL, stream=stream)
+        made = call("rest")
+        made.idempotency_key = key
+        await acceptance.accept(text_task(prompt), TaskOptions(), made, PRINCIPAL, stream=stream)
         assert len(threads.functions) == threads_used
 
     run(accept)
