@@ -60,6 +60,9 @@ DEFAULT_IMAGE_SIDE = 1024
 """The width and height of an image in pixels if the caller does not set them."""
 
 MAX_SPEAKERS = 32
+MANY_WORDS = 5_000
+"""Words of a transcript, or characters with times, above which it is processed in a thread: that takes 10 ms
+and more."""
 
 MAX_CHARACTERS = 10_000
 """Characters of a prompt or of a text to speak with the built-in models. A model's own limit applies."""

@@ -7,7 +7,7 @@ from gateway.openapi.schema import object_of
 from gateway.types import fields
 from gateway.types.base import Link, TaskFormat, open_object, result_schema
 from gateway.types.speech import LANGUAGE_CODE
-from pomelo.fields import SPEECH_TO_TEXT_FIELDS
+from pomelo.fields import MANY_WORDS, SPEECH_TO_TEXT_FIELDS
 from pomelo.gen.v1.speech_pb2 import TimestampGranularity
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.protobuf.times import from_duration
@@ -27,9 +27,6 @@ def render_result(result: TaskResult, link: Link) -> bytes:
     members = {"text": transcription.text, "language": transcription.language_code, "words": words}
     return open_object(result, "speech.transcription", **members) + b"}"
 
-
-_MANY_WORDS = 5_000
-"""Words, or characters with times, above which a transcript takes 10 ms and more to render."""
 
 _WORD = {
     "text": {"type": "string"},
@@ -75,5 +72,5 @@ FORMAT = TaskFormat(
         fields.METADATA,
     ),
     render_result=render_result,
-    is_slow=lambda result: len(result.transcription.words) > _MANY_WORDS,
+    is_slow=lambda result: len(result.transcription.words) > MANY_WORDS,
 )

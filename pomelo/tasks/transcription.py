@@ -12,7 +12,7 @@ from pomelo.catalog.catalog import Model
 from pomelo.catalog.languages import iso_language
 from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
-from pomelo.fields import SPEECH_TO_TEXT_FIELDS, check_enum, check_numbers
+from pomelo.fields import MANY_WORDS, SPEECH_TO_TEXT_FIELDS, check_enum, check_numbers
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, TimestampGranularity, Transcription
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
 from pomelo.protobuf.times import from_duration, is_duration
@@ -21,10 +21,6 @@ from pomelo.tasks.base import Collector, CollectorContext, ReadMedia, TaskDefini
 from pomelo.tasks.speech import check_audio, check_language
 
 log = logging.getLogger("pomelo.tasks")
-
-MANY_WORDS = 5_000
-"""Words, or characters with times, above which a transcript is processed in a thread: it takes 10 ms and
-more."""
 
 
 def check(task_input: SpeechToTextInput, model: Model, read_media: ReadMedia) -> None:

@@ -7,11 +7,11 @@ from math import inf, nan
 import pytest
 
 from pomelo.catalog.pricing import Usage
+from pomelo.fields import MANY_WORDS
 from pomelo.gen.v1.speech_pb2 import Transcription
 from pomelo.gen.v1.task_pb2 import TaskEvent
 from pomelo.protobuf.times import from_duration, to_duration
 from pomelo.tasks.base import Estimate
-from pomelo.tasks.transcription import MANY_WORDS
 from tests.unit.tasks.collectors import collector, finish
 
 
