@@ -43,10 +43,6 @@ class Draining:
             access=_Access(services.access, self),
         )
 
-    @property
-    def running(self) -> int:
-        return len(self.scopes)
-
     def drain(self) -> None:
         """Refuses every new call with shutting_down from now on; running ones continue."""
         self.draining = True

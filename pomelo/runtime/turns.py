@@ -77,10 +77,6 @@ class Turns:
         self._cost = QUANTUM
         """Seconds that one turn took in the last round."""
 
-    @property
-    def waiting(self) -> int:
-        return sum(not future.done() for future in (*self._fresh, *self._exhausted))
-
     def stream(self) -> Turn:
         """Returns the turns of a new stream."""
         return Turn(self, self._clock)

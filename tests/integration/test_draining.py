@@ -41,7 +41,7 @@ async def warm(clients: list[Any], key: str) -> None:
 
 async def started(app: App, tasks: int) -> None:
     """Returns when that many tasks are running."""
-    await until(lambda: app.draining.running >= tasks)
+    await until(lambda: len(app.draining.scopes) >= tasks)
 
 
 @STREAM

@@ -50,7 +50,7 @@ async def test_services_can_be_stopped_again_while_a_call_cleans_up() -> None:
         draining.stop()
         await cleaning.wait()
         draining.stop()
-        assert draining.running == 1
+        assert len(draining.scopes) == 1
         go_on.set()
         assert (await refusal(task)).code == "shutting_down"
         await draining.idle()

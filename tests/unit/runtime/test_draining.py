@@ -49,8 +49,8 @@ async def test_results_and_arguments_pass_through() -> None:
     assert await draining.counted(echo)(7) == 7
     async with draining.counted_context(numbers)(3) as opened:
         assert list(opened) == [0, 1, 2]
-        assert draining.running == 1
-    assert draining.running == 0
+        assert len(draining.scopes) == 1
+    assert len(draining.scopes) == 0
 
 
 async def test_a_new_call_is_refused_and_a_running_one_completes() -> None:
@@ -90,7 +90,7 @@ async def test_a_stop_ends_the_body_of_an_open_context() -> None:
     draining.stop()
     with refused("shutting_down"):
         await running
-    assert draining.running == 0
+    assert len(draining.scopes) == 0
 
 
 async def test_a_cancelled_call_is_not_reported_as_a_shutdown() -> None:
@@ -100,7 +100,7 @@ async def test_a_cancelled_call_is_not_reported_as_a_shutdown() -> None:
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
-    assert draining.running == 0
+    assert len(draining.scopes) == 0
 
 
 class Waiting:
@@ -131,13 +131,13 @@ async def test_every_call_is_counted_and_refused_after_a_drain(service: str, met
     call = getattr(getattr(guarded(draining, inner), service), method)
     running = asyncio.create_task(call("first", "second"))
     await asyncio.sleep(0)
-    assert draining.running == 1
+    assert len(draining.scopes) == 1
     draining.drain()
     with refused("shutting_down"):
         await call("first", "second")
     inner.end.set()
     assert await running == ("first", "second")
-    assert draining.running == 0
+    assert len(draining.scopes) == 0
 
 
 @pytest.mark.parametrize(("service", "method"), CONTEXTS)
@@ -146,12 +146,12 @@ async def test_every_stream_is_counted_and_refused_after_a_drain(service: str, m
     open_stream = getattr(getattr(guarded(draining, Waiting()), service), method)
     async with open_stream("first", "second") as value:
         assert value == ("first", "second")
-        assert draining.running == 1
+        assert len(draining.scopes) == 1
         draining.drain()
         with refused("shutting_down"):
             async with open_stream("first", "second"):
                 pytest.fail("it was opened")
-    assert draining.running == 0
+    assert len(draining.scopes) == 0
 
 
 async def test_the_admission_of_a_call_is_not_counted_but_refused_after_a_drain() -> None:
@@ -159,7 +159,7 @@ async def test_the_admission_of_a_call_is_not_counted_but_refused_after_a_drain(
     admit = cast(Any, guarded(draining, inner).access.admit)
     admitting = asyncio.create_task(admit("call"))
     await asyncio.sleep(0)
-    assert draining.running == 0
+    assert len(draining.scopes) == 0
     inner.end.set()
     assert await admitting == ("call",)
     draining.drain()
