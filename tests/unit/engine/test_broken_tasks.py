@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,26 +17,13 @@ from pomelo.tasks import TASK_TYPES
 from pomelo.tasks.text_output import TextCollector
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate
-from tests.unit.engine.apps import CREDITS, STREAM, EngineApp, open_engine
+from tests.unit.engine.apps import CREDITS, STREAM, EngineApp
 from tests.unit.engine.test_settlement import text_task
 from tests.unit.telemetry.reports import Reports
 from tests.waiting import until
 
 TEXT = next(task_type for task_type, definition in TASK_TYPES.items() if definition.name == "text")
 DEFINITION = TASK_TYPES[TEXT]
-
-
-@pytest.fixture(scope="module", name="reports")
-def _reports() -> Reports:
-    return Reports()
-
-
-@pytest.fixture(scope="module", name="opened_engine")
-async def _opened_engine(
-    tmp_path_factory: pytest.TempPathFactory, reports: Reports
-) -> AsyncIterator[EngineApp]:
-    async with open_engine(tmp_path_factory.mktemp("broken"), observers=[reports]) as opened:
-        yield opened
 
 
 def broken(*_: Any) -> Any:

@@ -13,22 +13,13 @@ from pomelo.engine.observed import ObservedTask
 from pomelo.engine.routing import DEADLINE_MARGIN
 from pomelo.errors import PomeloError
 from pomelo.providers.errors import UpstreamError
-from pomelo.telemetry.events import Observer, TaskReport
+from pomelo.telemetry.events import TaskReport
 from tests.calls import call_of
 from tests.unit.clock import Clock
 from tests.unit.engine.failing_store import CALLER, failing_ledger, reserve, usage_record
+from tests.unit.telemetry.reports import Reports
 
 DEADLINE = 1_010.0
-
-
-class Reports(Observer):
-    """An observer that keeps the reports of tasks."""
-
-    def __init__(self) -> None:
-        self.ended: list[TaskReport] = []
-
-    def task_ended(self, report: TaskReport) -> None:
-        self.ended.append(report)
 
 
 async def report(
@@ -50,8 +41,8 @@ async def report(
     clock.now = at
     task.__exit__(None if error is None else type(error), error, None)
     assert call.reported
-    (found,) = reports.ended
-    assert second.ended == [found]
+    (found,) = reports.tasks
+    assert second.tasks == [found]
     return found
 
 
@@ -59,7 +50,7 @@ def test_the_model_of_a_refused_task_is_reported_shortened() -> None:
     reports, error = Reports(), PomeloError("unsupported_model")
     task = ObservedTask([reports], Clock(), call_of(""), CALLER, "x" * 8_000_000, stream=False)
     task.__exit__(type(error), error, None)
-    assert reports.ended[0].model == "x" * 200
+    assert reports.tasks[0].model == "x" * 200
 
 
 @pytest.mark.parametrize(
@@ -101,7 +92,7 @@ async def test_a_report_has_what_the_task_and_its_calls_took() -> None:
     task.calls.status, task.calls.seconds = 503, 1.5
     clock.now += 4
     task.__exit__(None, None, None)
-    (found,) = reports.ended
+    (found,) = reports.tasks
     assert (found.provider, found.provider_model) == ("bfl", "flux")
     assert (found.route, found.attempts, found.upstream_status) == (2, 3, 503)
     assert (found.elapsed_ms, found.upstream_ms, found.first_byte_ms, found.output_bytes) == (
@@ -125,5 +116,5 @@ async def test_a_task_with_a_complete_record_is_completed_unless_an_error_ended_
         task.reservation = await reserve(failing_ledger()[1], "img_1")
         task.reservation.record = replace(record, complete=complete)
         task.__exit__(None, error, None)
-        (found,) = reports.ended
+        (found,) = reports.tasks
         assert (found.outcome, found.code, found.record) == (outcome, code, task.reservation.record)

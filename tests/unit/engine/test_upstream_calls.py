@@ -17,24 +17,12 @@ from pomelo.gen.v1.text_pb2 import ROLE_USER, ContentPart, Message, TextInput
 from pomelo.providers.base import Event, Job
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.providers.guard import GuardedEvents
-from pomelo.telemetry.events import AttemptReport
 from pomelo.testing import error_reply
 from tests.unit.engine.routing_rig import BUSY, MODEL, FailingProvider, Rig
-from tests.unit.engine.test_observed import Reports
+from tests.unit.telemetry.reports import Reports
 
 REVOKED = error_reply(401)
 INPUT = TextInput(messages=[Message(role=ROLE_USER, content=[ContentPart(text="Hi")])])
-
-
-class Attempts(Reports):
-    """An observer that keeps the reports of failed attempts."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.failed: list[AttemptReport] = []
-
-    def attempt_failed(self, report: AttemptReport) -> None:
-        self.failed.append(report)
 
 
 async def fail(rig: Rig, router: Router, calls: UpstreamCalls, *, backwards: bool = False) -> str:
@@ -48,16 +36,16 @@ async def fail(rig: Rig, router: Router, calls: UpstreamCalls, *, backwards: boo
 
 async def test_each_failed_attempt_says_what_comes_next(rig: Rig) -> None:
     rig.one.default, rig.two.default = BUSY, REVOKED
-    observer = Attempts()
+    observer = Reports()
     calls = UpstreamCalls("ann", [observer])
     assert await fail(rig, rig.router(), calls) == "provider_failed"
-    assert [(one.route, one.attempt, one.next_step, one.wait) for one in observer.failed] == [
+    assert [(one.route, one.attempt, one.next_step, one.wait) for one in observer.attempts] == [
         (1, 1, "retry", 0.25),
         (1, 2, "retry", 0.5),
         (1, 3, "next route", 0.0),
         (2, 4, "end", 0.0),
     ]
-    assert {one.account for one in observer.failed} == {"ann"}
+    assert {one.account for one in observer.attempts} == {"ann"}
     assert (calls.attempts, calls.route_number, calls.status) == (4, 2, 401)
 
 
@@ -113,7 +101,7 @@ async def test_a_task_that_is_cancelled_shortly_before_its_deadline_was_late(rig
         async def aclose(self) -> None: ...
 
     rig.providers["one"] = Silent()
-    router, observer = rig.router(), Attempts()
+    router, observer = rig.router(), Reports()
     candidates = router.candidates(MODEL, "text", live=True)
     job = Job("task_1", MODEL, candidates[0].route, INPUT, True, rig.now + early)
     task = asyncio.create_task(_start(router, job, candidates, UpstreamCalls("", [observer])))
@@ -121,7 +109,7 @@ async def test_a_task_that_is_cancelled_shortly_before_its_deadline_was_late(rig
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
-    assert [one.code for one in observer.failed] == (["deadline_exceeded"] if early < 0.1 else [])
+    assert [one.code for one in observer.attempts] == (["deadline_exceeded"] if early < 0.1 else [])
 
 
 async def _start(router: Router, job: Job[Any], candidates: Any, calls: UpstreamCalls) -> None:

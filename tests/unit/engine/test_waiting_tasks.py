@@ -14,29 +14,24 @@ from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, error_reply
 from tests.unit.engine.apps import CREDITS, STREAM, Account, EngineApp, open_engine
 from tests.unit.engine.test_settlement import text_task
-from tests.unit.engine.test_upstream_calls import Attempts
+from tests.unit.telemetry.reports import Reports
 from tests.waiting import until
-
-
-@pytest.fixture(scope="module", name="attempts")
-def _attempts() -> Attempts:
-    return Attempts()
 
 
 @pytest.fixture(scope="module", name="opened_engine")
 async def _opened_engine(
-    tmp_path_factory: pytest.TempPathFactory, attempts: Attempts
+    tmp_path_factory: pytest.TempPathFactory, reports: Reports
 ) -> AsyncIterator[EngineApp]:
     """An app with one connection to its upstream, for which tasks wait longer than any test."""
     folder = tmp_path_factory.mktemp("waiting")
-    async with open_engine(folder, observers=[attempts], upstream_connections=1) as opened:
+    async with open_engine(folder, observers=[reports], upstream_connections=1) as opened:
         opened.app.connections._max_wait = 60.0
         yield opened
 
 
 @pytest.fixture(autouse=True)
-def _fresh(attempts: Attempts) -> None:
-    attempts.failed.clear()
+def _fresh(reports: Reports) -> None:
+    reports.attempts.clear()
 
 
 @asynccontextmanager
@@ -62,7 +57,7 @@ async def assert_unused(engine: EngineApp, account: Account) -> None:
 
 @STREAM
 async def test_a_task_whose_deadline_passes_while_it_waits_uses_up_nothing(
-    engine: EngineApp, attempts: Attempts, stream: bool
+    engine: EngineApp, reports: Reports, stream: bool
 ) -> None:
     account = await engine.account("limited")
     async with connection_in_use(engine):
@@ -70,14 +65,14 @@ async def test_a_task_whose_deadline_passes_while_it_waits_uses_up_nothing(
         await assert_unused(engine, account)
     headers = answer.call.response_headers
     assert (answer.code, headers["X-RateLimit-Remaining"]) == ("deadline_exceeded", "5")
-    (attempt,) = attempts.failed
+    (attempt,) = reports.attempts
     assert (attempt.code, attempt.upstream_status) == ("deadline_exceeded", 0)
     assert attempt.reason == "no connection to the vendor was free before the task's deadline"
 
 
 @STREAM
 async def test_a_task_whose_caller_leaves_while_it_waits_uses_up_nothing(
-    engine: EngineApp, attempts: Attempts, stream: bool
+    engine: EngineApp, reports: Reports, stream: bool
 ) -> None:
     account = await engine.account("limited")
     async with connection_in_use(engine):
@@ -86,12 +81,12 @@ async def test_a_task_whose_caller_leaves_while_it_waits_uses_up_nothing(
         asking.cancel()
         await asyncio.wait([asking])
         await assert_unused(engine, account)
-    assert not attempts.failed
+    assert not reports.attempts
 
 
 @STREAM
 async def test_a_task_that_waits_to_be_sent_again_was_sent(
-    engine: EngineApp, attempts: Attempts, stream: bool
+    engine: EngineApp, reports: Reports, stream: bool
 ) -> None:
     account = await engine.account("limited")
     gate = Gate()
@@ -101,7 +96,7 @@ async def test_a_task_that_waits_to_be_sent_again_was_sent(
     async with connection_in_use(engine):
         await until(lambda: engine.app.connections.waiting == 1)
         gate.open()
-        await until(lambda: len(attempts.failed) == 1 and engine.app.connections.waiting == 1)
+        await until(lambda: len(reports.attempts) == 1 and engine.app.connections.waiting == 1)
         asking.cancel()
         await asyncio.wait([asking])
         await engine.settled(account)
