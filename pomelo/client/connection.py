@@ -18,6 +18,7 @@ import grpc
 from pomelo import __version__
 from pomelo.client.errors import ApiError, DeadlineExceeded, text_metadata, to_error
 from pomelo.client.tasks import Settings
+from pomelo.status import from_rpc_error
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 """Where a server listens if its settings say nothing else."""
@@ -35,6 +36,9 @@ one."""
 
 _INTERRUPTED = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 """The status of a call that did not reach the server, or that broke; CANCELLED, if the server was stopped."""
+
+_UNENDED = ("server_unavailable", "shutting_down", "store_unavailable")
+"""The codes of errors after which the server may still run the task, or try to store its answer."""
 
 _OPTIONS: dict[str, Any] = {
     "grpc.primary_user_agent": f"pomelo-client/{__version__}",
@@ -137,7 +141,7 @@ class Attempts:
         self._left = connection.retries if retries is None else _checked_retries(retries)
         self._backoff = _FIRST_BACKOFF
         self._broke = False
-        """Whether an attempt broke: the server may still run its task, or try to store its answer."""
+        """Whether an attempt ended with an error of `_UNENDED`."""
         self.metadata = [("authorization", f"Bearer {connection.key}")]
         if request_id := settings.get("request_id"):
             self.metadata.append(("x-request-id", _checked_text("request_id", request_id)))
@@ -170,7 +174,7 @@ class Attempts:
         seconds = self._wait_before_retry(error)
         # ABORTED: the server has not ended a call with the idempotency key, whose answer may be charged.
         unended = self._broke and error.code() is grpc.StatusCode.ABORTED
-        self._broke |= error.code() in _INTERRUPTED
+        self._broke |= from_rpc_error(error).code in _UNENDED
         allowed = self._left > 0 or unended
         if seconds is None or not allowed or time.monotonic() + seconds >= self._deadline:
             raise self.failure(error) from None

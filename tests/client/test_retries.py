@@ -283,6 +283,17 @@ async def test_a_call_waits_for_its_answer_that_the_store_does_not_have_yet(
         await connect(keys.test, address).text("gpt-4", f"idempotency_conflict 9 {prompt}")
 
 
+@pytest.mark.parametrize("code", ["overloaded", "provider_unavailable"])
+async def test_a_call_that_the_server_has_ended_waits_for_no_other_with_its_key(
+    connect: ClientFactory, failing: tuple[str, Failing], keys: Keys, code: str
+) -> None:
+    address, tasks = failing
+    prompt = f"{code},idempotency_conflict 4 {time.monotonic_ns()}"
+    with pytest.raises(IdempotencyConflict):
+        await connect(keys.test, address).text("gpt-4", prompt)
+    assert len(tasks.keys[prompt]) == 3, "as often as the client's retries allow"
+
+
 @KIND
 async def test_without_an_idempotency_key_a_broken_call_is_not_repeated(
     kind: str, server: RunningApp
