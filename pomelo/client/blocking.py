@@ -199,7 +199,7 @@ class Client(ClientBase):
             try:
                 with self._unless_closed():
                     rpc = call(request, **attempts.arguments())
-                    first = next(rpc, None)
+                    first = _first(rpc)
             except grpc.RpcError as error:
                 wait = attempts.wait(error)
             else:
@@ -301,6 +301,16 @@ class Stream(StreamState[Client, T, R]):
         except ApiError:
             self._is_over()  # another thread may have left the block
             raise
+
+
+def _first(rpc: Any) -> Any:
+    """Returns the first message of a call, None without one. An exception ends the call, also one that a
+    signal raises: its traceback would keep the call alive."""
+    try:
+        return next(rpc, None)
+    except BaseException:
+        rpc.cancel()
+        raise
 
 
 def _recorded(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -63,6 +66,37 @@ async def test_a_cancelled_call_ends_at_the_vendor_and_costs_nothing(
     await ended_at_the_vendor(server, account)
     assert await server.records(account) == []
     await client.close()
+
+
+async def test_a_stream_that_a_signal_interrupts_before_its_first_piece_ends_at_the_vendor(
+    server: RunningApp,
+) -> None:
+    account = await server.account()
+    gate = Gate()
+    server.upstream.script(Answer("never seen", at={0: gate}))
+    program = f"""
+import signal
+from pomelo.client import Client
+signal.signal(signal.SIGUSR1, signal.default_int_handler)
+try:
+    with Client({str(server.server.grpc)!r}, key={account.live!r}).stream("gpt-4", "Hello"):
+        pass
+except KeyboardInterrupt as interrupt:
+    error = interrupt  # keeps the frames of the call, as a debugger or a log does
+input()
+"""
+    running = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    try:
+        async with asyncio.timeout(20):
+            await gate.reached.wait()
+        running.send_signal(signal.SIGUSR1)
+        await ended_at_the_vendor(server, account)
+        assert running.returncode is None
+    finally:
+        running.kill()
+        await running.wait()
 
 
 @KIND
