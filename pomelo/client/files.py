@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import threading
@@ -86,10 +87,20 @@ class Upload:
         return nullcontext(self._file)
 
     def requests(self, file: IO[bytes]) -> Iterator[UploadMediaRequest]:
-        """Yields the messages of the upload of an open file."""
+        """Yields the messages of the upload of an open file.
+
+        Raises:
+            OSError: it can't be read.
+        """
         yield UploadMediaRequest(header=UploadMediaHeader(content_type=self._content_type))
         while chunk := file.read(_CHUNK_BYTES):
             yield UploadMediaRequest(chunk=chunk)
+        if chunk is None:  # else the upload would end here, and look complete
+            raise _not_blocking()
+
+
+def _not_blocking() -> BlockingIOError:
+    return BlockingIOError(errno.EAGAIN, "The file does not wait for data. Open it in blocking mode")
 
 
 def to_source(audio: Audio, content_type: str) -> MediaSource | Upload:
@@ -142,7 +153,22 @@ def written_file(to: str | os.PathLike[str] | IO[bytes]) -> AbstractContextManag
         return _open_output(Path(to))
     if not hasattr(to, "write"):
         raise TypeError(f"A file is a path, or open for writing bytes, not of the type {type(to).__name__}")
-    return nullcontext(to)
+    return nullcontext(_Unbuffered(to) if isinstance(to, io.RawIOBase) else to)
+
+
+class _Unbuffered:
+    """A file without a buffer: a single write may take a part of the bytes."""
+
+    def __init__(self, file: io.RawIOBase) -> None:
+        self._file = file
+
+    def write(self, data: bytes, /) -> None:
+        rest = memoryview(data)
+        while rest:
+            written = self._file.write(rest)
+            if written is None:
+                raise _not_blocking()
+            rest = rest[written:]
 
 
 @contextmanager

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -45,6 +47,30 @@ def test_a_download_replaces_a_file_only_when_it_is_complete(tmp_path: Path) -> 
         assert path.read_bytes() == b"before"
     assert path.read_bytes() == b"after"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_without_a_buffer_gets_all_bytes() -> None:
+    data = os.urandom(2**20)
+    own, other = socket.socketpair()
+    own.settimeout(20)  # with a timeout, a socket takes as much as fits into its buffer
+    file: Any = own.makefile("wb", buffering=0)
+    with own, other, file, ThreadPoolExecutor(1) as pool:
+        received = pool.submit(other.recv, len(data), socket.MSG_WAITALL)
+        with written_file(file) as target:
+            target.write(data)
+        own.shutdown(socket.SHUT_WR)
+        assert received.result(20) == data
+
+
+def test_a_pipe_that_does_not_wait_is_refused() -> None:
+    reading, writing = os.pipe()
+    for end in (reading, writing):
+        os.set_blocking(end, False)
+    with os.fdopen(reading, "rb", 0) as source, os.fdopen(writing, "wb", 0) as target:
+        with pytest.raises(BlockingIOError, match="blocking mode"), written_file(target) as file:
+            file.write(bytes(2**20))
+        with pytest.raises(BlockingIOError, match="blocking mode"):
+            contents(Upload(source))
 
 
 def test_an_open_file_is_uploaded_from_its_position_each_time_and_stays_open() -> None:
