@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import IO, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import grpc
@@ -13,7 +14,8 @@ import grpc
 from pomelo.client import tasks
 from pomelo.client.connection import Attempts, ClientBase
 from pomelo.client.errors import ClientClosed, IncompleteStream, text_metadata
-from pomelo.client.files import File, Upload, media_id, to_daemon_thread, written_file
+from pomelo.client.files import File, Upload, media_id, written_file
+from pomelo.client.pipes import is_pipe, open_pipe_async, to_daemon_thread
 from pomelo.client.streams import StreamState
 from pomelo.client.stubs import Stubs, UsageOptions, list_usage_request, sum_usage_request
 from pomelo.client.tasks import Task
@@ -112,12 +114,14 @@ class AsyncClient(ClientBase):
         """
         attempts = Attempts(self._connection)
         request, target = DownloadMediaRequest(id=media_id(media)), written_file(to)
+        pipe = is_pipe(to)
+        run = to_daemon_thread if pipe else asyncio.to_thread
         rpc, first = await self._open(lambda stubs: stubs.media.DownloadMedia, request, attempts)
         try:
             with ExitStack() as stack:
-                file = await asyncio.to_thread(stack.enter_context, target)  # a pipe waits for its reader
+                file = await self._opened(partial(stack.enter_context, target), attempts, pipe=pipe)
                 while (message := await self._next(rpc, attempts)) is not None:
-                    await asyncio.to_thread(file.write, message.chunk)
+                    await run(file.write, message.chunk)
         finally:
             rpc.cancel()
         stored: Media = first.media
@@ -266,24 +270,31 @@ class AsyncClient(ClientBase):
 
     async def _upload(self, upload: Upload, attempts: Attempts) -> Media:
         while True:
-            rpc = self._services().media.UploadMedia(**attempts.arguments())
-            errors: list[grpc.aio.AioRpcError] = []
-            rpc.add_done_callback(lambda rpc, errors=errors: errors.append(error_of(rpc)))
-            try:
-                with self._unless_closed():
-                    await _send(rpc, upload)
-                    media: Media = (await rpc).media
-                return media
-            except grpc.aio.AioRpcError as error:
-                ended = cause(errors, error)
-                if not upload.repeatable:
-                    raise attempts.failure(ended) from None
-                wait = attempts.wait(ended)
-            finally:
-                if rpc.cancel():
-                    with suppress(asyncio.CancelledError):
-                        await rpc  # else the call occupies a stream until the garbage collector runs
+            with await self._opened(upload.open, attempts, pipe=upload.is_pipe) as file:
+                rpc = self._services().media.UploadMedia(**attempts.arguments())
+                errors: list[grpc.aio.AioRpcError] = []
+                rpc.add_done_callback(lambda rpc, errors=errors: errors.append(error_of(rpc)))
+                try:
+                    with self._unless_closed():
+                        await _send(rpc, upload, file)
+                        media: Media = (await rpc).media
+                    return media
+                except grpc.aio.AioRpcError as error:
+                    ended = cause(errors, error)
+                    if not upload.repeatable:
+                        raise attempts.failure(ended) from None
+                    wait = attempts.wait(ended)
+                finally:
+                    if rpc.cancel():
+                        with suppress(asyncio.CancelledError):
+                            await rpc  # else the call occupies a stream until the garbage collector runs
             await self._sleep(wait)
+
+    async def _opened(self, open_file: Callable[[], T], attempts: Attempts, *, pipe: bool) -> T:
+        """Opens a file. A pipe waits for its other end, at most until the deadline."""
+        if not pipe:
+            return await asyncio.to_thread(open_file)
+        return await open_pipe_async(open_file, attempts.arguments()["timeout"], self._closed)
 
 
 class AsyncStream(StreamState[AsyncClient, T, R]):
@@ -359,7 +370,7 @@ class _Events(AsyncIterator[TaskEvent]):
         return event
 
 
-async def _send(rpc: Any, upload: Upload) -> None:
+async def _send(rpc: Any, upload: Upload, file: IO[bytes]) -> None:
     """Sends an upload until it is complete or the server has answered, also while a pipe is waited for."""
     # An InternalError: the call ended while the end of the upload was being sent.
     ended = (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError)
@@ -374,7 +385,7 @@ async def _send(rpc: Any, upload: Upload) -> None:
         async with sending:
             if not upload.repeatable:  # a file that is read again must not be read by a thread that is left
                 rpc.add_done_callback(stop)
-            with await run(upload.open) as file, suppress(*ended):
+            with suppress(*ended):
                 requests = upload.requests(file)
                 while (request := await run(next, requests, None)) is not None:
                     await rpc.write(request)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import IO, Any, Concatenate, ParamSpec, Self, TypeVar, Unpack
 
 import grpc
@@ -14,6 +15,7 @@ from pomelo.client import tasks
 from pomelo.client.connection import Attempts, ClientBase
 from pomelo.client.errors import ApiError, ClientClosed, IncompleteStream, text_metadata
 from pomelo.client.files import File, Upload, media_id, written_file
+from pomelo.client.pipes import is_pipe, open_pipe
 from pomelo.client.streams import StreamState
 from pomelo.client.stubs import Stubs, UsageOptions, list_usage_request, sum_usage_request
 from pomelo.client.tasks import Task
@@ -99,7 +101,8 @@ class Client(ClientBase):
         request, target = DownloadMediaRequest(id=media_id(media)), written_file(to)
         rpc, first = self._open(lambda stubs: stubs.media.DownloadMedia, request, attempts)
         try:
-            with target as file:
+            with ExitStack() as stack:
+                file = self._opened(partial(stack.enter_context, target), attempts, pipe=is_pipe(to))
                 while (message := self._next(rpc, attempts)) is not None:
                     file.write(message.chunk)
         finally:
@@ -233,7 +236,8 @@ class Client(ClientBase):
         while True:
             failures: list[Exception] = []
             try:
-                with upload.open() as file, self._unless_closed():
+                opened = self._opened(upload.open, attempts, pipe=upload.is_pipe)
+                with opened as file, self._unless_closed():
                     requests = _recorded(upload.requests(file), failures)
                     response = self._services().media.UploadMedia(requests, **attempts.arguments())
                 media: Media = response.media
@@ -245,6 +249,12 @@ class Client(ClientBase):
                     raise attempts.failure(error) from None
                 wait = attempts.wait(error)
             self._sleep(wait)
+
+    def _opened(self, open_file: Callable[[], T], attempts: Attempts, *, pipe: bool) -> T:
+        """Opens a file. A pipe waits for its other end, at most until the deadline."""
+        if not pipe:
+            return open_file()
+        return open_pipe(open_file, attempts.arguments()["timeout"], self._closed)
 
 
 class Stream(StreamState[Client, T, R]):

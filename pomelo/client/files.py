@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import io
 import os
-import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import IO, Any, Protocol, TypeVar
+from typing import IO, Protocol
 
+from pomelo.client.pipes import is_pipe
 from pomelo.gen.v1.media_pb2 import Media, MediaSource
 from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
-from pomelo.output_file import OutputFile, is_special
-
-T = TypeVar("T")
+from pomelo.output_file import OutputFile
 
 MAX_INLINE_BYTES = 3 * 1024 * 1024
 """Bytes of audio that are sent in the task; larger audio is uploaded first."""
@@ -32,7 +28,7 @@ Audio = File | Media
 
 
 class Upload:
-    """A file to upload. `repeatable`: it can be read again. `is_pipe`: it is the path of a pipe or a device.
+    """A file to upload. `repeatable`: it can be read again.
 
     Raises:
         TypeError: it is no file.
@@ -48,7 +44,7 @@ class Upload:
         self._file = Path(file) if isinstance(file, str) else file
         self._content_type = content_type
         self._start = 0
-        self.is_pipe = isinstance(self._file, os.PathLike) and is_special(Path(self._file))
+        self.is_pipe = is_pipe(self._file)
         if isinstance(self._file, bytes):
             self.repeatable = True
         elif isinstance(self._file, os.PathLike):
@@ -175,19 +171,3 @@ class _Unbuffered:
 def _open_output(path: Path) -> Iterator[Writable]:
     with OutputFile(path) as file:
         yield file
-
-
-async def to_daemon_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Does what `asyncio.to_thread` does, in a thread for which the end of the program does not wait. If it
-    reads a buffered file then, Python aborts."""
-    future = Future[T]()
-    future.set_running_or_notify_cancel()
-
-    def run() -> None:
-        try:
-            future.set_result(function(*arguments))
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return await asyncio.wrap_future(future)

@@ -17,7 +17,7 @@ import pytest
 
 from pomelo.app import App
 from pomelo.call import Call
-from pomelo.client import DeadlineExceeded, Overloaded
+from pomelo.client import ClientClosed, DeadlineExceeded, Overloaded
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.server.connection_limits import ConnectionObserver
@@ -25,6 +25,7 @@ from pomelo.server.server import ServerOptions, open_server
 from tests.client.clients import make_client
 from tests.client.conftest import ClientFactory
 from tests.conftest import Keys
+from tests.ports import free_port
 from tests.waiting import cancel
 from tests.wav import PCM, wav_file
 
@@ -139,18 +140,75 @@ async def test_an_upload_from_a_pipe_without_data_ends_when_the_server_answers(
             os.close(writer)  # ends the read that a thread was left with
 
 
-async def test_a_program_ends_although_its_upload_waits_for_a_pipe(
-    app: App, keys: Keys, tmp_path: Path
+async def test_an_upload_waits_for_the_writer_of_a_pipe_before_its_call_until_the_timeout(
+    connect: ClientFactory, keys: Keys, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    nowhere = connect(keys.test, f"127.0.0.1:{free_port()}", timeout=0.5, retries=0)
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(DeadlineExceeded, match="other end"):
+                await nowhere.upload(pipe)
+    finally:
+        os.close(os.open(pipe, os.O_RDWR))  # ends the opening that a thread was left with
+
+
+async def test_a_download_waits_for_the_reader_of_a_pipe_until_the_timeout(
+    client: Any, connect: ClientFactory, keys: Keys, tmp_path: Path
+) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    media = await client.upload(b"RIFF")
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(DeadlineExceeded):
+                await connect(keys.test, timeout=0.5).download(media, pipe)
+    finally:
+        os.close(os.open(pipe, os.O_RDWR))
+    assert pipe.is_fifo()
+
+
+async def test_closing_a_client_ends_its_wait_for_a_pipe(client: Any, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    upload = asyncio.ensure_future(client.upload(pipe))
+    try:
+        await asyncio.sleep(0)
+        await client.close()
+        async with asyncio.timeout(20):
+            with pytest.raises(ClientClosed):
+                await upload
+    finally:
+        os.close(os.open(pipe, os.O_RDWR))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "calls", "error"),
+    [
+        (0.5, "await client.upload(pipe)", b"DeadlineExceeded"),
+        (
+            600,
+            "media = await client.upload(b'RIFF')\n"
+            "        async with asyncio.timeout(0.5):\n"
+            "            await client.download(media, pipe)",
+            b"TimeoutError",
+        ),
+    ],
+    ids=["upload", "download"],
+)
+async def test_a_program_ends_although_its_call_waits_for_a_pipe(
+    app: App, keys: Keys, tmp_path: Path, seconds: float, calls: str, error: bytes
 ) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     program = f"""
 import asyncio
 from pomelo.client import AsyncClient
-async def upload():
-    async with AsyncClient({str(app.grpc)!r}, key={keys.test!r}, timeout=0.5) as client:
-        await client.upload({str(pipe)!r})
-asyncio.run(upload())
+async def run(pipe):
+    async with AsyncClient({str(app.grpc)!r}, key={keys.test!r}, timeout={seconds}) as client:
+        {calls}
+asyncio.run(run({str(pipe)!r}))
 """
     async with asyncio.timeout(30):
         running = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stderr=subprocess.PIPE)
@@ -159,7 +217,7 @@ asyncio.run(upload())
         finally:
             if running.returncode is None:
                 running.kill()
-    assert b"DeadlineExceeded" in errors.splitlines()[-1]
+    assert error in errors.splitlines()[-1]
 
 
 async def test_a_file_that_can_be_read_again_is_uploaded_again(

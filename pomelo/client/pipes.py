@@ -1,0 +1,89 @@
+"""Pipes and devices: to open, read or write one may take forever, and the program may end meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pomelo.client.errors import ClientClosed, DeadlineExceeded
+from pomelo.output_file import is_special
+
+T = TypeVar("T")
+
+_LOOK = 0.1
+"""Seconds after which a waiting thread looks whether the client was closed."""
+
+
+def is_pipe(file: object) -> bool:
+    """Returns whether it is the path of a pipe or a device.
+
+    Raises:
+        OSError: it can't be looked up.
+    """
+    return isinstance(file, (str, os.PathLike)) and is_special(Path(file))
+
+
+def open_pipe(open_file: Callable[[], T], seconds: float, closed: threading.Event) -> T:
+    """Opens a pipe, which waits for its other end.
+
+    Raises:
+        DeadlineExceeded: it is not open after so many `seconds`.
+        ClientClosed: the client is `closed` before.
+    """
+    opening, until = _in_daemon_thread(open_file), time.monotonic() + seconds
+    while not opening.done() and (left := until - time.monotonic()) > 0 and not closed.is_set():
+        wait([opening], min(left, _LOOK))
+    if opening.done():
+        return opening.result()
+    raise _unopened(closed.is_set())
+
+
+async def open_pipe_async(open_file: Callable[[], T], seconds: float, closed: asyncio.Event) -> T:
+    """Opens a pipe, which waits for its other end.
+
+    Raises:
+        DeadlineExceeded: it is not open after so many `seconds`.
+        ClientClosed: the client is `closed` before.
+    """
+    opening = asyncio.create_task(to_daemon_thread(open_file))
+    closing = asyncio.create_task(closed.wait())
+    try:
+        await asyncio.wait((opening, closing), timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        if opening.done():
+            return opening.result()
+    finally:
+        opening.cancel()
+        closing.cancel()
+    raise _unopened(closed.is_set())
+
+
+async def to_daemon_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Does what `asyncio.to_thread` does, in a thread for which the end of the program does not wait. If it
+    reads a buffered file then, Python aborts."""
+    return await asyncio.wrap_future(_in_daemon_thread(function, *arguments))
+
+
+def _in_daemon_thread(function: Callable[..., T], *arguments: Any) -> Future[T]:
+    future = Future[T]()
+    future.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            future.set_result(function(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def _unopened(closed: bool) -> Exception:
+    if closed:
+        return ClientClosed("The client was closed during the call")
+    return DeadlineExceeded("The timeout passed before the pipe was opened at its other end")
