@@ -60,6 +60,28 @@ def test_the_guides_have_examples_with_their_output() -> None:
     assert all(example.output for example in found)
 
 
+CONFLICT = """
+import threading
+
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(seconds / 20)
+uuid.uuid4 = lambda: "of-an-earlier-attempt"
+body = {"model": "gpt-4", "messages": [{"role": "user", "content": "[[delay:2]] Hi"}]}
+headers = {"Authorization": f"Bearer {os.environ['KEY']}", "Idempotency-Key": uuid.uuid4()}
+earlier = {"url": f"{os.environ['URL']}/api/v1/task", "json": body, "headers": headers}
+threading.Thread(target=requests.post, kwargs=earlier).start()
+sleep(0.5)
+print(run_task(body)["object"])
+"""
+
+
+async def test_the_client_of_the_guide_waits_for_an_earlier_attempt(served: Served, tmp_path: Path) -> None:
+    (client,) = [each.code for each in examples("errors") if "def run_task" in each.code]
+    function, _, _ = client.partition("\nprint(")
+    example = Example("python", function + CONFLICT, "task.completion")
+    await test_an_example_prints_what_the_guide_shows(example, served, tmp_path)
+
+
 @pytest.mark.parametrize("example", EXAMPLES)
 async def test_an_example_prints_what_the_guide_shows(
     example: Example, served: Served, tmp_path: Path
