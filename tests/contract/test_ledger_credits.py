@@ -54,6 +54,15 @@ async def test_credits_are_taken_back_once_for_each_id_also_when_none_are_left(r
     assert len(await rig.store.list_grants(WALLET)) == 2
 
 
+async def test_the_id_of_a_refused_adjustment_is_free_for_every_wallet(rig: Rig) -> None:
+    test = Wallet(WALLET.account, False)
+    with pytest.raises(OverdrawnError):
+        await rig.store.grant(taken(1_001))
+    assert await rig.store.grant(Grant("back", test, 5, 2.0)) == Balance(5)
+    assert await rig.store.grant(taken(5)) == Balance(1_000)  # it is used now
+    assert await findings(rig) == []
+
+
 async def test_concurrent_adjustments_and_tasks_never_overdraw_a_wallet(rig: Rig) -> None:
     async def take(number: int) -> int:
         try:

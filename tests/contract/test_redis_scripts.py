@@ -195,7 +195,8 @@ async def test_credits_that_lua_would_round_are_refused(store: Any, server: Redi
         await store.grant(Grant("more", WALLET, 10, 1.0))
     with refused("invalid_parameter", "credits"):
         await store.set_credit_limit(WALLET, 10)
-    assert (await store.grant(Grant("more", WALLET, 9, 1.0))).granted == 2**53 - 1
+    assert (await store.grant(Grant("more", Wallet("acme", False), 10, 1.0))).granted == 10
+    assert (await store.grant(Grant("less", WALLET, 9, 1.0))).granted == 2**53 - 1
 
 
 async def test_a_budget_below_what_a_task_returns_is_0(store: Any, server: RedisServer) -> None:

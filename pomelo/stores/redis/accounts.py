@@ -122,6 +122,8 @@ class Accounts(Role):
             [keys.wallet, keys.holds, keys.grants, keys.acts],
             [grant.grant_id, grant.amount, text, *act_args(act)],
         )
+        if reply[0] != b"granted":  # the id was not used
+            await self._connection.send("HDEL", GRANTED, grant.grant_id)
         return _changed_balance(wallet, reply)
 
     @one_deadline
