@@ -103,6 +103,22 @@ async def test_a_late_reservation_is_found_even_if_its_wallet_was_idle(
     assert (await store.balance(WALLET)).held == 0
 
 
+async def test_a_wallet_that_can_not_be_noted_does_not_keep_others_from_it(
+    server: RedisServer, opened: Opener
+) -> None:
+    store = await opened()
+    await store.reserve(request("damaged"))
+    for task in ("a", "lost"):
+        await store.reserve(request(task, 0, live=False))
+    server.do("HSET", names(WALLET).holds, "damaged", "not a reservation")
+    noted = [record("damaged", cost=1), record("a", cost=5, live=False), record("lost", live=False)]
+    with refused("store_unavailable"):
+        await store.note(noted)
+    assert {one.record.task_id: one.record.cost for one in await store.reservations()} == {"a": 5, "lost": 0}
+    await store.void(Wallet(WALLET.account, False), "lost")
+    assert await store.note(noted) == ["lost"]
+
+
 async def test_a_task_that_the_store_is_about_to_end_is_not_listed(opened: Opener) -> None:
     store = await opened()
     await store.reserve(request("a"))

@@ -37,7 +37,7 @@ from pomelo.stores.redis.key_names import budget_start, names
 from pomelo.stores.redis.ordered_tasks import Operation, OrderedTasks
 from pomelo.stores.redis.scripts import LIMIT_STATUS, NOTE, RESERVE, SETTLE, VOID
 from pomelo.stores.redis.usage import Usage
-from pomelo.stores.redis.wallet_index import Role, WalletIndex
+from pomelo.stores.redis.wallet_index import Role, WalletIndex, for_each
 from pomelo.stores.redis.workers import Worker
 from pomelo.stores.usage import RECOVERED, UsageRecord
 
@@ -120,16 +120,25 @@ class Ledger(Role):
         for record in noted:
             by_wallet.setdefault(record.wallet, []).append(record)
         lost: set[tuple[Wallet, str]] = set()
-        for wallet, of_wallet in by_wallet.items():
-            keys = names(wallet)
-            for start in range(0, len(of_wallet), _MAX_NOTED):
-                args: list[Argument] = []
-                for record in of_wallet[start : start + _MAX_NOTED]:
-                    args += [record.task_id, record.cost, records.encode_record(record)]
-                found = await self._connection.run(NOTE, [keys.wallet, keys.holds, keys.drafts], args)
-                lost.update((wallet, task_id.decode()) for task_id in found)
+        failed: list[PomeloError] = []
+
+        async def note_wallet(wallet: Wallet) -> None:
+            keys, of_wallet = names(wallet), by_wallet[wallet]
+            try:
+                for start in range(0, len(of_wallet), _MAX_NOTED):
+                    args: list[Argument] = []
+                    for record in of_wallet[start : start + _MAX_NOTED]:
+                        args += [record.task_id, record.cost, records.encode_record(record)]
+                    found = await self._connection.run(NOTE, [keys.wallet, keys.holds, keys.drafts], args)
+                    lost.update((wallet, task_id.decode()) for task_id in found)
+            except PomeloError as error:  # of this wallet, or of its server in a cluster
+                failed.append(error)
+
+        await for_each(by_wallet, note_wallet)
         for _, task_id in lost:
             self._keys.pop(task_id, None)
+        if failed and not lost:  # the next call reports the failure if some were lost
+            raise failed[0]
         return [record.task_id for record in noted if (record.wallet, record.task_id) in lost]
 
     @translated_errors
