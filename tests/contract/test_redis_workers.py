@@ -8,23 +8,21 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequen
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from redis import exceptions as errors
 
 from pomelo.errors import PomeloError
-from pomelo.stores import records
-from pomelo.stores.accounts import Balance, Grant, Wallet
+from pomelo.stores.accounts import Balance, Grant
 from pomelo.stores.acts import Act
 from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
-from pomelo.stores.redis import Timing, open_redis, usage
+from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.redis.key_names import WALLETS, WORKERS, names
 from pomelo.stores.redis.workers import Worker
-from pomelo.stores.usage import UsageQuery, encode_metadata
-from tests.contract.ledger_rig import WALLET, abandon, record, request, run_task, settlement
+from pomelo.stores.usage import UsageQuery
+from tests.contract.ledger_rig import WALLET, abandon, request, run_task, settlement
 from tests.contract.redis_rig import FaultyClient, Opener, open_on, open_with_credits, until
 from tests.redis_server import RedisServer
 
@@ -234,6 +232,16 @@ async def test_a_store_that_can_not_recover_its_tasks_closes_as_a_dead_worker(
             assert await again.drafts() == []
 
 
+async def test_closing_moves_the_records_of_this_process_and_recovers_its_tasks(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path, **IDLE)
+        await run_task(store, "a")
+        await store.reserve(request("left"))
+    assert (server.do("XLEN", NAMES.usage), server.do("HLEN", NAMES.holds)) == (0, 0)
+
+
 async def test_closing_waits_for_a_settlement_that_is_repeated(server: RedisServer, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path, close=30.0, **IDLE)
@@ -259,99 +267,6 @@ async def test_the_list_of_wallets_is_restored_after_a_failover(server: RedisSer
     assert before == {b"live/acme", b"test/acme", b"test/default"}
     server.do("DEL", WALLETS)
     await until(lambda: set(server.do("SMEMBERS", WALLETS)) == before)
-
-
-# --- usage records
-
-
-async def test_closing_moves_the_records_of_this_process_and_recovers_its_tasks(
-    server: RedisServer, tmp_path: Path
-) -> None:
-    async with AsyncExitStack() as stack:
-        store = await open_with_credits(stack, server, tmp_path, **IDLE)
-        await run_task(store, "a")
-        await store.reserve(request("left"))
-    assert (server.do("XLEN", NAMES.usage), server.do("HLEN", NAMES.holds)) == (0, 0)
-
-
-async def test_records_that_another_process_left_are_moved_from_time_to_time(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch, opened: Opener
-) -> None:
-    monkeypatch.setattr(usage, "_FULL_DRAIN", 3)
-    text = records.encode_record(record("left", cost=4))
-    store = await opened(heartbeat=3600.0, drain=0.01)
-    await until(lambda: store._usage._drains > 1)
-    server.do("XADD", NAMES.usage, "*", "record", text, "cost", 3, "uncollected", 1)
-    await until(lambda: server.do("XLEN", NAMES.usage) == 0)
-    assert await store._wallet_index.with_data("usage") == []
-    assert await store._usage._archive.get("left") == record("left", cost=3, uncollected=1)
-
-
-@pytest.mark.parametrize(("small", "most"), [(0, 8), (600, 16)])
-async def test_large_records_are_moved_in_replies_that_other_commands_can_wait_for(
-    server: RedisServer, opened: Opener, small: int, most: int
-) -> None:
-    store = await opened(**IDLE)
-    metadata = encode_metadata({f"{number:064}": "\x01" * 512 for number in range(16)})
-    for number in range(small + 300):
-        text = records.encode_record(record(f"t{number:03}", metadata="" if number < small else metadata))
-        server.do("XADD", NAMES.usage, "*", "record", text, "cost", 1, "uncollected", 0)
-    client, replies = store._connection._client, []
-
-    def execute(*command: Any) -> asyncio.Future[Any]:
-        reply: asyncio.Future[Any] = client.execute_command(*command)
-        if command[0] == "XRANGE":
-            replies.append(reply)
-        return reply
-
-    store._connection._client = SimpleNamespace(execute_command=execute, aclose=client.aclose)
-    (moved,) = await store.sum_usage(ALL, ())
-    assert moved.tasks == small + 300
-    sizes = [sum(len(fields[b"record"]) for _, fields in reply.result()) for reply in replies]
-    assert sum(sizes) > 300 * 50_000
-    assert max(sizes) < most * 1024 * 1024
-
-
-async def test_a_record_that_can_not_be_read_stays_and_blocks_no_other(
-    server: RedisServer, caplog: pytest.LogCaptureFixture, opened: Opener
-) -> None:
-    store = await opened(**IDLE)
-    await run_task(store, "a")
-    for junk in (("record", "{", "cost", 1, "uncollected", 0), ("some", "field")):
-        server.do("XADD", NAMES.usage, "*", *junk)
-    await run_task(store, "b")
-    found, _ = await store.list_usage(ALL, limit=9)
-    assert [each.task_id for each in found] == ["b", "a"]
-    assert server.do("XLEN", NAMES.usage) == 2
-    assert "can't be read" in caplog.text
-
-
-async def test_records_of_equal_times_are_in_the_order_of_the_entries_of_all_streams(
-    server: RedisServer, opened: Opener
-) -> None:
-    store = await opened(**IDLE)
-    await store.reserve(request("other", 0, live=False))
-    moving = store._usage._task  # which would move some of them earlier than others
-    moving.cancel()
-    await asyncio.wait({moving})
-    for number in range(20):
-        one = record(f"t{number:02}", live=number % 3 == 0, at=7.0)
-        entry = ("record", records.encode_record(one), "cost", 1, "uncollected", 0)
-        server.do("XADD", names(one.wallet).usage, f"{9 + number // 8}-{number}", *entry)
-    found, _ = await store.list_usage(ALL, limit=99)
-    assert [each.task_id for each in found] == [f"t{number:02}" for number in reversed(range(20))]
-
-
-async def test_a_settlement_that_was_forgotten_is_found_in_the_archive_of_its_wallet(
-    server: RedisServer, opened: Opener
-) -> None:
-    store = await opened(**IDLE)
-    first = await run_task(store, "a", 7)
-    server.do("DEL", NAMES.tombstone("a"))
-    again = await store.settle(settlement("a", 8))
-    assert again.record == first.record
-    assert again.limit_status.available == 993
-    assert await store._usage.get(Wallet("acme", False), "a") is None
 
 
 # --- replies that are lost

@@ -176,8 +176,9 @@ class Usage:
                     with suppress(ValueError):
                         entries.append(_Entry(entry_id, wallet, _decode_entry(entry_id, fields)))
             if entries:
-                # The archive orders records with equal times by their arrival.
-                entries.sort(key=lambda entry: _number(entry.entry_id))
+                # The archive orders records with equal times by their arrival. In Postgres, two processes
+                # that add the same records in different orders would wait for each other (a deadlock).
+                entries.sort(key=lambda entry: (_number(entry.entry_id), entry.record.task_id))
                 try:
                     await self._archive.add([entry.record for entry in entries])
                 except PomeloError:
