@@ -12,13 +12,15 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
+from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.redis import open_redis
-from pomelo.stores.redis.key_names import WALLETS, WORKERS, member, names
-from tests.contract.ledger_rig import request
+from pomelo.stores.redis.key_names import WALLETS, WORKERS, member, names, search_turn
+from tests.contract.ledger_rig import abandon, request
 from tests.contract.redis_rig import FaultyClient, Opener
 from tests.faults.simulated_network import Network, SimulatedLoop
 from tests.redis_server import RedisServer
+from tests.unit.refusals import refused
 
 EPOCH = 1_800_000_000.0
 MANY = [Wallet(f"account-{number:05}", True) for number in range(36_000)]
@@ -94,6 +96,24 @@ def test_a_process_is_alive_while_it_searches_all_wallets(server: RedisServer, t
     simulate(work)
 
 
+@pytest.mark.parametrize("seconds", [60.0, 100.0])
+def test_a_process_that_died_is_found_in_time_by_one_that_searches_all_wallets(
+    server: RedisServer, tmp_path: Path, seconds: float
+) -> None:
+    async def work() -> None:
+        async with AsyncExitStack() as stack:
+            watching, network = await open_far(stack, server, tmp_path)
+            dying, _ = await open_far(stack, server, tmp_path)
+            add_wallets(server)
+            network.seconds = 0.18
+            await asyncio.sleep(seconds)
+            await abandon(dying)
+            await asyncio.sleep(watching._connection.timing.dead_after + 8.0)
+            assert server.do("HGET", WORKERS, dying._worker.id) in (b"dead", None)
+
+    simulate(work)
+
+
 async def test_the_wallets_of_a_process_are_added_again_in_parts(server: RedisServer, opened: Opener) -> None:
     store = await opened(heartbeat=3600.0)
     store._wallet_index._known.update(MANY[:2_500])
@@ -103,3 +123,44 @@ async def test_the_wallets_of_a_process_are_added_again_in_parts(server: RedisSe
     faults.error = lambda: ResponseError("too long")
     await store._wallet_index.add_again()
     assert server.do("SCARD", WALLETS) == len(store._wallet_index._known)
+
+
+# --- whose turn it is
+
+
+async def test_one_process_at_a_time_searches_all_wallets(server: RedisServer, opened: Opener) -> None:
+    one, two = [(await opened(heartbeat=3600.0))._wallet_index for _ in range(2)]
+    async with one.turn("test", 60.0) as first, two.turn("test", 60.0) as second:
+        assert (first, second) == (True, False)
+    async with two.turn("another", 60.0) as other, two.turn("test", 60.0) as again:
+        assert (other, again) == (True, False)
+    assert 0 < server.do("TTL", search_turn("test")) <= 60
+    server.do("DEL", search_turn("test"))
+    # If a search fails, another process need not wait for the next one.
+    for index in (one, two):
+        with refused("store_unavailable"):
+            async with index.turn("test", 60.0) as ours:
+                assert ours
+                raise PomeloError("store_unavailable")
+    async with one.turn("test", 60.0):
+        with refused("store_unavailable"):
+            async with two.turn("test", 60.0):
+                raise PomeloError("store_unavailable")
+        assert server.do("EXISTS", search_turn("test")) == 1
+
+
+async def test_unknown_workers_are_searched_by_the_process_whose_turn_it_is(
+    server: RedisServer, opened: Opener
+) -> None:
+    dying, worker = await opened(heartbeat=3600.0), (await opened(heartbeat=3600.0))._worker
+    await dying.reserve(request("a"))
+    await abandon(dying)
+    server.do("HDEL", WORKERS, dying._worker.id)
+    for turns, listed in ((1, False), (0, True)):
+        if turns:
+            server.do("SET", search_turn("reservations"), "")
+        else:
+            server.do("DEL", search_turn("reservations"))
+        for _ in range(10):
+            await worker._watch()
+        assert (server.do("HEXISTS", WORKERS, dying._worker.id) == 1) == listed

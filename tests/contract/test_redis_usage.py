@@ -13,7 +13,7 @@ from pomelo.errors import PomeloError
 from pomelo.stores import records
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.redis import usage
-from pomelo.stores.redis.key_names import names
+from pomelo.stores.redis.key_names import names, search_turn
 from pomelo.stores.usage import UsageQuery, UsageRecord, encode_metadata
 from tests.contract.ledger_rig import WALLET, record, request, run_task, settlement
 from tests.contract.redis_rig import Opener, until
@@ -44,6 +44,21 @@ async def test_records_that_another_process_left_are_moved_from_time_to_time(
     await until(lambda: server.do("XLEN", NAMES.usage) == 0)
     assert await store._wallet_index.with_data("usage") == []
     assert await store._usage._archive.get("left") == record("left", cost=3, uncollected=1)
+
+
+async def test_records_of_all_wallets_are_moved_by_the_process_whose_turn_it_is(
+    server: RedisServer, opened: Opener
+) -> None:
+    moving = (await opened(**IDLE))._usage
+    await until(lambda: moving._drains == 1)
+    text = records.encode_record(record("left", cost=4))
+    server.do("XADD", NAMES.usage, "*", "record", text, "cost", 3, "uncollected", 1)
+    server.do("SET", search_turn("usage"), "")
+    for left in (1, 0):
+        moving._drains = usage._FULL_DRAIN
+        await moving._drain_periodically()
+        assert server.do("XLEN", NAMES.usage) == left
+        server.do("DEL", search_turn("usage"))
 
 
 @pytest.mark.parametrize(("small", "most"), [(0, 8), (600, 16)])

@@ -242,6 +242,26 @@ async def test_closing_moves_the_records_of_this_process_and_recovers_its_tasks(
     assert (server.do("XLEN", NAMES.usage), server.do("HLEN", NAMES.holds)) == (0, 0)
 
 
+async def test_closing_reads_the_wallets_of_this_process_alone(server: RedisServer, tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        store = await open_with_credits(stack, server, tmp_path, **IDLE)
+        other = await open_with_credits(stack, server, tmp_path, **IDLE)
+        await other.reserve(request("other", 0, live=False))
+        await store.reserve(request("a"))
+        sent: list[tuple[Any, ...]] = []
+
+        def sends(command: tuple[Any, ...]) -> bool:
+            sent.append(command)
+            return False
+
+        FaultyClient(store, 20.0).hits = sends
+        await store.close()
+        assert server.do("HKEYS", NAMES.holds) == []
+        assert server.do("HKEYS", WORKERS) == [other._worker.id.encode()]
+        assert [command for command in sent if "HGETALL" in command] == [("HGETALL", NAMES.holds)]
+        assert not [command for command in sent if WALLETS in command]
+
+
 async def test_closing_waits_for_a_settlement_that_is_repeated(server: RedisServer, tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path, close=30.0, **IDLE)

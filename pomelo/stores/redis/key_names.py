@@ -118,6 +118,12 @@ def reported(subject: str) -> str:
     return f"pomelo:reported:{subject}"
 
 
+def search_turn(purpose: str) -> str:
+    """The key that a process sets before it searches all wallets for a purpose. It expires when the next
+    search is due."""
+    return f"pomelo:search:{purpose}"
+
+
 def member(wallet: Wallet) -> str:
     """The wallet as a member of WALLETS."""
     return f"{'live' if wallet.live else 'test'}/{wallet.account}"

@@ -148,5 +148,5 @@ class RedisStore(Keys, Accounts, Acts, Ledger, Processes):
     async def close(self) -> None:
         """Waits for running operations, recovers the tasks that are left, and drains the usage records."""
         await self.finish()
-        await self._worker.close()
+        await self._worker.close(self._checks)
         await self._usage.close()

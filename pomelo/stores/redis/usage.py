@@ -49,7 +49,7 @@ _WALLETS = 50
 """Wallets whose entries are moved at a time."""
 
 _FULL_DRAIN = 60
-"""Every so many drains of this process's records, all wallets are drained."""
+"""Every so many drains of this process's records, one process drains all wallets."""
 
 
 class _Entry(NamedTuple):
@@ -210,10 +210,17 @@ class Usage:
         drains, self._drains = self._drains, self._drains + 1
         wallets, self._expected = self._expected, set()
         try:
-            await self.drain(wallets if drains % _FULL_DRAIN else await self._wallet_index.with_data("usage"))
+            await self.drain(wallets)
         except BaseException:
             self._expected |= wallets
             raise
+        if not drains:
+            await self.drain(await self._wallet_index.with_data("usage"))
+        elif drains % _FULL_DRAIN == 0:
+            seconds = 0.9 * _FULL_DRAIN * self._connection.timing.drain
+            async with self._wallet_index.turn("usage", seconds) as is_ours:
+                if is_ours:
+                    await self.drain(await self._wallet_index.with_data("usage"))
 
 
 def _state_keys(wallet: Wallet) -> list[str]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic_core import from_json
 
+from pomelo.errors import PomeloError
 from pomelo.stores import records
 from pomelo.stores.accounts import PAGE, Wallet
 from pomelo.stores.redis.connection import REPORT_TIMEOUT, Connection, RefusedError, scan
-from pomelo.stores.redis.key_names import WALLETS, key, member, names, wallet_of
+from pomelo.stores.redis.key_names import WALLETS, key, member, names, search_turn, wallet_of
 from pomelo.stores.redis.scripts import NON_EMPTY, Script
 from pomelo.stores.usage import UsageRecord
 
@@ -90,8 +92,25 @@ class WalletIndex:
             )
         return list(zip(parts, replies, strict=True))
 
-    async def reservations(self) -> list[StoredReservation]:
-        pages = await for_each(await self.with_data("holds"), self._reservations_of)
+    @asynccontextmanager
+    async def turn(self, purpose: str, seconds: float) -> AsyncIterator[bool]:
+        """Yields whether this process is to search all wallets for a purpose: one of all processes is, once
+        in `seconds`. If its search fails, another process may try before that."""
+        turn = search_turn(purpose)
+        is_ours = bool(await self._connection.send("SET", turn, "", "NX", "PX", round(seconds * 1000)))
+        try:
+            yield is_ours
+        except PomeloError:
+            if is_ours:
+                with suppress(PomeloError):
+                    await self._connection.send("DEL", turn)
+            raise
+
+    async def reservations(self, wallets: Iterable[Wallet] | None = None) -> list[StoredReservation]:
+        """The reservations of these wallets, or of all."""
+        if wallets is None:
+            wallets = await self.with_data("holds")
+        pages = await for_each(wallets, self._reservations_of)
         return [reservation for page in pages for reservation in page]
 
     async def reservation(self, wallet: Wallet, task_id: str) -> StoredReservation | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from pomelo.errors import PomeloError
@@ -29,7 +29,7 @@ _MAX_SILENCE = 0.6
 """The part of `dead_after` that a worker may be without a heartbeat and still make reservations."""
 
 _FULL_CHECK = 10
-"""Every so many rounds of watching, all reservations are searched for unknown workers."""
+"""Every so many rounds of watching, one process searches all reservations for unknown workers."""
 
 
 class Worker:
@@ -55,7 +55,10 @@ class Worker:
         """Whether the last heartbeat failed."""
         self._counts: dict[str, tuple[bytes, float]] = {}
         """The heartbeats of each worker, and since when their count has not changed."""
-        self._last_check = 0.0
+        self._last_sign = 0.0
+        """When this process last knew that it and the server work."""
+        self._resumed = 0.0
+        """When they worked again after a pause, in which nobody was watched or could send heartbeats."""
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self) -> None:
@@ -139,12 +142,12 @@ class Worker:
         for task in self._tasks:
             await stop(task)
 
-    async def close(self) -> None:
-        """Stops, and recovers the tasks that this worker has left."""
+    async def close(self, wallets: Iterable[Wallet]) -> None:
+        """Stops, and recovers the tasks that this worker has left in these wallets."""
         await self.stop()
         try:
             await self._connection.send("HSET", WORKERS, self.id, "dead")
-            await self._recover_all({self.id})
+            await self._recover_all({self.id}, await self._wallet_index.reservations(wallets))
         except PomeloError:
             pass  # another process recovers them, or the next one that starts
         except Exception as error:
@@ -169,7 +172,10 @@ class Worker:
                 clock = await clock_ahead(self._connection)  # meanwhile, the process may have been replaced
                 await self.register(replace(self._process, clock=clock))
             await self._wallet_index.add_again()
-            await self._register_unknown_workers()
+            seconds = (_FULL_CHECK - 1) * self._timing.heartbeat
+            async with self._wallet_index.turn("reservations", seconds) as is_ours:
+                if is_ours:
+                    await self._register_unknown_workers()
         await self._check_workers()
 
     async def _send_heartbeat(self) -> None:
@@ -189,6 +195,7 @@ class Worker:
             self._failing = True
             raise
         self._last_heartbeat, self._has_sent, self._failing = at, True, False
+        self._note_sign()
 
     async def _register_unknown_workers(self) -> None:
         """Adds the workers that only their reservations name: their counts will not change."""
@@ -198,10 +205,7 @@ class Worker:
 
     async def _check_workers(self) -> None:
         counts = await self._connection.send("HGETALL", WORKERS)
-        now = self._monotonic()
-        # While this process or the server was stopped, nobody was watched and nobody could send heartbeats.
-        paused = now - self._last_check > 3 * self._timing.heartbeat + self._timing.timeout
-        self._last_check = now
+        now = self._note_sign()
         dead = set()
         latest = {}
         for name, count in counts.items():
@@ -210,18 +214,27 @@ class Worker:
                 dead.add(worker)
                 continue
             before = self._counts.get(worker)
-            since = now if before is None or before[0] != count or paused else before[1]
+            since = now if before is None or before[0] != count else max(before[1], self._resumed)
             latest[worker] = (count, since)
             silent = now - since >= self._timing.dead_after and worker != self.id
             if silent and await self._connection.run(MARK_DEAD, [WORKERS], [worker, count]):
                 dead.add(worker)
         self._counts = latest
         if dead:
-            await self._recover_all(dead)
+            await self._recover_all(dead, await self._wallet_index.reservations())
 
-    async def _recover_all(self, workers: set[str]) -> None:
-        """Recovers all tasks of these workers, each in one script, and then removes the workers."""
-        orphans = [each for each in await self._wallet_index.reservations() if each.worker in workers]
+    def _note_sign(self) -> float:
+        """Notes that this process and the server work, and returns the time. Heartbeats are signs, too,
+        because a check may wait for a search of very many wallets."""
+        now = self._monotonic()
+        if now - self._last_sign > 3 * self._timing.heartbeat + self._timing.timeout:
+            self._resumed = now
+        self._last_sign = now
+        return now
+
+    async def _recover_all(self, workers: set[str], reservations: Iterable[StoredReservation]) -> None:
+        """Recovers the tasks of these workers, each in one script, and then removes the workers."""
+        orphans = [each for each in reservations if each.worker in workers]
         failed: RefusedError | None = None
         for orphan in orphans:
             try:
