@@ -135,6 +135,25 @@ async def test_a_worker_that_was_removed_while_it_was_silent_gets_a_new_id(
         assert [one.own for one in await store.reservations()] == [True]
 
 
+async def test_a_worker_that_was_removed_gets_a_new_id_although_the_reply_to_a_heartbeat_is_lost(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    clock = [5_000.0]
+    async with open_clocked(server, tmp_path, clock) as store:
+        worker = store._worker  # type: ignore[attr-defined]
+        first = worker.id
+        server.do("HDEL", WORKERS, first)
+        clock[0] += 61.0
+        faults = FaultyClient(store, 20.0)
+        faults.error, faults.after = lambda: ConnectionResetError(104, "reset"), True
+        # Twice: the first time, the server may not know the script.
+        faults.hits = lambda command: first in command and len(faults.failed) < 2
+        await worker.ensure_live()
+        assert len(faults.failed) == 2
+        assert worker.id != first
+        assert server.do("HKEYS", WORKERS) == [worker.id.encode()]
+
+
 async def test_heartbeats_that_find_their_worker_marked_dead_agree_on_a_new_id(
     server: RedisServer, opened: Opener
 ) -> None:

@@ -50,7 +50,7 @@ class Worker:
         self._rounds = 0
         self._last_heartbeat = 0.0
         self._has_sent = False
-        """Whether a heartbeat was sent."""
+        """Whether a heartbeat with this id was sent."""
         self._failing = False
         """Whether the last heartbeat failed."""
         self._counts: dict[str, tuple[bytes, float]] = {}
@@ -179,18 +179,18 @@ class Worker:
         await self._check_workers()
 
     async def _send_heartbeat(self) -> None:
-        at, known_id, had_sent, was_live = self._monotonic(), self.id, self._has_sent, self.is_live
+        at, known_id = self._monotonic(), self.id
+        # A process that recovers tasks removes their worker at the end; others may still recover them. A
+        # server that has lost its data does not list it either, but mostly while the worker is live.
+        was_listed = "1" if self._has_sent and not self.is_live else ""
         try:
-            count = await self._connection.run(HEARTBEAT, [WORKERS], [known_id])
-            # A process that recovers tasks removes their worker at the end; others may still recover them. A
-            # server that has lost its data counts from 1, too, but mostly while the worker is live.
-            if not count or (count == 1 and had_sent and not was_live):
+            if not await self._connection.run(HEARTBEAT, [WORKERS], [known_id, was_listed]):
                 if self.id == known_id:  # another heartbeat may have found it, too
                     log.warning(
                         "This process was marked dead, and its tasks were recovered by another process"
                     )
-                    self.id = new_id("own_")
-                await self._connection.run(HEARTBEAT, [WORKERS], [self.id])
+                    self.id, self._has_sent = new_id("own_"), False
+                await self._connection.run(HEARTBEAT, [WORKERS], [self.id, ""])
         except PomeloError:
             self._failing = True
             raise
