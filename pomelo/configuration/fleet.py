@@ -130,9 +130,8 @@ async def check_server(settings: Settings, *, replaced: str = "") -> None:
         SettingsError: they have another root secret, or this machine has none.
         StoreError, PomeloError: the store can't be read.
     """
-    for other in await read_fleet(settings.store_url()):
-        if other.host != replaced and SECRET in _store_differences(settings, other):
-            raise _another_secret(other)
+    for other, _ in await _find_differences(settings, {SECRET}, replaced):
+        raise _another_secret(other)
 
 
 async def check_command(settings: Settings) -> None:
@@ -143,15 +142,30 @@ async def check_command(settings: Settings) -> None:
         SettingsError: they have another root secret or another archive, or this machine has no secret.
         StoreError, PomeloError: the store can't be read.
     """
-    for other in await read_fleet(settings.store_url()):
-        found = _store_differences(settings, other)
+    for other, found in await _find_differences(settings, {SECRET, ARCHIVE}):
         if SECRET in found:
             raise _another_secret(other)
-        if ARCHIVE in found:
-            raise SettingsError(
-                f"The server on {other.host} keeps usage records in {other.facts[ARCHIVE]}. Set "
-                "POMELO_ARCHIVE to it, or run the command on that host, with the server's data folder"
-            )
+        raise SettingsError(
+            f"The server on {other.host} keeps usage records in {other.facts[ARCHIVE]}. Set "
+            "POMELO_ARCHIVE to it, or run the command on that host, with the server's data folder"
+        )
+
+
+async def _find_differences(
+    settings: Settings, names: Set[str], replaced: str = ""
+) -> list[tuple[Process, Set[str]]]:
+    """The servers that run, but for those of the host `replaced`, and differ from settings in some of these
+    facts; and in which."""
+    found: list[tuple[Process, Set[str]]] = []
+    for living in (False, True):  # waits only if it may have to refuse
+        found = [
+            (other, differing)
+            for other in await read_fleet(settings.store_url(), living=living)
+            if other.host != replaced and (differing := names & _store_differences(settings, other))
+        ]
+        if not found:
+            break
+    return found
 
 
 def _store_differences(settings: Settings, other: Process) -> set[str]:
@@ -165,7 +179,7 @@ def _store_differences(settings: Settings, other: Process) -> set[str]:
 def _another_secret(other: Process) -> SettingsError:
     return SettingsError(
         f"The server on {other.host} has the same store and another root secret. Set the same POMELO_SECRET "
-        "on all machines. If that server was killed, try again in 30 s"
+        "on all machines"
     )
 
 

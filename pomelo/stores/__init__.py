@@ -50,15 +50,18 @@ async def check_store(url: str, *, archive: str = "") -> None:
     await module.check_url(url, archive)
 
 
-async def read_fleet(url: str) -> list[Process]:
+async def read_fleet(url: str, *, living: bool = False) -> list[Process]:
     """Returns the processes that serve with a store, oldest first; none if it serves one process alone.
+
+    One that was killed is listed until another process has missed its heartbeats for a while. `living` waits
+    until each has sent one, for about 3 seconds, or has died, for about 20.
 
     Raises:
         StoreError: it can't be reached.
         PomeloError: store_unavailable.
     """
     module, _ = _find(url)
-    return (await module.read_fleet(url))[0] if hasattr(module, "read_fleet") else []
+    return (await module.read_fleet(url, living=living))[0] if hasattr(module, "read_fleet") else []
 
 
 def _find(url: str) -> tuple[Any, str]:

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from pomelo.stores.fleet import Fleet, Process
+from pomelo.stores.redis import Timing
 from pomelo.stores.redis.key_names import PROCESSES, WORKERS, reported
 from pomelo.stores.redis.processes import read_fleet
+from tests.contract.ledger_rig import abandon
 from tests.contract.redis_rig import FaultyClient, open_on
 from tests.redis_server import RedisServer
+from tests.unit.refusals import refused
 from tests.waiting import until
 
 
@@ -50,6 +53,44 @@ async def test_a_process_that_died_is_removed(server: RedisServer, tmp_path: Pat
         while await hosts(server) != ["other"]:
             pass
         await until(lambda: server.do("HLEN", PROCESSES) == 1)
+
+
+@pytest.fixture
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    timing = Timing(heartbeat=0.05, dead_after=0.5, timeout=20.0, attempt_timeout=5.0)
+    monkeypatch.setattr("pomelo.stores.redis.processes.Timing", lambda: timing)
+
+
+@pytest.mark.usefixtures("_quick")
+async def test_a_process_that_was_killed_is_left_out_of_the_living_ones_even_if_no_other_runs(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with AsyncExitStack() as stack:
+        killed = await stack.enter_async_context(open_on(server.url, tmp_path, heartbeat=0.05))
+        await killed.register(process("killed"))
+        assert await hosts(server) == ["killed"]
+        assert (await read_fleet(server.url, living=True))[0] == [process("killed")]
+        await abandon(killed)
+        assert await hosts(server) == ["killed"]
+        assert (await read_fleet(server.url, living=True))[0] == []
+        assert server.do("EXISTS", PROCESSES, WORKERS) == 0
+
+
+@pytest.mark.usefixtures("_quick")
+async def test_no_process_is_taken_for_dead_while_the_server_refuses_heartbeats(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with open_on(server.url, tmp_path, heartbeat=3600.0) as store:
+        await store.register(process("a"))
+        reading = asyncio.create_task(read_fleet(server.url, living=True))
+        await until(lambda: server.do("HLEN", WORKERS) == 2)
+        server.do("CONFIG", "SET", "maxmemory", 1)
+        try:
+            with refused("store_unavailable"):
+                await reading
+        finally:
+            server.do("CONFIG", "SET", "maxmemory", 0)
+        assert await hosts(server) == ["a"]
 
 
 async def test_a_process_is_listed_again_after_it_was_taken_for_dead(

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from pomelo.configuration import read_configuration
-from pomelo.configuration.fleet import describe_process
-from pomelo.settings import Settings
+from pomelo.configuration.fleet import check_command, check_server, describe_process
+from pomelo.settings import Settings, SettingsError
 from pomelo.stores.fleet import Process
-from pomelo.stores.redis import open_redis
+from pomelo.stores.redis import Timing, open_redis
+from pomelo.stores.redis.key_names import PROCESSES, WORKERS
 from tests.integration.commands import assert_refused, free_addresses, names, pomelo
 from tests.integration.commands import doctor as cli_doctor
 from tests.redis_server import RedisServer
@@ -63,7 +64,8 @@ async def another_machine(redis: RedisServer, folder: Path, **changes: str) -> A
         store=redis.url,
         **{name.removeprefix("POMELO_").lower(): value for name, value in variables.items()},  # type: ignore[arg-type]
     )
-    async with open_redis(redis.url, f"sqlite:{folder / 'usage.db'}") as store:
+    timing = Timing(heartbeat=0.1)  # what is refused waits for a heartbeat
+    async with open_redis(redis.url, f"sqlite:{folder / 'usage.db'}", timing=timing) as store:
         process = describe_process(
             settings, read_configuration(settings), settings.secret.encode(), time.time(), 0.0
         )
@@ -161,10 +163,28 @@ async def test_a_server_with_another_secret_refuses_to_start(redis: RedisServer,
     assert result.status == 1
     assert result.error == (
         "pomelo: The server on web-2 has the same store and another root secret. Set the same POMELO_SECRET on all "
-        "machines. If that server was killed, try again in 30 s\n"
+        "machines\n"
     )
     status, found = await doctor(tmp_path, redis)
     assert (status, found["processes"][0]) == (0, "off")  # the refused one is not listed
+
+
+async def test_servers_that_were_all_killed_refuse_no_other_secret_or_archive(
+    redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = Timing(heartbeat=0.05, dead_after=0.5, timeout=20.0, attempt_timeout=5.0)
+    monkeypatch.setattr("pomelo.stores.redis.processes.Timing", lambda: quick)
+    new = {"secret": "another root secret of one machine", "archive": f"sqlite:{tmp_path / 'new.db'}"}
+    for check in (check_server, check_command):
+        async with another_machine(redis, tmp_path) as killed:
+            listed, workers = redis.do("HGETALL", PROCESSES), redis.do("HGETALL", WORKERS)
+            settings = Settings(data=tmp_path / "data", store=redis.url, **new)  # type: ignore[arg-type]
+            with pytest.raises(SettingsError, match=f"The server on {killed.host} has the same store"):
+                await check(settings)
+        for key, entries in ((PROCESSES, listed), (WORKERS, workers)):
+            redis.do("HSET", key, *[part for entry in entries.items() for part in entry])
+        await check(settings)
+        assert redis.do("EXISTS", PROCESSES, WORKERS) == 0
 
 
 async def test_a_server_that_differs_from_another_says_in_what(redis: RedisServer, tmp_path: Path) -> None:

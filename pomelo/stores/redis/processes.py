@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from contextlib import suppress
 
 from pomelo.ids import new_id
@@ -10,8 +12,11 @@ from pomelo.stores.redis.connection import Argument, Connection, Timing, one_dea
 from pomelo.stores.redis.key_names import PROCESSES, WORKERS, reported
 from pomelo.stores.redis.scripts import NOTE_STATE
 from pomelo.stores.redis.url import connect, parse_url
-from pomelo.stores.redis.wallet_index import Role
+from pomelo.stores.redis.wallet_index import Role, WalletIndex
 from pomelo.stores.redis.workers import Worker, clock_ahead
+
+_POLL = 0.1
+"""Seconds between two looks at the heartbeats of the other processes."""
 
 
 class Processes(Role):
@@ -51,9 +56,9 @@ async def read_processes(connection: Connection) -> dict[str, Process]:
     return dict(sorted(found.items(), key=lambda each: (each[1].started, each[1].host)))
 
 
-async def read_fleet(url: str) -> tuple[list[Process], float]:
+async def read_fleet(url: str, *, living: bool = False) -> tuple[list[Process], float]:
     """The serving processes, oldest first, and the seconds by which this host's clock is ahead of the server.
-    This process does not become one of them.
+    This process does not become one of them. `living` as in `pomelo.stores.read_fleet`.
 
     Raises:
         StoreError: the server can't be reached or used.
@@ -62,7 +67,28 @@ async def read_fleet(url: str) -> tuple[list[Process], float]:
     timing = Timing()
     connection = Connection(await connect(parse_url(url), timing, timing.open), timing)
     try:
+        if living:
+            await _await_heartbeats(connection)
         with connection.one_deadline(timing.open):
             return list((await read_processes(connection)).values()), await clock_ahead(connection)
     finally:
         await connection.close()
+
+
+async def _await_heartbeats(connection: Connection) -> None:
+    """Waits until each serving process has sent a heartbeat or was marked dead, by this process if no other
+    one watches."""
+    worker = Worker(connection, WalletIndex(connection), time.monotonic)
+    await worker.open()
+    try:
+        first = await connection.send("HGETALL", WORKERS)
+        silent = {
+            name for name in await connection.send("HKEYS", PROCESSES) if first.get(name, b"dead") != b"dead"
+        }
+        while silent:
+            await asyncio.sleep(_POLL)
+            await worker.check()  # a server that refuses heartbeats refuses those of all
+            counts = await connection.send("HGETALL", WORKERS)
+            silent = {name for name in silent if counts.get(name) == first[name]}
+    finally:
+        await worker.close(())
