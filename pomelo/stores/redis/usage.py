@@ -49,7 +49,7 @@ _WALLETS = 50
 """Wallets whose entries are moved at a time."""
 
 _FULL_DRAIN = 60
-"""Every so many drains of this process's records, one process drains all wallets."""
+"""The time of so many drains, after which one process drains all wallets again."""
 
 
 class _Entry(NamedTuple):
@@ -214,13 +214,10 @@ class Usage:
         except BaseException:
             self._expected |= wallets
             raise
-        if not drains:
+        interval = _FULL_DRAIN * self._connection.timing.drain
+        # At first in any case: a process that has died may have taken its turn, and left some.
+        if await self._wallet_index.take_turn("records", interval) or not drains:
             await self.drain(await self._wallet_index.with_data("usage"))
-        elif drains % _FULL_DRAIN == 0:
-            seconds = 0.9 * _FULL_DRAIN * self._connection.timing.drain
-            async with self._wallet_index.turn("usage", seconds) as is_ours:
-                if is_ours:
-                    await self.drain(await self._wallet_index.with_data("usage"))
 
 
 def _state_keys(wallet: Wallet) -> list[str]:

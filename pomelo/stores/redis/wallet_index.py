@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic_core import from_json
 
-from pomelo.errors import PomeloError
 from pomelo.stores import records
 from pomelo.stores.accounts import PAGE, Wallet
 from pomelo.stores.redis.connection import REPORT_TIMEOUT, Connection, RefusedError, scan
@@ -92,19 +90,11 @@ class WalletIndex:
             )
         return list(zip(parts, replies, strict=True))
 
-    @asynccontextmanager
-    async def turn(self, purpose: str, seconds: float) -> AsyncIterator[bool]:
-        """Yields whether this process is to search all wallets for a purpose: one of all processes is, once
-        in `seconds`. If its search fails, another process may try before that."""
+    async def take_turn(self, purpose: str, seconds: float) -> bool:
+        """Whether this process is to search all wallets for a purpose now: one of all processes is, once in
+        `seconds`."""
         turn = search_turn(purpose)
-        is_ours = bool(await self._connection.send("SET", turn, "", "NX", "PX", round(seconds * 1000)))
-        try:
-            yield is_ours
-        except PomeloError:
-            if is_ours:
-                with suppress(PomeloError):
-                    await self._connection.send("DEL", turn)
-            raise
+        return bool(await self._connection.send("SET", turn, "", "NX", "PX", round(seconds * 1000)))
 
     async def reservations(self, wallets: Iterable[Wallet] | None = None) -> list[StoredReservation]:
         """The reservations of these wallets, or of all."""

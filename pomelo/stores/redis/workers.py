@@ -172,10 +172,9 @@ class Worker:
                 clock = await clock_ahead(self._connection)  # meanwhile, the process may have been replaced
                 await self.register(replace(self._process, clock=clock))
             await self._wallet_index.add_again()
-            seconds = (_FULL_CHECK - 1) * self._timing.heartbeat
-            async with self._wallet_index.turn("reservations", seconds) as is_ours:
-                if is_ours:
-                    await self._register_unknown_workers()
+            interval = (_FULL_CHECK - 1) * self._timing.heartbeat
+            if await self._wallet_index.take_turn("reservations", interval):
+                await self._register_unknown_workers()
         await self._check_workers()
 
     async def _send_heartbeat(self) -> None:
