@@ -147,6 +147,8 @@ class _Worker:
     def _spawn(self) -> None:
         """Starts the process, with the settings of now."""
         self._serves, self._started_with = False, self._settings
+        # Else a file in the current folder, such as socket.py, could replace a module of the new process.
+        os.environ["PYTHONSAFEPATH"] = "1"
         # Spawned, not forked: gRPC and the event loop do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self._pipe, worker_pipe = context.Pipe()

@@ -157,12 +157,13 @@ class _Worker:
         """
         process = await asyncio.create_subprocess_exec(
             sys.executable,
+            "-P",  # else a file in the current folder could replace a module, such as av.py
             "-m",
             "pomelo.media.demux",
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.DEVNULL,
-            env={name: value for name, value in os.environ.items() if name.startswith(_INHERITED)},
+            env=_environment(),
             start_new_session=True,  # only the server handles Ctrl-C in a terminal
         )
         worker = cls(process)
@@ -212,3 +213,9 @@ class _Worker:
             raise EOFError
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def _environment() -> dict[str, str]:
+    """The variables of a process, which imports from the same folders as this one."""
+    inherited = {name: value for name, value in os.environ.items() if name.startswith(_INHERITED)}
+    return inherited | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -74,6 +74,13 @@ async def test_workers_share_limits_and_credits_and_a_dead_one_is_restarted(tmp_
         assert "died with status -9" in served.log()
 
 
+async def test_no_file_of_the_current_folder_replaces_a_module_of_a_worker(tmp_path: Path) -> None:
+    (tmp_path / "socket.py").write_text("raise SystemExit")
+    with RedisServer() as redis:
+        async with serve(tmp_path, POMELO_STORE=redis.url, POMELO_WORKERS="2") as served:
+            assert [answer.status for answer in await ask(served, 1)] == [200]
+
+
 async def test_a_worker_that_is_restarted_reloads_after_a_sighup_during_its_start(tmp_path: Path) -> None:
     with RedisServer() as redis:
         async with serve(tmp_path, POMELO_STORE=redis.url, POMELO_WORKERS="2") as served:

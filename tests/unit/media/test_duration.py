@@ -180,6 +180,16 @@ async def test_the_process_that_reads_audio_has_no_secrets(monkeypatch: pytest.M
         assert "hunter2" not in process.environ().values()
 
 
+async def test_no_file_of_the_current_folder_replaces_a_module_of_the_process_that_reads_audio(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("av.py", "resource.py"):
+        (tmp_path / name).write_text("raise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    async with own_measurer(1, 20) as measurer:
+        assert (await measure(measurer, corpus.mp3(1))).ms
+
+
 async def test_declared_samples_are_not_cheaper_if_the_demuxer_fails(
     fifo: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
