@@ -96,8 +96,8 @@ def measure(file: BinaryIO, size: int, raw: bool) -> tuple[int, str]:
             if not part_ms:
                 ms = 0
                 break
-        if raw and name and not _is_certain(file, size - front - back, name, covered):
-            name = ""
+        if raw and name and not _is_certain(file, size - front - back, name, ms, covered):
+            ms, name = ms if name in _SYNCHRONIZED else 0, ""
     except (av.FFmpegError, ValueError, OSError, OverflowError, LookupError, MemoryError):
         return 0, ""
     return ms, name if ms or raw else ""
@@ -157,13 +157,13 @@ def _measure(file: Any, size: int, back: int, thorough: bool = False) -> tuple[i
     return max(round(seconds * 1000), 0), name, covered
 
 
-def _is_certain(file: BinaryIO, size: int, name: str, covered: int) -> bool:
+def _is_certain(file: BinaryIO, size: int, name: str, ms: int, covered: int) -> bool:
     """Whether bytes declared as bare samples are certainly of a format: by a magic number, or by frames from
-    beginning to end. Samples may look like single frames by chance."""
+    beginning to end that can be decoded. Samples may look like frames by chance."""
     file.seek(0)
     if name not in _BARE_FORMATS or file.read(5).startswith(_MAGIC):
         return True
-    return name in _SYNCHRONIZED and covered >= size * _CERTAIN_COVERAGE
+    return ms > 0 and name in _SYNCHRONIZED and covered >= size * _CERTAIN_COVERAGE
 
 
 def _lengths(container: Any, name: str, size: int, thorough: bool) -> tuple[list[float], int, int]:

@@ -142,6 +142,20 @@ async def test_declared_samples_that_may_be_frames_have_the_longer_of_both_lengt
     assert measured == Measured(-(-len(data) // 8), "audio/basic")
 
 
+async def test_declared_samples_that_look_like_frames_which_cannot_be_decoded_are_samples(
+    measurer: Measurer,
+) -> None:
+    data = (b"\x56\xe0\x10" + bytes(16)) * 500  # a tone of this period; to a demuxer, LATM
+    assert await measure(measurer, data, "audio/pcm;rate=24000") == Measured(198, "audio/pcm;rate=24000")
+
+
+async def test_a_recording_in_a_law_is_not_measured_longer_because_it_begins_with_silence(
+    measurer: Measurer,
+) -> None:
+    data = b"\xd5" * 8_000 + bytes(range(0x80, 0xC0)) * 8_000  # silence in A-law is frames of GSM, too
+    assert await measure(measurer, data, "audio/PCMA") == Measured(65_000, "audio/x-alaw-basic")
+
+
 @pytest.fixture
 def fifo(tmp_path: Path) -> Path:
     """A file that a demuxer never finishes to read."""
