@@ -27,7 +27,8 @@ async def fetch_files(
     media: MediaStore,
     call: Call,
 ) -> None:
-    """Fetches the files of an input, in its order, up to and including the one that exceeds `limit` bytes.
+    """Fetches the files of an input, in its order, up to and including the first that its check refuses: one
+    that does not exist, or with which they have more than `limit` bytes.
 
     Raises:
         PomeloError: store_unavailable.
@@ -38,7 +39,7 @@ async def fetch_files(
         try:
             size += media.find(media_id, owner)[1].size_bytes
         except PomeloError:
-            continue  # the check of the input names the field
+            break
         if size > limit:
             break
 

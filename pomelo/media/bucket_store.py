@@ -24,7 +24,7 @@ from pomelo.media.bucket import Bucket, MissingFileError
 from pomelo.media.quota import disk_size
 from pomelo.media.reader import Reader
 from pomelo.media.store import MediaStore, ScanResult, no_such_media
-from pomelo.media.writer import PARTIAL_PREFIX
+from pomelo.media.writer import COPY_PREFIX
 from pomelo.runtime.process import shielded
 
 _PIECE = 512 * 1024
@@ -101,15 +101,14 @@ class BucketStore(MediaStore):
             return
         copy = self._copies.get(media_id)
         if copy is None:
-            copy = self._copies[media_id] = _Copy(self.folder / f"{PARTIAL_PREFIX}{new_id('copy_')}")
+            copy = self._copies[media_id] = _Copy(self.folder / new_id(COPY_PREFIX))
         copy.users += 1
         call.at_end.append(partial(self._release, media_id, copy))
         async with before_deadline(call), copy.lock:
             if copy.media is not None and self._touch(copy.path):
                 return
             copy.media = None
-            with suppress(MissingFileError):
-                copy.media = await self._download(media_id, owner, copy.path)
+            copy.media = await self._download(media_id, owner, copy.path)
 
     def _touch(self, path: Path) -> bool:
         """Keeps a copy from being taken for a leftover, by any process. Returns whether it still exists."""

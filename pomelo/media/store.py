@@ -21,7 +21,7 @@ from pomelo.media.content_types import CONTENT_TYPES
 from pomelo.media.links import LinkSigner, MediaIds
 from pomelo.media.quota import MediaLimits, Quota, disk_size
 from pomelo.media.reader import FileReader, Reader
-from pomelo.media.writer import PARTIAL_PREFIX, PREFIX, MediaWriter
+from pomelo.media.writer import COPY_PREFIX, PARTIAL_PREFIX, PREFIX, MediaWriter
 
 _PARTIAL_LIFETIME = 900
 """Seconds after which a partial file has no writer, and a copy no reader: longer than any call may last. Each
@@ -263,7 +263,8 @@ class MediaStore:
                             os.unlink(entry.path)  # noqa: PTH108 (a hundred thousand of them)
                             scan.deleted += 1
                             continue
-                    scan.count(name, self.ids.tag_of(name), disk_size(stat.st_size))
+                    if not name.startswith(COPY_PREFIX):
+                        scan.count(name, self.ids.tag_of(name), disk_size(stat.st_size))
         return scan
 
     def _note(self, media_id: str, owner_tag: bytes, size: int) -> None:

@@ -20,6 +20,9 @@ PREFIX = "media_"
 PARTIAL_PREFIX = ".part_"
 """The beginning of the name of a file that is not complete."""
 
+COPY_PREFIX = f"{PARTIAL_PREFIX}copy_"
+"""The beginning of the name of a copy of a file in a bucket. Only the file counts toward the limits."""
+
 _BUFFER_SIZE = 64 * 1024
 """Bytes that are buffered before they are written; a hundred concurrent uploads are nothing unusual."""
 

@@ -124,14 +124,28 @@ class Fetched(MediaStore):
         self.fetched.append(media_id)
 
 
-@pytest.mark.parametrize(("limit", "count"), [(299, 3), (300, 4), (1_000, 5)])
+@pytest.mark.parametrize(("limit", "count"), [(299, 3), (300, 4), (1_000, 4)])
 async def test_files_are_fetched_once_up_to_the_first_that_exceeds_the_limit(
     tmp_path: Path, limit: int, count: int
 ) -> None:
     media = Fetched(tmp_path)
     ids = [made(media).image.images[0].media.id for _ in range(4)]
-    named = [ids[0], *ids[:2], "missing", *ids[1:]]
+    named = [ids[0], *ids[:2], *ids[1:]]
     await shared_media.fetch_files(
         lambda task_input: task_input, named, limit, CALLER.owner, media, call_of(None)
     )
-    assert media.fetched == [*ids[:2], "missing", *ids[2:]][: count + (limit >= 200)]
+    assert media.fetched == ids[:count]
+
+
+async def test_no_file_is_fetched_after_one_that_does_not_exist(tmp_path: Path) -> None:
+    media = Fetched(tmp_path)
+    first, last = (made(media).image.images[0].media.id for _ in range(2))
+    await shared_media.fetch_files(
+        lambda task_input: task_input,
+        [first, "missing", last],
+        1_000,
+        CALLER.owner,
+        media,
+        call_of(None),
+    )
+    assert media.fetched == [first, "missing"]

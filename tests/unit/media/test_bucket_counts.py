@@ -58,6 +58,15 @@ async def test_an_upload_that_is_deleted_twice_at_a_time_is_subtracted_once(
         assert store.quota.total == 2 * MIB
 
 
+async def test_the_copy_that_a_task_reads_does_not_count(machine: Callable[..., BucketStore]) -> None:
+    store = machine("a")
+    call = grpc_call()
+    await store.fetch(await upload(store, bytes(2 * MIB)), "ann/test", call)
+    await store.refresh()
+    assert store.quota.total == 2 * MIB
+    call.end()
+
+
 async def test_an_answer_that_is_not_wanted_while_it_is_sent_does_not_count(
     own_server: S3Server, tmp_path: Path
 ) -> None:
