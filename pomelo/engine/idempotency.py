@@ -20,7 +20,7 @@ from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.speech_pb2 import SpeechOutput
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.media.audio import AudioSource, sample_format
-from pomelo.media.store import MediaStore
+from pomelo.media.store import MediaStore, no_such_media
 from pomelo.runtime.in_flight import FairSemaphore
 from pomelo.stores.ledger import REPLAY_SECONDS, IdempotencyKey, ReplayedAnswer
 from pomelo.tasks.base import LARGE, max_inline
@@ -173,6 +173,8 @@ def restore_answer(
     for part in media_outputs(result):
         try:
             path, stored = media.find(part.media.id, owner)
+            if stored.size_bytes < part.media.size_bytes:  # media are not synced: the power may have failed
+                raise no_such_media()
         except PomeloError as error:
             if error.code != "not_found":
                 raise

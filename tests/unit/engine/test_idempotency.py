@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import time
 from dataclasses import replace
 from functools import partial
@@ -246,6 +247,17 @@ def test_a_stored_answer_whose_file_is_gone_asks_for_no_repetition(tmp_path: Pat
         restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False)
     assert refusal.value.repeatable is not gone
     assert ("is gone" in refusal.value.message) is gone
+
+
+def test_a_stored_answer_whose_file_was_truncated_by_a_power_cut_is_not_returned(tmp_path: Path) -> None:
+    media = MediaStore(tmp_path / "media", b"s" * 32)
+    stored = idempotency.store_answer(answer(media, bytes(10)), UNSPECIFIED, media, stream=False)
+    (path,) = [one for one in media.folder.iterdir() if one.name.startswith("media_")]
+    os.truncate(path, 9)
+    for stream in (False, True):
+        with refused("store_unavailable", match="is gone") as refusal:
+            restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=stream)
+        assert not refusal.value.repeatable
 
 
 async def test_a_replayed_stream_has_the_order_of_the_first_one(tmp_path: Path) -> None:
