@@ -168,17 +168,17 @@ def _check_folder(data: Path) -> int:
     """
     status = data.stat()
     mode = stat.S_IMODE(status.st_mode)
-    remedy = f"Set POMELO_DATA to a folder of its own, such as {data / 'pomelo'}"
+    remedy = f"POMELO_DATA to a folder of its own, such as {data / 'pomelo'}"
     if status.st_uid != os.geteuid():
         raise SecretError(
-            f"POMELO_DATA: {data} belongs to another user (uid {status.st_uid}). {remedy}, "
-            f"or run: chown -R {os.geteuid()} {data}"
+            f"POMELO_DATA: {data} belongs to another user (uid {status.st_uid}). Run Pomelo as that user, "
+            f"or set {remedy}, or run: chown -R {os.geteuid()} {data}"
         )
     names = {path.name for path in data.iterdir()} - {"lost+found"} if mode & 0o077 else set()
     if names and names.isdisjoint(_POMELO_FILES):
         raise SecretError(
             f"POMELO_DATA: {data} is open to other users (mode {mode:04o}) and has files of other programs. "
-            f"{remedy}, or run: chmod 700 {data}"
+            f"Set {remedy}, or run: chmod 700 {data}"
         )
     return mode
 
