@@ -1,5 +1,5 @@
 """`pomelo serve --check`: whether the server could start. It serves nothing, and changes nothing but the file
-with which a bucket is checked."""
+with which a bucket is checked, and the tasks of killed servers: see `pomelo.configuration.fleet`."""
 
 from __future__ import annotations
 

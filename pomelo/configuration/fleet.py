@@ -124,7 +124,7 @@ def _previous(process: Process) -> Sequence[str]:
 
 async def check_server(settings: Settings, *, replaced: str = "") -> None:
     """Checks, before anything is created, that a server with these settings may join those that run.
-    `replaced` is a host whose servers end before.
+    `replaced` is a host whose servers end before. If one that differs was killed, its tasks are ended.
 
     Raises:
         SettingsError: they have another root secret, or this machine has none.
