@@ -62,6 +62,24 @@ async def test_records_of_all_wallets_are_moved_by_the_process_whose_turn_it_is(
         server.do("DEL", search_turn("records"))
 
 
+async def test_records_of_all_wallets_are_moved_although_the_server_is_out_of_memory(
+    server: RedisServer, opened: Opener
+) -> None:
+    moving = (await opened(**IDLE))._usage
+    moving._task.cancel()
+    await asyncio.wait({moving._task})
+    text = records.encode_record(record("left", cost=4))
+    for drains, left in ((1, 1), (usage._FULL_DRAIN, 0)):
+        server.do("XADD", NAMES.usage, "*", "record", text, "cost", 3, "uncollected", 1)
+        server.do("CONFIG", "SET", "maxmemory", 1)
+        try:
+            moving._drains = drains
+            await moving._drain_periodically()
+        finally:
+            server.do("CONFIG", "SET", "maxmemory", 0)
+        assert server.do("XLEN", NAMES.usage) == left
+
+
 @pytest.mark.parametrize(("small", "most"), [(0, 8), (600, 16)])
 async def test_large_records_are_moved_in_replies_that_other_commands_can_wait_for(
     server: RedisServer, opened: Opener, small: int, most: int

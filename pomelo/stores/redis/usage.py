@@ -21,7 +21,7 @@ from pomelo.runtime.process import periodically, stop
 from pomelo.stores import records
 from pomelo.stores.accounts import Balance, Wallet
 from pomelo.stores.archive.base import Archive
-from pomelo.stores.redis.connection import Connection, translated_errors
+from pomelo.stores.redis.connection import Connection, RefusedError, translated_errors
 from pomelo.stores.redis.key_names import key, names
 from pomelo.stores.redis.scripts import WALLET_STATES
 from pomelo.stores.redis.wallet_index import WalletIndex, for_each
@@ -215,8 +215,12 @@ class Usage:
             self._expected |= wallets
             raise
         interval = _FULL_DRAIN * self._connection.timing.drain
-        # At first in any case: a process that has died may have taken its turn, and left some.
-        if await self._wallet_index.take_turn("records", interval) or not drains:
+        try:
+            # At first in any case: a process that has died may have taken its turn, and left some.
+            is_due = await self._wallet_index.take_turn("records", interval) or not drains
+        except RefusedError:  # the server may be out of memory, which the move frees
+            is_due = drains % _FULL_DRAIN == 0
+        if is_due:
             await self.drain(await self._wallet_index.with_data("usage"))
 
 
