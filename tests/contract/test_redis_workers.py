@@ -14,7 +14,7 @@ import pytest
 from redis import exceptions as errors
 
 from pomelo.errors import PomeloError
-from pomelo.stores.accounts import Balance, Grant
+from pomelo.stores.accounts import Balance, Grant, Wallet
 from pomelo.stores.acts import Act
 from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
@@ -25,6 +25,7 @@ from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import WALLET, abandon, request, run_task, settlement
 from tests.contract.redis_rig import FaultyClient, Opener, open_on, open_with_credits, until
 from tests.redis_server import RedisServer
+from tests.unit.refusals import refused
 
 NAMES = names(WALLET)
 ALL = UsageQuery()
@@ -178,6 +179,24 @@ async def open_watched(
         other = await open_with_credits(stack, server, tmp_path, **IDLE)
         await other.reserve(request("a"))
         yield other, await stack.enter_async_context(opening)
+
+
+async def test_the_process_that_recovers_a_task_is_the_only_one_that_logs_it(
+    server: RedisServer, caplog: pytest.LogCaptureFixture, opened: Opener
+) -> None:
+    dying, *others = [await opened(**IDLE) for _ in range(3)]
+    for task in ("a", "b", "damaged"):
+        await dying.reserve(request(task, 0, live=task != "damaged"))
+    await abandon(dying)
+    damaged = names(Wallet(WALLET.account, False)).usage
+    server.do("SET", damaged, "not a stream")
+    found = await others[0]._wallet_index.reservations()
+    for other in others:
+        with refused("store_unavailable"):
+            await other._worker._recover_all({dying._worker.id}, found)
+    logged = [message for message in caplog.messages if "recovered" in message]
+    assert logged == ["2 tasks of processes that ended were recovered"]
+    server.do("DEL", damaged)
 
 
 async def test_a_worker_that_is_alive_is_not_marked_dead(server: RedisServer, tmp_path: Path) -> None:

@@ -233,28 +233,30 @@ class Worker:
 
     async def _recover_all(self, workers: set[str], reservations: Iterable[StoredReservation]) -> None:
         """Recovers the tasks of these workers, each in one script, and then removes the workers."""
-        orphans = [each for each in reservations if each.worker in workers]
+        recovered = 0
         failed: RefusedError | None = None
-        for orphan in orphans:
+        for orphan in [each for each in reservations if each.worker in workers]:
             try:
-                await self._recover(orphan)
+                recovered += await self._recover(orphan)
             except RefusedError as error:
                 failed = error  # the others must not wait until an operator has repaired this one
-        if orphans:
-            log.warning("%d tasks of processes that ended were recovered", len(orphans))
+        if recovered:
+            log.warning("%d tasks of processes that ended were recovered", recovered)
         if failed is not None:
             raise failed
         for worker in workers:
             await self._connection.send("HDEL", PROCESSES, worker)
             await self._connection.send("HDEL", WORKERS, worker)
 
-    async def _recover(self, reservation: StoredReservation) -> None:
+    async def _recover(self, reservation: StoredReservation) -> bool:
+        """Recovers a task. False: another process has done it, or it has ended."""
         keys = names(reservation.wallet)
-        await self._connection.run(
+        reply = await self._connection.run(
             RECOVER,
             [*keys.of_task(reservation.task_id, reservation.key), keys.usage],
             [reservation.task_id, reservation.worker, reservation.key, round(self._timing.tombstone_ttl)],
         )
+        return bool(reply[0] == b"recovered")
 
 
 async def clock_ahead(connection: Connection) -> float:
