@@ -19,6 +19,11 @@ from pomelo.telemetry.events import Observer
 
 _MIB = 1024 * 1024
 _MAX_WAITING = 200
+_SLOW_TIME = 60.0
+"""Seconds for which an owner is slow that has lost a slot."""
+_SLOW_PATIENCE = 0.01
+_MAX_SLOW = 10_000
+"""Maximum number of slow owners that are remembered."""
 _TIMER_ERROR = 0.001
 """Seconds by which a timer of the event loop may fire early."""
 
@@ -29,7 +34,8 @@ class CallLimits:
 
     Calls without a key are limited to `unauthenticated` concurrent ones, each to `unauthenticated_time`. At
     most `unauthenticated_reads` of them receive a message at a time; one that does not arrive immediately
-    loses its slot to the next. Health checks have a separate limit, `health_reads`.
+    loses its slot to the next, and its address is served last for a while. Health checks have a separate
+    limit, `health_reads`.
 
     An account receives at most `reads` messages at a time, each within `read_time` of the start of its call,
     and chunks of at most `uploads` uploads, each within `chunk_time` of the previous chunk. `lookups` bounds
@@ -140,32 +146,36 @@ class Pool:
 class NewestFirst:
     """A semaphore of `limit` slots that serves the newest waiter first. While others wait, a slot is taken
     away after `patience` seconds. For work that is short for honest callers, so that slow ones can't block
-    others.
+    others: an owner that has lost a slot, or was cancelled with one, is served last for a while, and then
+    loses its slots after `_SLOW_PATIENCE`.
     """
 
-    __slots__ = ("_free", "_holders", "_patience", "_timer", "_waiting")
+    __slots__ = ("_free", "_holders", "_patience", "_slow", "_timer", "_waiting")
 
     def __init__(self, limit: int, patience: float = 0.2) -> None:
         self._free = limit
         self._patience = patience
-        self._holders: dict[asyncio.Timeout, float] = {}
-        """Holder of a slot -> the time at which it took the slot."""
-        self._waiting: list[asyncio.Future[bool]] = []
+        self._holders: dict[asyncio.Timeout, tuple[float, str]] = {}
+        """Holder of a slot -> the time at which it loses the slot if others wait, and its owner."""
+        self._waiting: list[tuple[str, asyncio.Future[bool]]] = []
+        self._slow: dict[str, float] = {}
+        """Owner -> the time until which it is slow."""
         self._timer: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Waits for a slot and takes it for the block.
+    async def slot(self, owner: str = "") -> AsyncIterator[None]:
+        """Waits for a slot and takes it for the block. An empty owner is never slow.
 
         Raises:
             PomeloError: overloaded; the slot went to a newer waiter.
         """
         if self._free:
             self._free -= 1
-        elif not await self._wait():
+        elif not await self._wait(owner):
             raise PomeloError("overloaded")
         scope = asyncio.timeout(None)
-        self._holders[scope] = asyncio.get_running_loop().time()
+        patience = _SLOW_PATIENCE if self._is_slow(owner) else self._patience
+        self._holders[scope] = asyncio.get_running_loop().time() + patience, owner
         self._set_timer()
         try:
             async with scope:
@@ -174,16 +184,19 @@ class NewestFirst:
             if scope.expired():
                 raise PomeloError("overloaded") from None
             raise
+        except asyncio.CancelledError:
+            self._mark_slow(owner)
+            raise
         finally:
             if self._holders.pop(scope, None) is not None:
                 self._pass_on()
 
-    async def _wait(self) -> bool:
+    async def _wait(self, owner: str) -> bool:
         """Waits for a slot. Returns False when there are too many newer waiters."""
         waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._waiting.append(waiter)
+        self._waiting.append((owner, waiter))
         if len(self._waiting) > _MAX_WAITING:
-            oldest = self._waiting.pop(0)
+            _, oldest = self._waiting.pop(0)
             if not oldest.done():
                 oldest.set_result(False)
         self._set_timer()
@@ -192,36 +205,53 @@ class NewestFirst:
         except asyncio.CancelledError:
             if waiter.cancelled():
                 with suppress(ValueError):
-                    self._waiting.remove(waiter)
+                    self._waiting.remove((owner, waiter))
             elif waiter.result():
                 self._pass_on()  # the slot was granted in the same iteration
             raise
 
     def _pass_on(self) -> None:
-        """Passes a free slot to the newest waiter."""
+        """Passes a free slot to the newest waiter that is not slow, if there is one."""
         while self._waiting:
-            waiter = self._waiting.pop()
+            newest = range(len(self._waiting) - 1, -1, -1)
+            index = next((each for each in newest if not self._is_slow(self._waiting[each][0])), -1)
+            _, waiter = self._waiting.pop(index)
             if not waiter.done():
                 waiter.set_result(True)
                 return
         self._free += 1
 
     def _set_timer(self) -> None:
-        """Sets the timer that ends the oldest holder while others wait."""
-        if self._timer is None and self._waiting and self._holders:
-            since = next(iter(self._holders.values()))
-            self._timer = asyncio.get_running_loop().call_at(since + self._patience, self._expire_oldest)
+        """Sets the timer that ends the first holder while others wait."""
+        if self._waiting and self._holders:
+            when, _ = min(self._holders.values())
+            if self._timer is None or when < self._timer.when():
+                if self._timer is not None:
+                    self._timer.cancel()
+                self._timer = asyncio.get_running_loop().call_at(when, self._expire_first)
 
-    def _expire_oldest(self) -> None:
+    def _expire_first(self) -> None:
         self._timer = None
         if self._waiting and self._holders:
-            oldest, since = next(iter(self._holders.items()))
-            if since + self._patience <= asyncio.get_running_loop().time() + _TIMER_ERROR:
-                del self._holders[oldest]
+            first = min(self._holders, key=self._holders.__getitem__)
+            when, owner = self._holders[first]
+            if when <= asyncio.get_running_loop().time() + _TIMER_ERROR:
+                del self._holders[first]
                 with suppress(RuntimeError):  # it has ended already
-                    oldest.reschedule(0)
+                    first.reschedule(0)
+                self._mark_slow(owner)
                 self._pass_on()
         self._set_timer()
+
+    def _is_slow(self, owner: str) -> bool:
+        return self._slow.get(owner, 0.0) > asyncio.get_running_loop().time()
+
+    def _mark_slow(self, owner: str) -> None:
+        if owner:
+            self._slow.pop(owner, None)
+            self._slow[owner] = asyncio.get_running_loop().time() + _SLOW_TIME
+            if len(self._slow) > _MAX_SLOW:
+                del self._slow[next(iter(self._slow))]
 
 
 class ServerState:

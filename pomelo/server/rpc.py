@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from pomelo.call import Call
 from pomelo.errors import BODY_ERRORS, PomeloError, without_traceback
-from pomelo.network.origin import FORWARDED_KEY, caller_address
+from pomelo.network.origin import FORWARDED_KEY, caller_address, network
 from pomelo.runtime.in_flight import FairSemaphore
 from pomelo.runtime.process import CancelScope
 from pomelo.server import field_limit
@@ -228,7 +228,8 @@ class Rpc:
         """
         front = self._front
         if self.visit is None and not self.trusted:
-            async with (front.health_reads if health else front.unauthenticated_reads).slot():
+            slots = front.health_reads if health else front.unauthenticated_reads
+            async with slots.slot(network(self.call.address)):
                 return parse(await self._only_message(field_limit.SMALL_MESSAGE), message_type)
         until = self._started + front.limits.read_time
         owner = await self._acquire(front.reads, until, front.slow_message)
@@ -267,7 +268,7 @@ class Rpc:
         """Receives the next message of a stream, within the limits of uploads; None at its end."""
         front = self._front
         if self.visit is None:
-            async with front.unauthenticated_reads.slot():
+            async with front.unauthenticated_reads.slot(network(self.call.address)):
                 return await self._receive()
         until = self._loop.time() + front.limits.chunk_time
         if self.trusted:  # a gateway's uploads are as slow as its callers', and its messages are small

@@ -175,6 +175,24 @@ async def test_each_flood_is_cut_off_with_a_key_and_without(served: Served) -> N
     callers.check()
 
 
+# --- floods of calls
+
+
+async def test_calls_without_a_message_do_not_delay_health_checks_from_other_addresses(
+    served: Served,
+) -> None:
+    def start_checks() -> None:
+        with socket.create_connection(("127.0.0.1", served.grpc_port), 10, ("127.0.0.2", 0)) as connection:
+            connection.sendall(frames.hello())
+            for number in range(300):
+                connection.sendall(frames.headers(2 * number + 1, "/grpc.health.v1.Health/Check"))
+                time.sleep(0.01)
+
+    async with other_callers(served, "grpc_health") as callers:
+        await asyncio.to_thread(start_checks)
+    callers.check()
+
+
 # --- floods of connections
 
 

@@ -8,8 +8,10 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.runtime.in_flight import FairSemaphore
+from pomelo.server import call_limits
 from pomelo.server.call_limits import CallLimits, NewestFirst, Pool, Running, ServerState
 from tests.unit.loop import iterations
+from tests.waiting import cancel
 
 
 async def take(limiter: NewestFirst) -> None:
@@ -69,6 +71,69 @@ async def test_a_slow_call_that_has_waited_loses_its_slot_too() -> None:
         assert await calls[0] == await calls[2] == "overloaded"
     calls[1].cancel()
     await asyncio.wait(calls)
+
+
+async def hold(limiter: NewestFirst, owner: str) -> None:
+    """Takes a slot and keeps it."""
+    async with limiter.slot(owner):
+        await asyncio.Event().wait()
+
+
+async def lose(limiter: NewestFirst, owner: str, *, cancelled: bool) -> None:
+    """Makes an owner slow: it loses a slot, or is cancelled with one."""
+    slow = asyncio.ensure_future(hold(limiter, owner))
+    await iterations()
+    if cancelled:
+        await cancel(slow)
+    else:
+        await take(limiter)
+        with pytest.raises(PomeloError):
+            await slow
+
+
+@pytest.mark.parametrize("cancelled", [False, True], ids=["lost", "cancelled"])
+async def test_an_owner_that_has_lost_a_slot_is_served_last(cancelled: bool) -> None:
+    limiter = NewestFirst(1, patience=0.05)
+    order: list[str] = []
+
+    async def quick(owner: str) -> None:
+        async with limiter.slot(owner):
+            order.append(owner)
+
+    async with asyncio.timeout(20):
+        await lose(limiter, "slow", cancelled=cancelled)
+        async with limiter.slot("first"):
+            waiting = []
+            for owner in ("a", "b", "slow"):
+                waiting.append(asyncio.ensure_future(quick(owner)))
+                await iterations()
+        await asyncio.gather(*waiting)
+    assert order == ["b", "a", "slow"]
+
+
+async def test_an_owner_that_has_lost_a_slot_loses_the_next_one_sooner_for_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    limiter = NewestFirst(1, patience=100)
+    async with asyncio.timeout(20):
+        await lose(limiter, "slow", cancelled=True)
+        await lose(limiter, "slow", cancelled=False)
+        monkeypatch.setattr(call_limits, "_SLOW_TIME", 0.0)
+        await lose(limiter, "slow", cancelled=True)
+        patient = asyncio.ensure_future(hold(limiter, "slow"))
+        await iterations()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await take(limiter)
+        await cancel(patient)
+
+
+async def test_few_slow_owners_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_limits, "_MAX_SLOW", 2)
+    limiter = NewestFirst(1, patience=100)
+    for owner in ("a", "b", "a", "c"):
+        await lose(limiter, owner, cancelled=True)
+    assert [owner for owner in "abc" if limiter._is_slow(owner)] == ["a", "c"]
 
 
 async def test_the_newest_waiter_is_next_and_a_cancelled_one_blocks_no_other() -> None:
