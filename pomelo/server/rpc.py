@@ -226,18 +226,21 @@ class Rpc:
         Raises:
             PomeloError: invalid_body, payload_too_large, overloaded, deadline_exceeded.
         """
-        front = self._front
-        if self.visit is None and not self.trusted:
+        front, limit = self._front, field_limit.SMALL_MESSAGE
+        if self.visit is not None:
+            until = self._started + front.limits.read_time
+            owner = await self._acquire(front.reads, until, front.slow_message)
+            try:
+                data = await self._only_message(limit)
+            finally:
+                front.reads.release(owner)
+            self.unlimit()
+        elif self.trusted:
+            data = await self._only_message(limit)
+        else:
             slots = front.health_reads if health else front.unauthenticated_reads
             async with slots.slot(network(self.call.address)):
-                return parse(await self._only_message(field_limit.SMALL_MESSAGE), message_type)
-        until = self._started + front.limits.read_time
-        owner = await self._acquire(front.reads, until, front.slow_message)
-        try:
-            data = await self._only_message(field_limit.SMALL_MESSAGE)
-        finally:
-            front.reads.release(owner)
-        self.unlimit()
+                data = await self._only_message(limit)
         return parse(data, message_type)
 
     async def next_message(self, message_type: Any) -> Any:
