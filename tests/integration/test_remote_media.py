@@ -64,6 +64,16 @@ async def test_a_signed_link_is_valid_with_an_invalid_header(remote: Services, a
         assert await _download(services, media.id, media.url.partition("?")[2], call) == b"ID3"
 
 
+async def test_a_signed_link_replaces_the_key(remote: Services, app: App, keys: Keys) -> None:
+    media = await remote.media.upload_media("audio/mpeg", _chunks([b"ID3"]), call_of(keys.test))
+    signature = media.url.partition("?")[2]
+    for services in (app.services, remote):
+        for key in (keys.test, keys.revoked):
+            call = call_of(key, x_request_id="mine")
+            assert await _download(services, media.id, signature, call) == b"ID3"
+            assert call.response_headers == {"X-Request-Id": "mine"}
+
+
 async def test_a_download_that_is_closed_early_ends(app: App, keys: Keys) -> None:
     async with both_ends(app.services) as (server, remote):
         media = await remote.media.upload_media("", _chunks([b"x" * (8 * CHUNK)]), call_of(keys.test))

@@ -90,11 +90,14 @@ class RemoteMedia:
     async def download_media(
         self, media_id: str, signature: str, call: Call, offset: int = 0
     ) -> AsyncIterator[tuple[Media, MediaBytes]]:
-        if not signature:
+        sent = call
+        if signature:  # the server would count a key that comes with it
+            sent = replace(call, api_key=None, key_error="")
+        else:
             await self._pool.check_headers(call)
         request = DownloadMediaRequest(id=media_id, signature=signature, offset=offset)
         with self._pool.pick() as connection:
-            rpc = connection.media.DownloadMedia(request, **connection.arguments(call))
+            rpc = connection.media.DownloadMedia(request, **connection.arguments(sent))
             messages: Messages[DownloadMediaResponse] = Messages(rpc, call, self._turns.stream())
             try:
                 with connection.until_deadline(call):
