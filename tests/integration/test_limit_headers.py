@@ -135,6 +135,21 @@ async def test_a_list_of_models_has_all_headers(app: RunningApp, protocol: str) 
 
 
 @REST_PROTOCOL
+async def test_a_model_that_is_requested_with_a_wrong_header_has_its_limits(
+    app: RunningApp, protocol: str
+) -> None:
+    key = (await app.account("all")).test
+    headers = {"Authorization": f"Bearer {key}", "Idempotency-Key": "two words"}
+    for name, tokens in (("gpt-4", True), ("flux-1-pro", False), ("nope", False)):
+        async with app.session.get(f"{app.urls[protocol]}/v1/models/{name}", headers=headers) as answer:
+            assert answer.status == 400
+            assert "Idempotency-Key" in (await answer.json())["error"]["message"]
+            sent = {header.lower() for header in answer.headers}
+        assert sent >= ALWAYS
+        assert (sent >= TOKENS) == tokens
+
+
+@REST_PROTOCOL
 async def test_other_resources_have_all_headers(app: RunningApp, protocol: str) -> None:
     account = await app.account("all")
     check(await app.get(protocol, account.live, "/api/v1/models/gpt-4"), tokens=True, mode="live")

@@ -24,6 +24,9 @@ a cancelled call until its cleanup has ended, and accepts few connections from o
 _HEALTH_TIMEOUT = 1.0
 """Seconds that the server has to report its health."""
 
+_AFTER_KEY = frozenset({"missing_parameter", "model_not_found", "model_not_allowed"})
+"""Errors with which the server refuses the id of a model after it has checked the key."""
+
 M = TypeVar("M")
 
 
@@ -118,26 +121,27 @@ class ConnectionPool:
             response: M = await unary(method(connection)(request, **connection.arguments(call)), call)
             return response
 
-    async def check_headers(self, call: Call) -> None:
+    async def check_headers(self, call: Call, model_id: str = "") -> None:
         """Checks the call's headers, which the server does not see. An invalid key is reported first.
 
         Raises:
             PomeloError: the key or a header is invalid.
         """
         if call.header_error is not None:
-            await self.check_key(call)
+            await self.check_key(call, model_id)
             raise call.header_error
 
-    async def check_key(self, call: Call) -> None:
-        """Checks the call's key, and fills `call.response_headers`.
+    async def check_key(self, call: Call, model_id: str = "") -> None:
+        """Checks the call's key, and fills `call.response_headers`, with the limits of a model that the call
+        is about.
 
         Raises:
             PomeloError: the key is invalid, or the server does not respond.
         """
+        request = GetModelRequest(id=model_id)
         try:
-            # The request has no id, which the server refuses after it has checked the key.
             with self.pick() as connection:
-                await unary(connection.models.GetModel(GetModelRequest(), **connection.arguments(call)), call)
+                await unary(connection.models.GetModel(request, **connection.arguments(call)), call)
         except PomeloError as error:
-            if error.code != "missing_parameter":
+            if error.code not in _AFTER_KEY:
                 raise

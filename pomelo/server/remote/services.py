@@ -50,6 +50,7 @@ class RemoteModels:
         return await self._pool.unary(lambda stubs: stubs.models.ListModels, request, call)
 
     async def get_model(self, model_id: str, call: Call) -> Model:
+        await self._pool.check_headers(call, model_id)
         request = GetModelRequest(id=model_id)
         response: GetModelResponse
         response = await self._pool.unary(lambda stubs: stubs.models.GetModel, request, call)
