@@ -281,16 +281,14 @@ async def test_a_gateway_reads_its_catalogue_again(tmp_path: Path, http: aiohttp
     rest, catalog = free_addresses()["POMELO_REST"], tmp_path / "catalog.toml"
     catalog.write_text("")
     (tmp_path / "pomelo.toml").write_text('catalog = "catalog.toml"\n')
-    target = ("--target", "127.0.0.1:1", "--no-tls")
 
     async def longest_text() -> int:
         async with http.get(f"http://{rest}/openapi.json") as answer:
             described = json.dumps((await answer.json())["components"])
         return max(int(found) for found in re.findall(r'"maxLength": (\d+)', described))
 
-    async with start_command(tmp_path, "gateway", *target, POMELO_REST=rest) as gateway:
+    async with start_command(tmp_path, "gateway", "--target", "127.0.0.1:1", POMELO_REST=rest) as gateway:
         await gateway.read_until("admin")
-        assert await longest_text() != 7_654_321
         catalog.write_text(TTS)
         assert "models changed: eleven-labs-tts" in await hang_up(gateway)
         assert await longest_text() == 7_654_321

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pomelo.secrets import derive_key, write_private
-from pomelo.settings import Settings, SettingsError
+from pomelo.settings import Settings, SettingsError, load
 
 
 def test_the_root_secret_is_created_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:
@@ -186,6 +186,17 @@ def test_a_folder_accepts_a_secret_that_replaces_its_own(tmp_path: Path) -> None
     assert Settings(data=tmp_path, secret=new).root_secret() == new.encode()
     with pytest.raises(SettingsError, match="is not the secret"):
         Settings(data=tmp_path, secret=old).root_secret()
+
+
+def test_a_secret_whose_variable_ends_with_a_line_end_can_be_replaced(tmp_path: Path) -> None:
+    old, other = f"{'a' * 40}\n", f"{'c' * 40}\n"
+    load(None, {"POMELO_DATA": str(tmp_path), "POMELO_SECRET": old}).root_secret()
+    for previous in (old, f"{other}, {old}", f"{old},{other}"):
+        variables = {"POMELO_SECRET": "b" * 40, "POMELO_SECRET_PREVIOUS": previous}
+        load(None, variables | {"POMELO_DATA": str(tmp_path)}).check_secret()
+    assert load(None, {"POMELO_SECRET_PREVIOUS": other}).secret_previous == ("c" * 40, other)
+    with pytest.raises(SettingsError, match="32 characters"):
+        load(None, {"POMELO_SECRET_PREVIOUS": f"{'a' * 31}\n"})
 
 
 def test_the_secret_of_the_folder_is_replaced_in_its_file(tmp_path: Path) -> None:
