@@ -23,7 +23,7 @@ from pomelo.cli.terminal import FailureError, discard_output
 from pomelo.configuration import rest_url, store_of
 from pomelo.configuration.fleet import check_server
 from pomelo.network.addresses import split_address
-from pomelo.network.listening import find_free
+from pomelo.network.listening import bind_blocking
 from pomelo.runtime import process
 from pomelo.runtime.logs import format_trace
 from pomelo.secrets import write_private
@@ -318,7 +318,7 @@ def find_used_address(**addresses: str) -> FailureError | None:
                 continue
             host, port = split_address(address)
             try:
-                for each in find_free(host, port):
+                for each in bind_blocking(host, port):
                     listening.enter_context(each)
             except OSError as error:
                 reason = (error.strerror or "it can't be listened on").partition(" (")[0]

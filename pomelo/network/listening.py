@@ -24,8 +24,8 @@ async def bind(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]
     return _listen(host, port, found, reuse_port)
 
 
-def find_free(host: str, port: int) -> list[socket.socket]:
-    """As `bind`, without an event loop."""
+def bind_blocking(host: str, port: int) -> list[socket.socket]:
+    """As `bind`; blocks while the host is looked up."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     return _listen(host, port, found, reuse_port=False)
 
