@@ -5,6 +5,7 @@ Nothing here checks who may read what.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -39,6 +40,9 @@ from pomelo.stores.usage import (
 
 MAX_SUMS = 10_000
 """The maximum number of sums in a page, and their number by default: more than most accounts have."""
+
+_MANY_SUMS = 1_000
+"""Sums above which their messages are made in a thread: those of the largest page take 50 ms."""
 
 _MAX_SUMS_BYTES = 3 * 1024 * 1024
 """The maximum size of a page of sums: a gRPC client takes 4 MiB by default."""
@@ -121,8 +125,12 @@ class UsageReader:
         list_name = f"{query} by {by}"
         after = tuple(from_json(self._read_token(page_token, list_name))) if page_token else None
         totals = await self._store.sum_usage(query, by, limit=size + 1, after=after)
-        sums = [_sum(row) for row in totals]
-        count = min(size, pages.fitting(sums, _MAX_SUMS_BYTES))
+
+        def fill_page() -> tuple[list[pb.UsageSum], int]:
+            sums = [_sum(row) for row in totals]
+            return sums, min(size, pages.fitting(sums, _MAX_SUMS_BYTES))
+
+        sums, count = await asyncio.to_thread(fill_page) if len(totals) > _MANY_SUMS else fill_page()
         more = count < len(sums)
         return sums[:count], self._make_token(to_json(totals[count - 1].groups), list_name) if more else ""
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, datetime
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from yarl import URL
 
-from gateway.account import parse_query
+from gateway.account import list_usage, parse_query
 from gateway.objects import render_account, render_records, render_sums
+from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.task_pb2 import TaskType
@@ -22,6 +26,25 @@ from tests.gateway.requests import HAIKU_ONLY, code_of
 
 def parse_exact(data: bytes) -> Any:
     return json.loads(data, parse_float=Decimal)
+
+
+async def test_a_large_page_of_sums_is_rendered_in_a_thread() -> None:
+    class Accounts:
+        async def sum_usage(self, query: pb.SumUsageRequest, call: Call) -> pb.SumUsageResponse:
+            return page
+
+    page = pb.SumUsageResponse(
+        sums=[pb.UsageSum(groups=[f"user-{n}"], tasks=n, cost_micros=n) for n in range(10_000)]
+    )
+    gateway: Any = SimpleNamespace(services=SimpleNamespace(accounts=Accounts()))
+    request: Any = SimpleNamespace(url=URL("/api/v1/usage?group_by=user"))
+    visit: Any = None
+    call = Call.from_headers(lambda name: None, protocol="rest")
+    before, of_all_threads = time.thread_time(), time.process_time()
+    response = await list_usage(gateway, request, call, visit)
+    of_this_thread = time.thread_time() - before
+    assert of_this_thread < (time.process_time() - of_all_threads) / 2
+    assert response.body == render_sums(page)
 
 
 def test_every_query_parameter_sets_its_field() -> None:

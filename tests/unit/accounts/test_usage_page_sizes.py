@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from pomelo.accounts.pages import MAX_PAGE_BYTES
 from pomelo.accounts.usage import UsageReader
 from pomelo.stores.base import Store
-from pomelo.stores.usage import Grouping, MetadataKey, UsageQuery, UsageRecord, encode_metadata
+from pomelo.stores.usage import Grouping, MetadataKey, UsageQuery, UsageRecord, UsageTotal, encode_metadata
 from tests.unit.accounts.audited_store import ACME, add_account, run
 
 SECRET = b"s" * 32
@@ -43,6 +44,23 @@ async def test_too_large_a_page_is_reduced_to_the_largest(size: int, records: in
     assert len((await reader.list_records(LIVE, size, ""))[0]) == records
     await reader.sum_records(LIVE, ("key",), size, "")
     assert asked == [sums + 1]  # one more shows whether there is a next page
+
+
+async def test_a_large_page_of_sums_is_made_in_a_thread() -> None:
+    totals = [UsageTotal((f"user-{n}",), n, 1, 1, 0, 0, 0, 1, n, 0) for n in range(10_001)]
+
+    class Large:
+        async def sum_usage(self, query: UsageQuery, by: Any, *, limit: int, after: Any) -> list[UsageTotal]:
+            return totals[:limit]
+
+    large: Any = Large()
+    reader = UsageReader(large, SECRET)
+    before, of_all_threads = time.thread_time(), time.process_time()
+    sums, token = await reader.sum_records(LIVE, ("key",), 0, "")
+    of_this_thread = time.thread_time() - before
+    assert of_this_thread < (time.process_time() - of_all_threads) / 2
+    assert (len(sums), sums[-1].cost_micros) == (10_000, 9_999)
+    assert token
 
 
 async def test_a_page_of_records_is_read_in_steps_of_little_memory(store: Store) -> None:
