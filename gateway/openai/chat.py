@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway import sse
-from gateway.openai.parameters import Values
+from gateway.openai.parameters import Values, is_among
 from gateway.openai.text import TextParameters
 from gateway.types.base import Link, StreamObjects, open_object
 from gateway.types.text import FORMAT
@@ -36,7 +36,8 @@ class ChatParameters(TextParameters):
         self._include_usage = self.take_stream_options(body)
         limit = body.pop("max_completion_tokens", None)
         if limit is not None:
-            if body.get("max_tokens") not in (None, limit):
+            given = body.get("max_tokens")
+            if given is not None and not is_among(given, (limit,)):
                 raise invalid("max_tokens", "left out, or the same as max_completion_tokens")
             self._limit_name = "max_completion_tokens"
             body["max_tokens"] = limit

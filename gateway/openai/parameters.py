@@ -83,7 +83,7 @@ class Parameters(Translation):
         refused. Raises as `to_fields`."""
         for name, accepted in parameters.items():
             value = body.pop(name, None)
-            if value is not None and not _is_among(value, accepted):
+            if value is not None and not is_among(value, accepted):
                 raise invalid(name, _join(accepted))
 
     def leave_out(self, body: dict[str, Any], parameters: Values) -> None:
@@ -91,7 +91,7 @@ class Parameters(Translation):
         describe what happens anyway, are ignored. Raises as `ignore`."""
         for name, usual in parameters.items():
             value = body.pop(name, None)
-            if value is not None and value != "" and not _is_among(value, usual):
+            if value is not None and value != "" and not is_among(value, usual):
                 self.ignore(name, usual)
 
     def ignore(self, name: str, usual: Collection[Any] = ()) -> None:
@@ -167,7 +167,7 @@ async def run_task(
         raise parameters.renamed(error) from None
 
 
-def _is_among(value: Any, accepted: Collection[Any]) -> bool:
+def is_among(value: Any, accepted: Collection[Any]) -> bool:
     """Whether a JSON value is one of these: true is not 1."""
     return any(value == one and (type(value) is bool) is (type(one) is bool) for one in accepted)
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from pydantic_core import to_json
 
 from gateway import sse
-from gateway.openai.parameters import Parameters, Values
+from gateway.openai.parameters import Parameters, Values, is_among
 from gateway.parsing.task import TaskRequest
 from gateway.request import Request
 from gateway.responses import Response
@@ -62,7 +62,7 @@ class SpeechParameters(Parameters):
     def _add_speed(self, settings: Mapping[str, Any], speed: Any) -> Mapping[str, Any]:
         """Returns voice settings with the speed. Raises as `to_fields`."""
         given = settings.get("speed")
-        if given is not None and (given != speed or type(speed) is bool):
+        if given is not None and not is_among(given, (speed,)):
             raise invalid("speed", "left out, or the same as voice_settings.speed")
         self._has_speed = True
         return {**settings, "speed": speed}

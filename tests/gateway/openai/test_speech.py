@@ -91,9 +91,10 @@ async def test_a_speed_that_is_given_twice_has_to_be_the_same(gateway: GatewayAp
         assert response.status == 200
     settings = gateway.provider.jobs[-1].input.voice_settings
     assert (settings.speed, settings.stability) == (1.1, 0.5)
-    async with post(gateway, PATH, same | {"speed": 1.0}) as response:
-        message = (await response.json())["error"]["message"]
-    assert message == "Invalid speed: must be left out, or the same as voice_settings.speed"
+    for given in ({"speed": 1.0}, {"speed": 1, "voice_settings": {"speed": True}}):
+        async with post(gateway, PATH, same | given) as response:
+            message = (await response.json())["error"]["message"]
+        assert message == "Invalid speed: must be left out, or the same as voice_settings.speed"
 
 
 async def test_an_adjusted_speed_has_the_name_that_the_caller_used(gateway: GatewayApp) -> None:

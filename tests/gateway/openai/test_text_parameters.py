@@ -285,8 +285,9 @@ async def test_both_names_of_the_limit_may_be_given_with_one_value(gateway: Gate
     async with post(gateway, CHAT[0], body | {"max_tokens": 7}) as response:
         assert response.status == 200
     assert gateway.provider.jobs[-1].input.max_tokens == 7
-    refused = await error_of(post(gateway, CHAT[0], body | {"max_tokens": 8}))
-    assert refused == (400, "invalid_parameter", "max_tokens")
+    for given in ({"max_tokens": 8}, {"max_tokens": True, "max_completion_tokens": 1}):  # true is not 1
+        refused = await error_of(post(gateway, CHAT[0], body | given))
+        assert refused == (400, "invalid_parameter", "max_tokens")
 
 
 @pytest.mark.parametrize("name", ["previous_response_id", "conversation", "prompt"])
