@@ -78,8 +78,6 @@ async def get_media(gateway: Gateway, request: Request, call: Call) -> Response 
     if not _ID.fullmatch(media_id):
         raise PomeloError("not_found")
     query = request.url.raw_query_string
-    if query:
-        call.api_key = None  # a link is enough: a key beside it is not checked, by a server elsewhere neither
     ticket = gateway.downloads.enter(address_of(request)) if query else await gateway.admit(request, call)
     try:
         return await _send(gateway, request, call, media_id, query)
