@@ -263,7 +263,7 @@ class Ledger:
             PomeloError: store_unavailable.
         """
         records = []
-        saved = list(self.running.values())
+        saved = [reservation for reservation in self.running.values() if not reservation.lost]
         for reservation in saved:
             try:
                 record = reservation.progress()
@@ -274,12 +274,14 @@ class Ledger:
                 records.append(record)
         if not records:
             return
+        all_noted = False
         try:
             lost_ids = await self.operations.outcome(partial(self.store.note, records))
-        except BaseException:
-            for reservation in saved:
-                reservation.repeat_progress()
-            raise
+            all_noted = not lost_ids
+        finally:
+            if not all_noted:
+                for reservation in saved:
+                    reservation.repeat_progress()
         for task_id in lost_ids:
             lost = self.running.get(task_id)
             if lost is not None:

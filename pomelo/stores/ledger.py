@@ -210,8 +210,8 @@ class LedgerStore(Protocol):
         ...
 
     async def note(self, records: Sequence[UsageRecord]) -> list[str]:
-        """Notes the usage and cost of running tasks so far. Returns the ids of tasks without a
-        reservation."""
+        """Notes the usage and cost of running tasks so far. Returns the ids of tasks without a reservation.
+        If there are any, others may not have been noted, and must be given again."""
         ...
 
     async def limit_status(self, wallet: Wallet, counters: Sequence[Counter] = ()) -> LimitStatus:

@@ -137,7 +137,7 @@ class Ledger(Role):
         await for_each(by_wallet, note_wallet)
         for _, task_id in lost:
             self._keys.pop(task_id, None)
-        if failed and not lost:  # the next call reports the failure if some were lost
+        if failed and not lost:  # else the caller gives the others again, and that call fails
             raise failed[0]
         return [record.task_id for record in noted if (record.wallet, record.task_id) in lost]
 

@@ -53,6 +53,9 @@ class FailingStore:
         self.errors: dict[str, BaseException] = {name: PomeloError("store_unavailable") for name in failing}
         self.calls: list[str] = []
         self.noted = asyncio.Event()
+        self.last_noted: list[str] = []
+        self.lost: set[str] = set()
+        """Tasks that `note` reports as without a reservation."""
         self.refunded: list[str] = []
         """Tasks whose void gives back what they counted."""
         self.reserved: dict[str, UsageRecord] = {}
@@ -119,7 +122,9 @@ class FailingStore:
 
     async def note(self, records: Sequence[UsageRecord]) -> list[str]:
         self.noted.set()
-        return await self._do("note", "", [], lambda: None)
+        self.last_noted = [record.task_id for record in records]
+        lost = [task_id for task_id in self.last_noted if task_id in self.lost]
+        return await self._do("note", "", lost, lambda: None)
 
     async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[BudgetUse]:
         uses = [BudgetUse(0, budget.start) for budget in budgets]

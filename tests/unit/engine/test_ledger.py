@@ -70,6 +70,19 @@ async def test_progress_that_was_not_saved_is_saved_by_the_next_attempt_without_
         assert store.noted.is_set() == saved
 
 
+async def test_progress_that_was_perhaps_not_saved_beside_a_lost_task_is_saved_by_the_next_attempt() -> None:
+    store, ledger = failing_ledger()
+    for name in ("img_lost", "img_running"):
+        reservation = await reserve(ledger, name)
+        reservation.bill_partially(FixedUsage(lambda: Usage(images=1)))
+        reservation.record_output(1)
+    store.lost = {"img_lost"}
+    for noted in (["img_lost", "img_running"], ["img_running"], []):
+        store.last_noted = []
+        await ledger.save_progress()
+        assert store.last_noted == noted
+
+
 async def test_a_failing_collector_delays_no_other_progress_and_its_task_is_recovered() -> None:
     store, ledger = failing_ledger()
 
