@@ -270,8 +270,9 @@ class AsyncClient(ClientBase):
 
     async def _upload(self, upload: Upload, attempts: Attempts) -> Media:
         while True:
+            method = self._services().media.UploadMedia
             with await self._opened(upload.open, attempts, pipe=upload.is_pipe) as file:
-                rpc = self._services().media.UploadMedia(**attempts.arguments())
+                rpc = method(**attempts.arguments())
                 errors: list[grpc.aio.AioRpcError] = []
                 rpc.add_done_callback(lambda rpc, errors=errors: errors.append(error_of(rpc)))
                 try:

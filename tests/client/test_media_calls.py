@@ -17,7 +17,7 @@ import pytest
 
 from pomelo.app import App
 from pomelo.call import Call
-from pomelo.client import ClientClosed, DeadlineExceeded, Overloaded
+from pomelo.client import AsyncClient, ClientClosed, DeadlineExceeded, Overloaded
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.server.connection_limits import ConnectionObserver
@@ -167,6 +167,23 @@ async def test_a_download_waits_for_the_reader_of_a_pipe_until_the_timeout(
     finally:
         os.close(os.open(pipe, os.O_RDWR))
     assert pipe.is_fifo()
+
+
+async def test_an_upload_from_a_pipe_in_another_event_loop_is_refused(keys: Keys, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    client = AsyncClient(f"127.0.0.1:{free_port()}", key=keys.test)
+
+    def upload(timeout: float) -> None:
+        asyncio.run(asyncio.wait_for(client.upload(pipe), timeout))
+
+    try:
+        with pytest.raises(TimeoutError):
+            await asyncio.to_thread(upload, 0.1)
+        with pytest.raises(RuntimeError, match="belongs to the event loop of its first call"):
+            await asyncio.to_thread(upload, 20.0)
+    finally:
+        os.close(os.open(pipe, os.O_RDWR))
 
 
 async def test_closing_a_client_ends_its_wait_for_a_pipe(client: Any, tmp_path: Path) -> None:
