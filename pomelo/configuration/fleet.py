@@ -154,8 +154,8 @@ async def check_command(settings: Settings) -> None:
 async def _find_differences(
     settings: Settings, names: Set[str], replaced: str = ""
 ) -> list[tuple[Process, Set[str]]]:
-    """The servers that run, but for those of the host `replaced`, and differ from settings in some of these
-    facts; and in which."""
+    """The running servers, without those of the host `replaced`, that differ from the settings in facts of
+    these names; each with the names of the facts that differ."""
     found: list[tuple[Process, Set[str]]] = []
     for living in (False, True):  # waits only if it may have to refuse
         found = [

@@ -97,7 +97,8 @@ def measure(file: BinaryIO, size: int, raw: bool) -> tuple[int, str]:
                 ms = 0
                 break
         if raw and name and not _is_certain(file, size - front - back, name, ms, covered):
-            ms, name = ms if name in _SYNCHRONIZED else 0, ""
+            # Frames without a sync word are no evidence of a length: those of GSM may be silent A-law.
+            ms, name = (ms if name in _SYNCHRONIZED else 0), ""
     except (av.FFmpegError, ValueError, OSError, OverflowError, LookupError, MemoryError):
         return 0, ""
     return ms, name if ms or raw else ""

@@ -49,7 +49,7 @@ _WALLETS = 50
 """Wallets whose entries are moved at a time."""
 
 _FULL_DRAIN = 60
-"""The time of so many drains, after which one process drains all wallets again."""
+"""Every so many intervals of `Timing.drain`, one process drains all wallets."""
 
 
 class _Entry(NamedTuple):
@@ -216,7 +216,7 @@ class Usage:
             raise
         interval = _FULL_DRAIN * self._connection.timing.drain
         try:
-            # At first in any case: a process that has died may have taken its turn, and left some.
+            # The first time in any case: the process whose turn it was may have died, and left records.
             is_due = await self._wallet_index.take_turn("records", interval) or not drains
         except RefusedError:  # the server may be out of memory, which the move frees
             is_due = drains % _FULL_DRAIN == 0

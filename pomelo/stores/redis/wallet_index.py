@@ -91,8 +91,8 @@ class WalletIndex:
         return list(zip(parts, replies, strict=True))
 
     async def take_turn(self, purpose: str, seconds: float) -> bool:
-        """Whether this process is to search all wallets for a purpose now: one of all processes is, once in
-        `seconds`."""
+        """Whether this process is to search all wallets for a purpose now. At most one of all processes gets
+        True in a period of `seconds`."""
         turn = search_turn(purpose)
         return bool(await self._connection.send("SET", turn, "", "NX", "PX", round(seconds * 1000)))
 
