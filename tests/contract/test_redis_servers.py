@@ -13,6 +13,8 @@ from pomelo.stores import open_store
 from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import StoreError
 from pomelo.stores.ledger import IdempotencyKey, ReplayedAnswer, Reserved
+from pomelo.stores.redis.key_names import WORKERS
+from pomelo.stores.redis.processes import read_fleet
 from pomelo.stores.redis.url import parse_url
 from pomelo.stores.usage import UsageQuery
 from tests.certificates import make_certificate
@@ -86,6 +88,9 @@ async def test_the_error_for_a_wrong_password_does_not_contain_it(
 async def test_data_of_a_newer_pomelo_are_refused(server: RedisServer, tmp_path: Path) -> None:
     server.do("SET", "pomelo:format", "2")
     assert "newer Pomelo" in await refusal_message(server.url, tmp_path)
+    with pytest.raises(StoreError, match="newer Pomelo"):
+        await read_fleet(server.url, living=True)
+    assert server.do("EXISTS", WORKERS) == 0
 
 
 async def test_a_missing_archive_is_refused(server: RedisServer, tmp_path: Path) -> None:

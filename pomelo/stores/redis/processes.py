@@ -7,14 +7,16 @@ import time
 from contextlib import suppress
 
 from pomelo.ids import new_id
+from pomelo.stores.base import StoreError
 from pomelo.stores.fleet import Process
 from pomelo.stores.redis.connection import Argument, Connection, Timing, one_deadline, translated_errors
-from pomelo.stores.redis.key_names import PROCESSES, WORKERS, reported
+from pomelo.stores.redis.key_names import FORMAT, PROCESSES, WORKERS, reported
 from pomelo.stores.redis.scripts import NOTE_STATE
 from pomelo.stores.redis.url import connect, parse_url
 from pomelo.stores.redis.wallet_index import Role, WalletIndex
 from pomelo.stores.redis.workers import Worker, clock_ahead
 
+_FORMAT = b"1"
 _POLL = 0.1
 """Seconds between two looks at the heartbeats of the other processes."""
 
@@ -38,6 +40,21 @@ class Processes(Role):
     async def note_state(self, subject: str, state: str, seconds: float) -> bool:
         args: list[Argument] = [state, round(seconds), new_id("")]
         return bool(await self._connection.run(NOTE_STATE, [reported(subject)], args))
+
+
+async def check_format(connection: Connection) -> None:
+    """Checks, before this process writes anything else, that it knows the form of the data.
+
+    Raises:
+        StoreError: a newer version of Pomelo has written to the server.
+        PomeloError: store_unavailable.
+    """
+    await connection.send("SET", FORMAT, _FORMAT, "NX")
+    version = await connection.send("GET", FORMAT)
+    if version != _FORMAT:
+        raise StoreError(
+            f"The data of the Redis server was written by a newer Pomelo ({version!r}). Upgrade Pomelo"
+        )
 
 
 async def read_processes(connection: Connection) -> dict[str, Process]:
@@ -78,6 +95,7 @@ async def read_fleet(url: str, *, living: bool = False) -> tuple[list[Process], 
 async def _await_heartbeats(connection: Connection) -> None:
     """Waits until each serving process has sent a heartbeat or was marked dead, by this process if no other
     one watches."""
+    await check_format(connection)
     worker = Worker(connection, WalletIndex(connection), time.monotonic)
     await worker.open()
     try:

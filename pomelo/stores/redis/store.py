@@ -20,10 +20,9 @@ from pomelo.stores.base import Store, StoreError
 from pomelo.stores.redis.accounts import Accounts
 from pomelo.stores.redis.acts import Acts
 from pomelo.stores.redis.connection import Connection, Timing, one_deadline
-from pomelo.stores.redis.key_names import FORMAT
 from pomelo.stores.redis.keys import Keys
 from pomelo.stores.redis.ledger import Ledger
-from pomelo.stores.redis.processes import Processes
+from pomelo.stores.redis.processes import Processes, check_format
 from pomelo.stores.redis.url import connect, parse_url
 from pomelo.stores.redis.usage import Usage
 from pomelo.stores.redis.wallet_index import WalletIndex
@@ -31,7 +30,6 @@ from pomelo.stores.redis.workers import Worker
 
 log = logging.getLogger("pomelo.stores")
 
-_FORMAT = b"1"
 _FIRST_PLAN = "pro"
 _FIRST_CREDITS = 100_000_000
 
@@ -115,12 +113,7 @@ class RedisStore(Keys, Accounts, Acts, Ledger, Processes):
         Raises:
             StoreError: a newer version of Pomelo has written to the server.
         """
-        await self._connection.send("SET", FORMAT, _FORMAT, "NX")
-        version = await self._connection.send("GET", FORMAT)
-        if version != _FORMAT:
-            raise StoreError(
-                f"The data of the Redis server was written by a newer Pomelo ({version!r}). Upgrade Pomelo"
-            )
+        await check_format(self._connection)
         await self.add_account(DEFAULT_ACCOUNT, _FIRST_PLAN, at)
         account = await self.get_account(DEFAULT_ACCOUNT)
         if account is not None:
