@@ -188,10 +188,10 @@ class Rpc:
         self.scope.reschedule(when)
 
     async def _acquire(self, semaphore: FairSemaphore, until: float, reason: TimeoutReason) -> str:
-        """Waits for a slot of the account, and returns the account. The call ends at `until`: as overloaded
-        while it waits, then with `reason`."""
+        """Waits for a slot of the account, or of a gateway's connection without one, and returns its owner.
+        The call ends at `until`: as overloaded while it waits, then with `reason`."""
         principal = self.call.principal
-        owner = "" if principal is None else principal.account
+        owner = self.peer if principal is None else principal.account
         if not semaphore.take(owner):
             self._until(until, TOO_MANY_MESSAGES)
             await semaphore.acquire(owner)
@@ -221,7 +221,8 @@ class Rpc:
 
     async def small_message(self, message_type: Any, *, health: bool = False) -> Any:
         """Receives and parses the single message of a call that needs no key; `health` uses the limit of
-        health checks. Callers without a key can't delay that of a caller with one, or of a gateway.
+        health checks. Callers without a key can't delay that of a caller with one, or of a gateway; nor can
+        another gateway that stalls.
 
         Raises:
             PomeloError: invalid_body, payload_too_large, overloaded, deadline_exceeded.

@@ -31,6 +31,7 @@ from tests.integration.scripted_services import (
     serve_scripted,
 )
 from tests.tasks import text_task
+from tests.waiting import until
 
 LIMITS = {"x-ratelimit-limit": "20", "x-ratelimit-remaining": "19"}
 LARGE = "x" * 70_000
@@ -282,6 +283,22 @@ async def test_callers_without_a_key_cannot_delay_small_messages_of_others() -> 
         watch = health.Watch(health_pb2.HealthCheckRequest(), metadata=bearer(KEY), timeout=20)
         assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
         watch.cancel()
+
+
+async def test_a_gateway_whose_calls_stall_delays_no_other_gateway() -> None:
+    gateway = PROOF.metadata("rest", "192.0.2.7", "")
+    async with (
+        serve_scripted(reads=1) as opened,
+        grpc.aio.insecure_channel(opened.server.address, [("grpc.use_local_subchannel_pool", 1)]) as other,
+    ):
+        method = "/pomelo.v1.MediaService/DownloadMedia"
+        stalled = other.stream_stream(method)(metadata=gateway, timeout=20)
+        later = other.stream_stream(method)(metadata=gateway, timeout=20)
+        await until(lambda: opened.server.running.count == 2)
+        health = health_pb2_grpc.HealthStub(opened.channel)
+        assert (await health.Check(health_pb2.HealthCheckRequest(), metadata=gateway, timeout=5)).status
+        for call in (stalled, later):
+            call.cancel()
 
 
 async def test_a_watch_of_an_unknown_service_stays_until_the_drain() -> None:
