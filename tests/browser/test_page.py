@@ -196,6 +196,26 @@ async def test_limits_of_an_earlier_key_are_not_shown(page: Page, app: RunningAp
     assert " left" not in await page.tab.run(meters)
 
 
+async def test_a_late_answer_to_an_earlier_key_does_not_show_its_limits(page: Page, app: RunningApp) -> None:
+    await page.tab.run(
+        """(() => {
+          const original = window.fetch;
+          window.fetch = (path, options) => (!path.includes('task') ? original(path, options)
+            : new Promise((resolve) => { window.answer = () => original(path, options).then(resolve); }));
+        })()"""
+    )
+    await page.tab.click("button:Run")
+    await page.tab.until("window.answer")
+    await page.view("account")
+    await page.tab.click("button:Forget this key")
+    await page.tab.run("location.hash = '#/playground'")
+    await page.sign_in((await app.account("unlimited")).test)
+    meters = "document.querySelector('.meters').innerText"
+    await page.tab.until(f"{meters}.includes('Credits')")
+    await page.tab.run("answer().then(() => fetch('healthz')).then((response) => response.text())")
+    assert " left" not in await page.tab.run(meters)
+
+
 async def test_a_transcript_whose_language_is_not_known_says_so(page: Page) -> None:
     shown = await page.tab.run(
         """import('./page/outputs.js').then(({outputOf}) => {

@@ -178,6 +178,25 @@ async def test_a_button_that_disappears_passes_the_focus_on(page: Page, app: Run
     )
 
 
+@pytest.mark.parametrize("view", ["models", "usage"])
+async def test_a_view_that_is_read_again_gets_the_focus(page: Page, app: RunningApp, view: str) -> None:
+    await page.sign_in((await app.account("all")).test)
+    await page.tab.run(
+        f"""(() => {{
+          const original = window.fetch;
+          window.fetch = async () => {{
+            window.fetch = original;
+            return new Response('', {{status: 503}});
+          }};
+          location.hash = '#/{view}';
+        }})()"""
+    )
+    await page.tab.until("document.querySelector('.error button')")
+    await press(page, "Try again")
+    await page.tab.until("document.querySelector('main h1') && !document.querySelector('.error')")
+    await page.tab.until(f"{FOCUSED} === document.querySelector('main')")
+
+
 @pytest.mark.parametrize("view", ["playground", "usage", "models", "account"])
 async def test_every_control_is_reached_by_keyboard_in_the_order_of_the_page_and_shows_its_focus(
     page: Page, app: RunningApp, view: str

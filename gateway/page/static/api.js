@@ -45,15 +45,21 @@ async function readJson(response) {
   }
 }
 
+/** Keeps what a response to a call with the key `sent` says of the limits, unless another key is set by now. */
+function observeFor(sent, headers) {
+  if (sent === key) observe(headers);
+}
+
 async function send(path, options) {
-  const headers = { Authorization: `Bearer ${key}`, ...options.headers };
+  const sent = key;
+  const headers = { Authorization: `Bearer ${sent}`, ...options.headers };
   let response;
   try {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     throw error.name === 'AbortError' ? error : unreachable();
   }
-  observe(response.headers);
+  observeFor(sent, response.headers);
   if (!response.ok) throw errorOf(await response.json().catch(() => null), response.status, response.headers);
   return response;
 }
@@ -104,6 +110,7 @@ function formOf(body, file) {
 
 function runForm(body, file, { signal, onHead, onEvent, onUpload }) {
   return new Promise((resolve, reject) => {
+    const sent = key;
     const request = new XMLHttpRequest();
     const headers = { get: (name) => request.getResponseHeader(name) };
     const parse = eventParser();
@@ -119,11 +126,11 @@ function runForm(body, file, { signal, onHead, onEvent, onUpload }) {
       try { action(); } catch (error) { reject(error); request.abort(); }
     };
     request.open('POST', 'api/v1/task');
-    request.setRequestHeader('Authorization', `Bearer ${key}`);
+    request.setRequestHeader('Authorization', `Bearer ${sent}`);
     request.upload.onprogress = (event) => onUpload(event.loaded / event.total);
     request.onreadystatechange = () => {
       if (request.readyState !== XMLHttpRequest.HEADERS_RECEIVED || !request.status) return;
-      observe(headers);
+      observeFor(sent, headers);
       if (request.status === 200) onHead(headers);
     };
     request.onprogress = guarded(() => { if (isStream()) readOn(); });

@@ -49,7 +49,7 @@ async function show() {
       forget();
       element = signIn(error);
     } else {
-      element = h('div', { class: 'card' }, errorPanel(error, show));
+      element = h('div', { class: 'card' }, errorPanel(error, showAndFocus));
     }
   }
   if (turn !== shown) return;
@@ -63,10 +63,15 @@ function forget() {
   navigation.hidden = status.hidden = true;
 }
 
-async function signOut() {
-  forget();
+/** As `show`, for an action whose own button or link may disappear with the focus. */
+async function showAndFocus() {
   await show();
   content.focus();
+}
+
+function signOut() {
+  forget();
+  return showAndFocus();
 }
 
 function signIn(error = null) {
@@ -89,8 +94,7 @@ function signIn(error = null) {
     }
     sessionStorage.setItem(STORED, value);
     if (remember.checked) localStorage.setItem(STORED, value);
-    await show();
-    return content.focus();
+    return showAndFocus();
   } },
     h('h1', {}, 'Enter your API key'),
     h('p', { class: 'dim' }, 'Keys begin with pml_test_ (answered by the sandbox) or pml_live_. Your operator creates them; ',
@@ -125,8 +129,5 @@ document.querySelector('.skip').addEventListener('click', (event) => {
   event.preventDefault();  // its fragment would be taken for the name of a view
   content.focus();
 });
-addEventListener('hashchange', async () => {
-  await show();
-  content.focus();
-});
+addEventListener('hashchange', showAndFocus);
 show();

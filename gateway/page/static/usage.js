@@ -79,7 +79,11 @@ class UsageView {
       const found = await read();
       if (turn === this.#turn) await show(found);
     } catch (error) {
-      if (turn === this.#turn) place.replaceChildren(errorPanel(error, () => this.refresh()));
+      if (turn !== this.#turn) return;
+      place.replaceChildren(errorPanel(error, async () => {
+        await this.refresh();
+        document.getElementById('content').focus();  // the button has disappeared
+      }));
     }
   }
 
