@@ -139,7 +139,7 @@ FIRING = {
     "PomeloErrors": "> 0.05",
     "PomeloProviderFails": "> 0.1",
     "PomeloProviderRefuses": "> 0",
-    "PomeloCircuitOpen": "== 0",  # of the failed calls without which it does not fire
+    "PomeloCircuitOpen": "> 0",
     "PomeloStoreFails": "> 0",
     "PomeloStoreSlow": "> 0.1",
     "PomeloUncollected": "> 0",
@@ -202,7 +202,12 @@ def test_panels_do_not_overlap() -> None:
         cells |= own
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool (apt-get install prometheus)")
+NEEDS_PROMTOOL = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="needs promtool (apt-get install prometheus)"
+)
+
+
+@NEEDS_PROMTOOL
 def test_promtool_accepts_the_alerts_and_the_queries_of_the_dashboard(tmp_path: Path) -> None:
     queries = tmp_path / "queries.yml"
     recorded = [
@@ -213,3 +218,30 @@ def test_promtool_accepts_the_alerts_and_the_queries_of_the_dashboard(tmp_path: 
     for file in (ALERTS, queries):
         found = subprocess.run(["promtool", "check", "rules", str(file)], capture_output=True, text=True)
         assert found.returncode == 0, found.stderr
+
+
+@NEEDS_PROMTOOL
+def test_an_open_circuit_is_an_alert_until_no_call_has_failed_for_a_while(tmp_path: Path) -> None:
+    """Its first failures are all between two scrapes, so the counter begins with them."""
+    (rule,) = [each for each in rules() if each["alert"] == "PomeloCircuitOpen"]
+    labels = {"severity": "warning", "provider": "openai", "provider_model": "m"}
+    summary = "m of openai is not called, because nearly all calls failed"
+    fires = [{"exp_labels": labels, "exp_annotations": {**rule["annotations"], "summary": summary}}]
+    series = {
+        "pomelo_attempts_failed_total{instance='a', provider='openai', code='c', upstream_status='5xx'}": "_x20 5x40",
+        "pomelo_attempts_failed_total{instance='a', provider='openai', code='c', upstream_status='4xx'}": "0x60",
+        "pomelo_attempts_failed_total{instance='b', provider='openai', code='c', upstream_status='5xx'}": "9x30 0x30",
+        "pomelo_circuit_state{instance='a', provider='openai', provider_model='m'}": "_x20 2x40",
+    }
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "alert_rule_test": [
+            {"eval_time": f"{minute}m", "alertname": "PomeloCircuitOpen", "exp_alerts": expected}
+            for minute, expected in ((22, fires), (34, fires), (37, []))
+        ],
+    }
+    file = tmp_path / "case.yml"
+    file.write_text(json.dumps({"rule_files": [str(ALERTS)], "tests": [case]}))
+    found = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
