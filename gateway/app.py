@@ -8,7 +8,6 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from functools import partial
-from ipaddress import ip_address
 
 from gateway.connections.connection import Connection
 from gateway.connections.http import HttpConnection
@@ -26,7 +25,7 @@ from gateway.routes import find_route
 from gateway.state import Gateway
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.network.addresses import join_address
+from pomelo.network.addresses import is_every_address, join_address
 from pomelo.network.listening import bind
 from pomelo.runtime import process
 from pomelo.runtime.in_flight import LARGE_RESPONSE, InFlight, InFlightLimits
@@ -165,7 +164,7 @@ async def open_rest(
             scheme = "http" if ssl_context is None else "https"
             url = f"{scheme}://{join_address(host, port)}"
             gateway.link = public_links(url)
-            if ip_address(address).is_unspecified:
+            if is_every_address(address):
                 log.warning(
                     "Links to media begin with %s, which only this machine can reach. Set POMELO_PUBLIC_URL",
                     url,

@@ -21,7 +21,7 @@ from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.providers.sandbox.triggers import ERRORS
 from pomelo.runtime.in_flight import MIB
-from pomelo.server.remote import channel, open_remote
+from pomelo.server.remote import open_remote
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import Services, TaskService, list_all_models
 from pomelo.testing import Answer, FaultUpstream, Gate
@@ -251,9 +251,8 @@ async def test_more_streams_than_one_connection_takes_run_concurrently(app: App,
 
 @RUN
 async def test_a_deadline_is_reported_by_the_server_with_all_headers(
-    run: Run, remote: Services, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    run: Run, remote: Services, keys: Keys
 ) -> None:
-    monkeypatch.setattr(channel, "_GRACE", 5.0)
     call = call_of(keys.test, 0.3)
     error = await refusal(run(remote, text_task("[[delay:30]]"), call))
     assert error_parts(error) == error_parts(PomeloError("deadline_exceeded"))

@@ -101,8 +101,8 @@ class Connection:
     While it is `leaving`, it gets no new calls."""
 
     __slots__ = (
-        "_is_proven", "_leave_at", "_proof", "_watch", "accounts", "calls", "channel", "health", "leaving",
-        "media", "models", "stream_task", "tasks",
+        "_leave_at", "_proof", "_watch", "accounts", "calls", "channel", "health", "leaving", "media",
+        "models", "stream_task", "tasks",
     )  # fmt: skip
 
     def __init__(self, channel: Any, proof: GatewayProof, watch: ServerWatch) -> None:
@@ -111,7 +111,6 @@ class Connection:
         self.leaving = False
         self._leave_at = time.monotonic() + _LEAVE_AFTER
         self._proof = proof
-        self._is_proven = proof.known
         self._watch = watch
         self.tasks = TaskServiceStub(channel)
         self.stream_task = channel.unary_stream(
@@ -164,8 +163,10 @@ class Connection:
             metadata.append(("prefer", STRICT))
         if call.traceparent is not None and _PLAIN.fullmatch(call.traceparent):
             metadata.append(("traceparent", call.traceparent))
-        grace = _GRACE if self._is_proven else _UNPROVEN_GRACE
-        return {"metadata": metadata, "timeout": remaining + grace}
+        return {"metadata": metadata, "timeout": remaining + self._grace()}
+
+    def _grace(self) -> float:
+        return _GRACE if self._proof.known else _UNPROVEN_GRACE
 
     @contextmanager
     def until_deadline(self, call: Call) -> Iterator[None]:
@@ -174,7 +175,7 @@ class Connection:
         Raises:
             PomeloError: deadline_exceeded.
         """
-        scope = CancelScope(call.deadline + (_GRACE if self._is_proven else _UNPROVEN_GRACE))
+        scope = CancelScope(call.deadline + self._grace())
         try:
             with scope:
                 yield
