@@ -22,12 +22,15 @@ from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.providers.sandbox.triggers import ERRORS
 from pomelo.runtime.in_flight import MIB
 from pomelo.server.remote import open_remote
+from pomelo.server.remote.channel import Connection, open_channel
+from pomelo.server.remote.watch import ServerWatch
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import Services, TaskService, list_all_models
 from pomelo.testing import Answer, FaultUpstream, Gate
 from tests.calls import call_of, error_parts, refusal
 from tests.conftest import Keys
 from tests.integration.both_ends import both_ends
+from tests.integration.scripted_services import PROOF
 from tests.tasks import TASK_TYPES, output_field, small_task, text_task
 from tests.waiting import cancel, soon
 
@@ -276,6 +279,15 @@ async def test_a_deadline_that_has_passed_is_reported_immediately(
 ) -> None:
     error = await refusal(run(remote, text_task("[[delay:30]]"), call_of(keys.test, -1.0)))
     assert error.code == "deadline_exceeded"
+
+
+async def test_calls_for_one_request_share_the_time_after_its_deadline() -> None:
+    """Else the report that a request was refused, after a call that the server has not answered, doubled it."""
+    async with open_channel("127.0.0.1:1") as unused:
+        connection = Connection(unused, PROOF, ServerWatch("127.0.0.1:1"))
+        for since, left in ((-10.0, 15.25), (0.0, 5.25), (4.0, 1.25), (60.0, 0.25)):
+            timeout = connection.arguments(call_of("any", -since))["timeout"]
+            assert timeout == pytest.approx(left, abs=0.1)
 
 
 # --- an unavailable server

@@ -142,7 +142,8 @@ class Connection:
 
     def arguments(self, call: Call) -> dict[str, Any]:
         """Returns the metadata and the timeout with which to forward `call`."""
-        remaining = max(call.deadline - time.monotonic(), 0.001)
+        now = time.monotonic()
+        remaining = max(call.deadline - now, 0.001)
         authorization = ""
         if call.api_key is not None:
             # Text that metadata can't carry is not a key either; "-" is refused in the same way.
@@ -163,10 +164,11 @@ class Connection:
             metadata.append(("prefer", STRICT))
         if call.traceparent is not None and _PLAIN.fullmatch(call.traceparent):
             metadata.append(("traceparent", call.traceparent))
-        return {"metadata": metadata, "timeout": remaining + self._grace()}
+        # After a call for the same request that got no response, the grace is not there again.
+        return {"metadata": metadata, "timeout": max(self._end(call) - now, _UNPROVEN_GRACE)}
 
-    def _grace(self) -> float:
-        return _GRACE if self._proof.known else _UNPROVEN_GRACE
+    def _end(self, call: Call) -> float:
+        return call.deadline + (_GRACE if self._proof.known else _UNPROVEN_GRACE)
 
     @contextmanager
     def until_deadline(self, call: Call) -> Iterator[None]:
@@ -175,7 +177,7 @@ class Connection:
         Raises:
             PomeloError: deadline_exceeded.
         """
-        scope = CancelScope(call.deadline + self._grace())
+        scope = CancelScope(self._end(call))
         try:
             with scope:
                 yield
