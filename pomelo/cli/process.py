@@ -203,7 +203,7 @@ async def serve_gateway(
 
     Raises:
         FailureError: an address is in use.
-        SettingsError: the data folder can't be used.
+        SettingsError: the data folder, the catalogue or the certificate can't be used.
     """
     from pomelo.app import open_gateway
     from pomelo.configuration.reload import GatewayReloader
