@@ -19,6 +19,7 @@ from pomelo.configuration.front_ends import gateway_proof
 from pomelo.errors import TABLE, PomeloError
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
+from pomelo.network.origin import GatewayProof
 from pomelo.providers.sandbox.triggers import ERRORS
 from pomelo.runtime.in_flight import MIB
 from pomelo.server.remote import open_remote
@@ -281,13 +282,16 @@ async def test_a_deadline_that_has_passed_is_reported_immediately(
     assert error.code == "deadline_exceeded"
 
 
-async def test_calls_for_one_request_share_the_time_after_its_deadline() -> None:
+@pytest.mark.parametrize(("proof", "grace"), [(PROOF, 5.25), (GatewayProof(), 0.25)], ids=["proven", "not"])
+async def test_calls_for_one_request_share_the_time_after_its_deadline(
+    proof: GatewayProof, grace: float
+) -> None:
     """Else the report that a request was refused, after a call that the server has not answered, doubled it."""
     async with open_channel("127.0.0.1:1") as unused:
-        connection = Connection(unused, PROOF, ServerWatch("127.0.0.1:1"))
-        for since, left in ((-10.0, 15.25), (0.0, 5.25), (4.0, 1.25), (60.0, 0.25)):
+        connection = Connection(unused, proof, ServerWatch("127.0.0.1:1"))
+        for since in (-10.0, 0.0, 4.0, 60.0):
             timeout = connection.arguments(call_of("any", -since))["timeout"]
-            assert timeout == pytest.approx(left, abs=0.1)
+            assert timeout == pytest.approx(max(grace - since, 0.25), abs=0.1)
 
 
 # --- an unavailable server
