@@ -188,10 +188,10 @@ class Rpc:
         self.scope.reschedule(when)
 
     async def _acquire(self, semaphore: FairSemaphore, until: float, reason: TimeoutReason) -> str:
-        """Waits for a slot of the account, or of a gateway's connection without one, and returns its owner.
-        The call ends at `until`: as overloaded while it waits, then with `reason`."""
+        """Waits for a slot of the account, and returns the account. The call ends at `until`: as overloaded
+        while it waits, then with `reason`."""
         principal = self.call.principal
-        owner = self.peer if principal is None else principal.account
+        owner = "" if principal is None else principal.account
         if not semaphore.take(owner):
             self._until(until, TOO_MANY_MESSAGES)
             await semaphore.acquire(owner)
