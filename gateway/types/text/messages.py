@@ -9,7 +9,7 @@ from gateway.openapi.schema import TEXT, Schema, closed, ref, union
 from gateway.types import fields
 from gateway.types.text.tools import function_of
 from pomelo.errors import invalid, missing
-from pomelo.fields import MAX_CALL_CHARACTERS, MAX_PARTS, check_name
+from pomelo.fields import MAX_CALL_CHARACTERS, MAX_PARTS
 from pomelo.gen.v1.text_pb2 import ImageDetail, ImagePart, Message, Role
 
 _ROLES = {
@@ -57,10 +57,8 @@ def _fill_message(message: Message, label: str, item: Any) -> None:
     if number is None:
         raise invalid(f"{label}.role", "system, user, assistant or tool")
     message.role = number
-    if (name := item.get("name")) is not None:
-        message.name = fields.check_text(f"{label}.name", name)
-        if not name:  # protobuf has no other value for a message without a name
-            check_name(name, f"{label}.name")
+    if item.get("name") is not None:
+        message.name = fields.check_text(f"{label}.name", item["name"])
     if number == Role.ROLE_TOOL:
         _fill_result(message, label, item)
     elif number == Role.ROLE_ASSISTANT:
