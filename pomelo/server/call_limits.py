@@ -21,7 +21,6 @@ _MIB = 1024 * 1024
 _MAX_WAITING = 200
 _SLOW_TIME = 60.0
 """Seconds for which an owner is slow that has lost a slot."""
-_SLOW_PATIENCE = 0.01
 _MAX_SLOW = 10_000
 """Maximum number of slow owners that are remembered."""
 _TIMER_ERROR = 0.001
@@ -146,8 +145,7 @@ class Pool:
 class NewestFirst:
     """A semaphore of `limit` slots that serves the newest waiter first. While others wait, a slot is taken
     away after `patience` seconds. For work that is short for honest callers, so that slow ones can't block
-    others: an owner that has lost a slot, or was cancelled with one, is served last for a while, and then
-    loses its slots after `_SLOW_PATIENCE`.
+    others: an owner that has lost a slot, or was cancelled with one, is served last for a while.
     """
 
     __slots__ = ("_free", "_holders", "_patience", "_slow", "_timer", "_waiting")
@@ -156,7 +154,7 @@ class NewestFirst:
         self._free = limit
         self._patience = patience
         self._holders: dict[asyncio.Timeout, tuple[float, str]] = {}
-        """Holder of a slot -> the time at which it loses the slot if others wait, and its owner."""
+        """Holder of a slot -> the time at which it took the slot, and its owner."""
         self._waiting: list[tuple[str, asyncio.Future[bool]]] = []
         self._slow: dict[str, float] = {}
         """Owner -> the time until which it is slow."""
@@ -174,8 +172,7 @@ class NewestFirst:
         elif not await self._wait(owner):
             raise PomeloError("overloaded")
         scope = asyncio.timeout(None)
-        patience = _SLOW_PATIENCE if self._is_slow(owner) else self._patience
-        self._holders[scope] = asyncio.get_running_loop().time() + patience, owner
+        self._holders[scope] = asyncio.get_running_loop().time(), owner
         self._set_timer()
         try:
             async with scope:
@@ -222,23 +219,19 @@ class NewestFirst:
         self._free += 1
 
     def _set_timer(self) -> None:
-        """Sets the timer that ends the first holder while others wait."""
-        if self._waiting and self._holders:
-            when, _ = min(self._holders.values())
-            if self._timer is None or when < self._timer.when():
-                if self._timer is not None:
-                    self._timer.cancel()
-                self._timer = asyncio.get_running_loop().call_at(when, self._expire_first)
+        """Sets the timer that ends the oldest holder while others wait."""
+        if self._timer is None and self._waiting and self._holders:
+            since, _ = next(iter(self._holders.values()))
+            self._timer = asyncio.get_running_loop().call_at(since + self._patience, self._expire_oldest)
 
-    def _expire_first(self) -> None:
+    def _expire_oldest(self) -> None:
         self._timer = None
         if self._waiting and self._holders:
-            first = min(self._holders, key=self._holders.__getitem__)
-            when, owner = self._holders[first]
-            if when <= asyncio.get_running_loop().time() + _TIMER_ERROR:
-                del self._holders[first]
+            oldest, (since, owner) = next(iter(self._holders.items()))
+            if since + self._patience <= asyncio.get_running_loop().time() + _TIMER_ERROR:
+                del self._holders[oldest]
                 with suppress(RuntimeError):  # it has ended already
-                    first.reschedule(0)
+                    oldest.reschedule(0)
                 self._mark_slow(owner)
                 self._pass_on()
         self._set_timer()

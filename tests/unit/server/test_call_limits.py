@@ -111,21 +111,12 @@ async def test_an_owner_that_has_lost_a_slot_is_served_last(cancelled: bool) -> 
     assert order == ["b", "a", "slow"]
 
 
-async def test_an_owner_that_has_lost_a_slot_loses_the_next_one_sooner_for_a_while(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_an_owner_is_slow_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     limiter = NewestFirst(1, patience=100)
-    async with asyncio.timeout(20):
+    for seconds, is_slow in ((60.0, True), (0.0, False)):
+        monkeypatch.setattr(call_limits, "_SLOW_TIME", seconds)
         await lose(limiter, "slow", cancelled=True)
-        await lose(limiter, "slow", cancelled=False)
-        monkeypatch.setattr(call_limits, "_SLOW_TIME", 0.0)
-        await lose(limiter, "slow", cancelled=True)
-        patient = asyncio.ensure_future(hold(limiter, "slow"))
-        await iterations()
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.5):
-                await take(limiter)
-        await cancel(patient)
+        assert limiter._is_slow("slow") is is_slow
 
 
 async def test_few_slow_owners_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
