@@ -122,8 +122,13 @@ class StreamLength:
         """The length of the stream.
 
         Raises:
-            ValueError: the header claims more samples or bytes a second than audio has.
+            ValueError: the header claims more samples or bytes a second than audio has, or no sample rate.
         """
+        if not self._rate:
+            if self._bytes:
+                # The durations that the container declares have no meaning without it.
+                raise ValueError("no sample rate")
+            return 0.0
         seconds = self._count()
         if self._rate > _MAX_RATE or self._bytes > seconds * _MAX_DENSITY > 0:
             raise ValueError("implausible sample rate or number of channels")
@@ -133,8 +138,6 @@ class StreamLength:
         declared: float = self._base * max(
             self._ticks, self._end - (self._first or 0) if self._declares else 0
         )
-        if not self._rate:
-            return declared
         if self._opus:
             # In Ogg, packets determine the time; in other containers packets may be omitted for silence.
             return max(self._samples / _OPUS_RATE, 0.0 if self._ogg else declared)

@@ -131,6 +131,10 @@ DENSE: dict[str, Claim] = {
     "the sample rate of an RF64": ("rf64", after(b"fmt ", 8), "<I"),
     "the sample rate of ADPCM": ("wav of ima adpcm", after(b"fmt ", 8), "<I"),
     "the sample rate of an AU": ("au", after(b".snd", 12), ">I"),
+    "the sample rate of a CAF": ("caf", after(b"desc", 8), ">d"),
+    "the sample rate of ALAC in CAF": ("caf of alac", after(b"desc", 8), ">d"),
+    "the sample rate of A-law in MOV": ("mov of a-law", after(b"alaw", 28), ">H"),
+    "the sample rate of samples in Matroska": ("matroska pcm", after(b"\xb5\x88"), ">d"),
     "the channels of a WAV": ("wav", after(b"fmt ", 6), "<H"),
     "the channels of an AU": ("au", after(b".snd", 16), ">I"),
     "the channels of an AIFF": ("aiff", after(b"COMM", 4), ">h"),
@@ -138,7 +142,7 @@ DENSE: dict[str, Claim] = {
 """What makes the same bytes shorter, in formats that do not say it in each frame."""
 
 
-@pytest.mark.parametrize("value", [200, 250, 384_001, 10**6, 10**9, 2**31 - 1, 2**32 - 1])
+@pytest.mark.parametrize("value", [0, 200, 250, 384_001, 10**6, 10**9, 2**31 - 1, 2**32 - 1])
 @pytest.mark.parametrize("claim", DENSE)
 async def test_audio_with_more_samples_a_second_than_there_can_be_is_not_measured(
     measurer: Measurer, claim: str, value: int
