@@ -46,8 +46,8 @@ T = TypeVar("T")
 class FailingStore:
     """A ledger store that fails on request and records its calls in `calls`. `errors` maps the name of a
     method, or the name and a task's id, to the error that it raises; names passed to the constructor
-    raise store_unavailable. `reserved` are the reserved tasks, `ended` the records of settled ones; a method
-    first waits for its event in `waits`."""
+    raise store_unavailable. `reserved` are the reserved tasks, `ended` the records of settled ones, and
+    `settlements` what was to settle them; a method first waits for its event in `waits`."""
 
     def __init__(self, *failing: str) -> None:
         self.errors: dict[str, BaseException] = {name: PomeloError("store_unavailable") for name in failing}
@@ -60,6 +60,7 @@ class FailingStore:
         """Tasks whose void gives back what they counted."""
         self.reserved: dict[str, UsageRecord] = {}
         self.ended: list[UsageRecord] = []
+        self.settlements: list[Settlement] = []
         self.waits: dict[str, asyncio.Event] = {}
         self.refused = False
         """Whether each reserve is refused for lack of credits."""
@@ -102,6 +103,7 @@ class FailingStore:
     def settle(self, settlement: Settlement) -> Awaitable[Any]:
         record = settlement.record
         self.calls.append(f"settle {record.task_id}")
+        self.settlements.append(settlement)
         settled = Settled(LimitStatus(0), record)
         return self._do("settle", record.task_id, settled, lambda: self._end(record))
 

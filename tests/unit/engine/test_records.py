@@ -9,10 +9,12 @@ import pytest
 
 from pomelo.accounts.plans import BUILTIN
 from pomelo.call import KeyBudget
+from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage
 from pomelo.engine import ledger as ledgers
 from pomelo.engine.reservation import Reservation
 from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES
+from pomelo.errors import PomeloError
 from tests.calls import call_of
 from tests.unit.clock import Clock
 from tests.unit.engine.failing_store import (
@@ -96,6 +98,41 @@ async def test_a_lost_task_is_not_ended_again_and_its_cost_is_not_reported() -> 
     assert store.calls == ["reserve"]
     assert "X-Credits-Charged" not in reservation._call.response_trailers
     assert "X-Credits-Charged" not in reservation._call.response_headers
+
+
+async def test_a_cost_that_could_not_be_charged_is_not_reported() -> None:
+    store, reservation = await running(Clock())
+    store.errors["settle"] = PomeloError("store_unavailable")
+    reservation._call.response_headers["X-Credits-Charged"] = "0.04"  # the price of a complete result
+    with refused("store_unavailable"):
+        await reservation.settle(Usage(images=1), counted=True)
+    assert "X-Credits-Charged" not in reservation._call.response_headers
+    await reservation._ledger.operations.idle()
+
+
+@pytest.mark.parametrize(
+    ("thinks", "code", "tokens"),
+    [
+        (True, "deadline_exceeded", 500),
+        (True, "provider_unavailable", 13),
+        (False, "deadline_exceeded", 13),
+    ],
+)
+async def test_a_text_whose_thinking_was_perhaps_cut_off_uses_no_fewer_tokens_than_expected(
+    thinks: bool, code: str, tokens: int
+) -> None:
+    store, ledger = failing_ledger()
+    model = Catalog.load().models["gpt-4"]
+    job = accepted_job("task_1", model, Usage(), CALLER, tokens=500)
+    reservation = await ledger.reserve(job, BUILTIN["unlimited"], call_of(""))
+    assert isinstance(reservation, Reservation)
+    reservation.record_route(reservation.job)
+    reservation.job.report.thinks = thinks
+    reservation.bill_partially(FixedUsage(lambda: Usage(input_tokens=10, output_tokens=3)))
+    reservation.record_output(5)
+    await reservation.fail(code)
+    (settlement,) = store.settlements
+    assert {counter.name: counter.amount for counter in settlement.counters}["tokens:gpt-4"] == tokens
 
 
 @pytest.mark.parametrize("method", ["settle", "limit_status"])
