@@ -53,7 +53,7 @@ async def check_store(url: str, *, archive: str = "") -> None:
 async def read_fleet(url: str, *, living: bool = False) -> list[Process]:
     """Returns the processes that serve with a store, oldest first; none if it serves one process alone.
 
-    A process that was killed is listed until another one marks it dead. `living` waits until each process has
+    A process that was killed is listed until another marks it dead. `living` waits until each process has
     sent a heartbeat, which takes up to 3 seconds, or was marked dead, after 20, and lists none of the dead.
 
     Raises:
