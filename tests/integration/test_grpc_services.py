@@ -25,7 +25,6 @@ from tests.integration.scripted_services import (
     GATEWAY,
     KEY,
     PROOF,
-    ChargedAtTheEnd,
     ScriptedServices,
     raises,
     serve_scripted,
@@ -35,37 +34,6 @@ from tests.waiting import until
 
 LIMITS = {"x-ratelimit-limit": "20", "x-ratelimit-remaining": "19"}
 LARGE = "x" * 70_000
-
-
-# --- headers
-
-
-@METHOD
-@pytest.mark.parametrize("when", ["before", "during"])
-async def test_a_refusal_has_the_limits_only_in_trailing_metadata(method: str, when: str) -> None:
-    error = PomeloError("rate_limit_exceeded", retry_after=7)
-    async with serve_scripted(ScriptedServices(**{when: raises(error)})) as opened:  # type: ignore[arg-type]
-        failed = await failure(opened.task(method))
-    assert reason_of(failed) == "rate_limit_exceeded"
-    trailing = as_dict(failed.trailing_metadata())
-    assert trailing.items() >= LIMITS.items()
-    assert (trailing["retry-after"], trailing["grpc-retry-pushback-ms"]) == ("7", "7000")
-    assert not as_dict(failed.initial_metadata()).keys() & LIMITS.keys()
-
-
-@pytest.mark.parametrize("fails", [False, True])
-async def test_headers_known_at_the_end_of_a_stream_are_trailing_metadata(fails: bool) -> None:
-    async with serve_scripted(ChargedAtTheEnd(fails=fails)) as opened:
-        call = opened.task("StreamTask")
-        if fails:
-            assert reason_of(await failure(call)) == "provider_failed"
-        else:
-            await end(call)
-        assert as_dict(await call.initial_metadata()).items() >= LIMITS.items()
-        trailing = as_dict(await call.trailing_metadata())
-    assert trailing["x-credits-charged"] == "0.5"
-    assert "grpc-retry-pushback-ms" not in trailing, "the stream was accepted: nothing may be retried"
-    assert not trailing.keys() & LIMITS.keys()
 
 
 # --- what the services receive

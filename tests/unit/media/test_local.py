@@ -102,7 +102,7 @@ async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:
         await asyncio.Event().wait()
 
     with refused("deadline_exceeded"):
-        await service(store).upload_media("audio/mpeg", stalled(), hurried())
+        await asyncio.wait_for(service(store).upload_media("audio/mpeg", stalled(), hurried()), 20)
     assert names(store) == []
 
 

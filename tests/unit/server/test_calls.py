@@ -17,11 +17,19 @@ from pomelo.gen.v1.text_pb2 import TextInput
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.field_limit import SMALL_MESSAGE
 from pomelo.status import OPEN_KEY, REFUSED_KEY
-from tests.calls import bearer, end, failure, reason_of, values_of
-from tests.integration.scripted_services import GATEWAY, KEY, ScriptedServices, raises, serve_scripted
+from tests.calls import as_dict, bearer, end, failure, reason_of, values_of
+from tests.integration.scripted_services import (
+    GATEWAY,
+    KEY,
+    ChargedAtTheEnd,
+    ScriptedServices,
+    raises,
+    serve_scripted,
+)
 from tests.tasks import text_task
 
 MIB = 1024 * 1024
+LIMITS = {"x-ratelimit-limit": "20", "x-ratelimit-remaining": "19"}
 METHODS = pytest.mark.parametrize("method", ["RunTask", "StreamTask"])
 
 
@@ -73,6 +81,34 @@ async def test_the_key_and_the_end_of_each_call_are_reported_to_its_connection(m
         await end(opened.task(method, metadata=[*bearer(KEY), *GATEWAY]))
         assert connections.reports == ["checking", "checked", "authenticated", "trust", "ended"]
         assert [visit.closed for visit in opened.services.visits] == [1, 1]
+
+
+@METHODS
+@pytest.mark.parametrize("when", ["before", "during"])
+async def test_a_refusal_has_the_limits_only_in_trailing_metadata(method: str, when: str) -> None:
+    error = PomeloError("rate_limit_exceeded", retry_after=7)
+    async with serve_scripted(ScriptedServices(**{when: raises(error)})) as opened:  # type: ignore[arg-type]
+        failed = await failure(opened.task(method))
+    assert reason_of(failed) == "rate_limit_exceeded"
+    trailing = as_dict(failed.trailing_metadata())
+    assert trailing.items() >= LIMITS.items()
+    assert (trailing["retry-after"], trailing["grpc-retry-pushback-ms"]) == ("7", "7000")
+    assert not as_dict(failed.initial_metadata()).keys() & LIMITS.keys()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_headers_known_at_the_end_of_a_stream_are_trailing_metadata(fails: bool) -> None:
+    async with serve_scripted(ChargedAtTheEnd(fails=fails)) as opened:
+        call = opened.task("StreamTask")
+        if fails:
+            assert reason_of(await failure(call)) == "provider_failed"
+        else:
+            await end(call)
+        assert as_dict(await call.initial_metadata()).items() >= LIMITS.items()
+        trailing = as_dict(await call.trailing_metadata())
+    assert trailing["x-credits-charged"] == "0.5"
+    assert "grpc-retry-pushback-ms" not in trailing, "the stream was accepted: nothing may be retried"
+    assert not trailing.keys() & LIMITS.keys()
 
 
 @METHODS

@@ -310,6 +310,17 @@ async def test_an_upload_ends_when_its_caller_has_completed_it_and_not_when_the_
     assert seen == [b"x", "complete", b"x", "left"]
 
 
+async def test_an_upload_that_was_received_completely_ends_at_its_deadline() -> None:
+    async def store(chunks: AsyncIterator[bytes]) -> None:
+        async for _ in chunks:
+            pass
+        await asyncio.Event().wait()
+
+    async with serve_scripted(ScriptedServices(upload=store)) as opened:
+        call = opened.media.UploadMedia(iter([CHUNK]), metadata=bearer(KEY, x_request_timeout="0.5"))
+        assert reason_of(await asyncio.wait_for(failure(call), 20)) == "deadline_exceeded"
+
+
 def calls_in_memory() -> int:
     """The calls of all servers in this process that are still in memory."""
     gc.collect()
