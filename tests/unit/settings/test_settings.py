@@ -240,8 +240,11 @@ def test_an_empty_variable_turns_a_server_off_and_counts_as_absent_otherwise() -
         *[("JSON_LIMIT", "much"), ("UPLOAD_LIMIT", "0"), ("GRACE", "-1"), ("INSECURE", "perhaps")],
         *[("ALERT_URL", "http://hooks.example/x"), ("ALERT_URL", "hooks.example"), ("ALERT_BALANCE", "20")],
         *[("ALERT_SECRET", "a" * 40), ("ALERT_SECRET", "whsec_abc"), ("ALERT_URL", "https://[/x")],
-        *[("ALERT_URL", "https://"), ("ALERT_URL", "https://hooks.example /x")],
-        *[("PUBLIC_URL", f"https://a{rest}") for rest in (" b", "?x=1", "/#y", ",")],
+        *[
+            ("ALERT_URL", "https://"),
+            ("ALERT_URL", "https://hooks.example /x"),
+            ("PUBLIC_URL", "https://a b"),
+        ],
         *[("MEDIA", "/srv/media"), ("MEDIA", "file:///srv"), ("MEDIA", "s3://"), ("MEDIA", "az://account")],
         *[
             ("MEDIA", "s3://key:secret@bucket"),
