@@ -221,8 +221,7 @@ class Rpc:
 
     async def small_message(self, message_type: Any, *, health: bool = False) -> Any:
         """Receives and parses the single message of a call that needs no key; `health` uses the limit of
-        health checks. Callers without a key can't delay that of a caller with one, or of a gateway; nor can
-        another gateway that stalls.
+        health checks. Callers without a key can't delay that of a caller with one, or of a gateway.
 
         Raises:
             PomeloError: invalid_body, payload_too_large, overloaded, deadline_exceeded.
