@@ -19,6 +19,9 @@ from pomelo.stores.redis import Timing, open_redis
 from tests.contract.ledger_rig import WALLET
 from tests.redis_server import RedisServer, binary, reply_of, shipped_binary
 
+IDLE = {"heartbeat": 3600.0, "drain": 3600.0}
+"""The store does nothing of its own accord."""
+
 
 @pytest.fixture(scope="module", params=["machine", "shipped"])
 def started_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:

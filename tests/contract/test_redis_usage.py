@@ -16,14 +16,12 @@ from pomelo.stores.redis import usage
 from pomelo.stores.redis.key_names import names, search_turn
 from pomelo.stores.usage import UsageQuery, UsageRecord, encode_metadata
 from tests.contract.ledger_rig import WALLET, record, request, run_task, settlement
-from tests.contract.redis_rig import Opener, until
+from tests.contract.redis_rig import IDLE, Opener, until
 from tests.redis_server import RedisServer
 from tests.unit.refusals import refused
 
 NAMES = names(WALLET)
 ALL = UsageQuery()
-IDLE = {"heartbeat": 3600.0, "drain": 3600.0}
-"""The store does nothing of its own accord."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The workers of the store on Redis, how a store opens and closes, and what is moved to the archive."""
+"""The workers of the store on Redis, and how a store opens and closes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,12 @@ from pomelo.stores.keys import KeyRecord
 from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.redis.key_names import WALLETS, WORKERS, names
 from pomelo.stores.redis.workers import Worker
-from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import WALLET, abandon, request, run_task, settlement
-from tests.contract.redis_rig import FaultyClient, Opener, open_on, open_with_credits, until
+from tests.contract.redis_rig import IDLE, FaultyClient, Opener, open_on, open_with_credits, until
 from tests.redis_server import RedisServer
 from tests.unit.refusals import refused
 
 NAMES = names(WALLET)
-ALL = UsageQuery()
-IDLE = {"heartbeat": 3600.0, "drain": 3600.0}
-"""The store does nothing of its own accord."""
 
 
 @pytest.fixture(scope="module")
