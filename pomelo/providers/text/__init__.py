@@ -108,7 +108,7 @@ async def stream_text(
         UpstreamError: by the error map.
     """
     left = MAX_BODY_BYTES
-    half = ""  # of a surrogate pair whose other half has not arrived
+    half = ""  # of a surrogate pair whose other half has not arrived; at the end, any text not yet yielded
     began = False
     has_content = False
     async with connect() as stream:
@@ -117,10 +117,10 @@ async def stream_text(
                 # Before it writes, a model may think without a sign of life.
                 events = await stream.read(patient=not has_content)
             except PomeloError:
-                # The connection may have been closed after an end marker without its line end.
+                # The connection may have been closed after the last event, before its line end.
                 for _, data in stream.rest():
                     with suppress(PomeloError):
-                        state.parse_event(data.strip())
+                        half += state.parse_event(data.strip())
                 if not state.ended:
                     raise
                 break

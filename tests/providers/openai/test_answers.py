@@ -353,12 +353,16 @@ def completion(message: dict[str, Any], finish_reason: str = "stop") -> bytes:
     return json.dumps({"object": "chat.completion", "choices": [choice], "usage": USAGE}).encode()
 
 
+@pytest.mark.parametrize("stop", [Stop.END, Stop.CLOSE], ids=lambda stop: stop.name)
 @pytest.mark.parametrize("end", [b"", b"\n"])
-@pytest.mark.parametrize("content", ["Hi you", "", "long " * 100_000], ids=["short", "empty", "long"])
+@pytest.mark.parametrize(
+    "content", ["Hi you", "", "long " * 100_000, "😀"], ids=["short", "empty", "long", "a pair"]
+)
 async def test_a_host_may_answer_a_request_for_a_stream_with_a_whole_completion(
-    rig: Rig, content: str, end: bytes
+    rig: Rig, content: str, end: bytes, stop: Stop
 ) -> None:
-    rig.script(Reply(steps=(completion({"role": "assistant", "content": content}) + end,)))
+    """The connection may be cut after the last byte of it."""
+    rig.script(Reply(steps=(completion({"role": "assistant", "content": content}) + end, stop)))
     answer = await read_all(rig.provider, OPENAI.job(stream=True))
     assert text(answer) == content
     check_last(answer, 9, 7, STOP)
