@@ -9,7 +9,7 @@ import pytest
 
 from pomelo.providers.base import VENDOR_CALL, VendorCall
 from pomelo.providers.errors import RetryPolicy, UpstreamError
-from pomelo.testing import Answer, FaultUpstream, Reply
+from pomelo.testing import Answer, FaultUpstream, Reply, chunk
 from pomelo.testing.text_answer import DONE
 from tests.providers.rig import SECRETS, check_no_secrets, read_all
 from tests.providers.text_rig import COMPATIBLE, a_host, check_last, failure, hi, reported_usage
@@ -41,6 +41,48 @@ async def test_reasoning_that_is_counted_beside_the_output_is_output(
         answer = await read_all(provider, COMPATIBLE.job(stream=stream))
     check_last([answer[-1]], 9, output)
     assert reported_usage(answer).reasoning_tokens == reasoning
+
+
+@pytest.mark.parametrize(
+    ("counts", "output", "reasoning"),
+    [
+        ({}, 7 + 93, 93),
+        ({"completion_tokens": 0}, 100, 100),
+        ({"completion_tokens": None}, 100, 100),
+        ({"prompt_tokens_details": {"cached_tokens": 4}}, 7 + 93, 93),
+        ({"total_tokens": 16}, 7, 0),
+        ({"total_tokens": 15}, 7, 0),
+        ({"total_tokens": "109"}, 7, 0),
+        ({"cache_read_input_tokens": 93}, 7, 0),
+        ({"completion_tokens_details": {"reasoning_tokens": 0}}, 7, 0),
+    ],
+    ids=str,
+)
+async def test_thinking_that_is_only_in_the_total_is_output(
+    upstream: FaultUpstream, counts: dict[str, Any], output: int, reasoning: int, stream: bool
+) -> None:
+    """As Gemini's is. A total with other counts may have been added up in another way."""
+    upstream.script(Answer("Hi", usage=COMPATIBLE.usage(9, 7) | {"total_tokens": 109} | counts))
+    async with a_host(upstream) as provider:
+        answer = await read_all(provider, COMPATIBLE.job(stream=stream))
+    check_last([answer[-1]], 9, output)
+    assert reported_usage(answer).reasoning_tokens == reasoning
+
+
+async def test_the_counts_of_a_stream_with_thinking_in_each_chunk_are_those_of_the_last(
+    upstream: FaultUpstream,
+) -> None:
+    """Gemini's, which have all that was counted before."""
+    words = [
+        chunk({"content": word}, usage=COMPATIBLE.usage(9, number) | {"total_tokens": number + 9 + 93})
+        for number, word in enumerate(("", "1", ", 2"))
+    ]
+    last = chunk({}, finish_reason="length", usage=COMPATIBLE.usage(9, 3) | {"total_tokens": 105})
+    upstream.script(Reply(headers={"Content-Type": "text/event-stream"}, steps=(*words, last, DONE)))
+    async with a_host(upstream) as provider:
+        answer = await read_all(provider, COMPATIBLE.job(stream=True))
+    check_last(answer, 9, 3 + 93)
+    assert reported_usage(answer).reasoning_tokens == 93
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,8 @@ class Profile:
     * `patient`: before its first text, a stream may be silent as long as a whole response, because the host
       loads its models.
     * `reports_cost`: the `usage` of a response has its `cost` in US dollars.
+    * `hidden_thinking`: tokens that only the total of a response's three counts has are the model's thinking,
+      as at Gemini.
     * `strict_order`: it takes system messages only before the conversation, no empty message of the
       assistant, and no message of the user's right after the result of a tool.
     * `message_names`: messages may have the name of their author.
@@ -113,6 +115,7 @@ class Profile:
     meanings: Mapping[str, str] = field(default_factory=dict)
     patient: bool = False
     reports_cost: bool = False
+    hidden_thinking: bool = True
     strict_order: bool = False
     message_names: bool = True
     text_lists: bool = False
@@ -172,6 +175,7 @@ class Chat(Vendor):
         """
         if not job.stream:
             return one_event(self.complete_text, job)
+        profile = self.profile
         job.report.thinks = thinks = _effort(job.input, job.route) not in (None, "none")
         return stream_text(
             lambda: self._http.stream_events(
@@ -180,9 +184,14 @@ class Chat(Vendor):
                 self._body(job),
                 self._error_mapping,
                 # A model sends nothing while it reasons.
-                patient=self.profile.patient or thinks,
+                patient=profile.patient or thinks,
             ),
-            ChunkStream(self._error_mapping, job.report, reports_cost=self.profile.reports_cost),
+            ChunkStream(
+                self._error_mapping,
+                job.report,
+                hidden_thinking=profile.hidden_thinking,
+                reports_cost=profile.reports_cost,
+            ),
         )
 
     async def complete_text(self, job: Job[TextInput]) -> Event:
@@ -190,7 +199,9 @@ class Chat(Vendor):
         completion = await self._http.request_json(
             self._url, self._json_headers, self._body(job), self._error_mapping, surrogates=True
         )
-        event = parse_completion(completion, self._error_mapping)
+        event = parse_completion(
+            completion, self._error_mapping, hidden_thinking=self.profile.hidden_thinking
+        )
         if self.profile.reports_cost:
             job.report.cost = reported_cost(completion.get("usage"))
         return event

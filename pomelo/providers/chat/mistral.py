@@ -27,6 +27,7 @@ class Mistral(Chat):
         strict_order=True,
         message_names=False,
         text_lists=True,
+        hidden_thinking=False,
         call_ids=re.compile(r"[A-Za-z0-9]{9}"),
         meanings={"invalid_request_message_order": "invalid_parameter", "3230": "invalid_parameter"},
     )

@@ -15,6 +15,7 @@ class OpenAI(Chat):
         user_field="safety_identifier",
         user_most=64,
         text_lists=True,
+        hidden_thinking=False,
         no_parameters="",
         sends_maximum=False,
         # Padding against eavesdroppers who count bytes costs time, and is of no use here.

@@ -40,14 +40,17 @@ _INTERRUPTED = frozenset(("abort", "error", "insufficient_system_resource", "net
 _CACHED = ("num_cached_tokens", "cached_tokens", "prompt_cache_hit_tokens")
 """Where Mistral, Kimi and DeepSeek count the tokens that were read from their cache."""
 
+_COUNTS = frozenset(("prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details"))
+"""All counts of Gemini, whose thoughts are only in the total."""
+
 _REQUESTED = (None, 0, "0")
 """The index of the choice that is requested, as hosts write it."""
 
 _END_MARKER = b"[DONE]"
 
 
-def parse_completion(completion: Any, error_mapping: ErrorMapping) -> Event:
-    """Return the event of a whole response.
+def parse_completion(completion: Any, error_mapping: ErrorMapping, *, hidden_thinking: bool) -> Event:
+    """Return the event of a whole response. `hidden_thinking` is that of a `Profile`.
 
     Raises:
         UpstreamError: provider_failed if it can't be used; the mapped error of an `error` in it.
@@ -67,20 +70,24 @@ def parse_completion(completion: Any, error_mapping: ErrorMapping) -> Event:
         calls = message.get("tool_calls") or ()
         if calls:
             finish, calls = whole_calls(finish, map(_call, calls))
-        return completed_text(well_formed(content), finish, _usage(completion.get("usage")), calls)
+        usage = _usage(completion.get("usage"), hidden_thinking)
+        return completed_text(well_formed(content), finish, usage, calls)
     except (AttributeError, IndexError, KeyError, TypeError):
         pass
     raise malformed_response("a response of another shape")
 
 
 class ChunkStream(ToolCallState):
-    """A stream of chunks. With `reports_cost`, the host reports the cost of each response."""
+    """A stream of chunks. `hidden_thinking` and `reports_cost` are those of a `Profile`."""
 
-    __slots__ = ("_began", "_error_mapping", "_refused", "_reports_cost")
+    __slots__ = ("_began", "_error_mapping", "_hidden_thinking", "_refused", "_reports_cost")
 
-    def __init__(self, error_mapping: ErrorMapping, report: Report, *, reports_cost: bool) -> None:
+    def __init__(
+        self, error_mapping: ErrorMapping, report: Report, *, hidden_thinking: bool, reports_cost: bool
+    ) -> None:
         super().__init__(report)
         self._error_mapping = error_mapping
+        self._hidden_thinking = hidden_thinking
         self._reports_cost = reports_cost
         self._began = False
         self._refused = False
@@ -107,7 +114,7 @@ class ChunkStream(ToolCallState):
                     raise from_error_body(groq, self._error_mapping)
                 usage = usage or groq.get("usage")
             if usage is not None:
-                self._count(_usage(usage))
+                self._count(_usage(usage, self._hidden_thinking))
                 if self._reports_cost and (cost := reported_cost(usage)) is not None:
                     self.report.cost = cost
             choices = chunk.get("choices")
@@ -125,7 +132,7 @@ class ChunkStream(ToolCallState):
             if reason is not None and (reason != "" or self.finish is None):
                 self.finish = _finish_reason(choice, self._error_mapping)
                 if own_usage := choice.get("usage"):  # Kimi's, which is in no other place
-                    self._count(_usage(own_usage))
+                    self._count(_usage(own_usage, self._hidden_thinking))
             delta = choice.get("delta")
             if delta:
                 self._began = True
@@ -229,7 +236,7 @@ def _finish_reason(choice: dict[str, Any], error_mapping: ErrorMapping) -> Finis
     return finish_reason(reason, _FINISHES)
 
 
-def _usage(usage: Any) -> Usage | None:
+def _usage(usage: Any, hidden_thinking: bool) -> Usage | None:
     if not isinstance(usage, dict):
         return None
     cached = written = reasoning = None
@@ -238,10 +245,12 @@ def _usage(usage: Any) -> Usage | None:
     if isinstance(details := usage.get("completion_tokens_details"), dict):
         reasoning = details.get("reasoning_tokens")
     prompt, completion = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    if reasoning:
-        counts = [credible(count) for count in (prompt, completion, reasoning)]
-        if None not in counts and sum(counts) == usage.get("total_tokens"):
-            completion += reasoning  # xAI counts, and charges, the reasoning beside the output
+    if prompt and (reasoning or (hidden_thinking and usage.keys() <= _COUNTS)):
+        counts = [credible(count) for count in (usage.get("total_tokens"), prompt, completion or 0)]
+        beside = 0 if None in counts else counts[0] - counts[1] - counts[2]
+        # xAI counts, and charges, the reasoning beside the output.
+        if beside > 0 and (not reasoning or credible(reasoning) == beside):
+            completion, reasoning = counts[2] + beside, beside
     return token_usage(
         prompt,
         completion,
