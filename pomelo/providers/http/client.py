@@ -47,9 +47,8 @@ from pomelo.providers.http.sse import MAX_EVENT_BYTES, LineParser, SseParser
 from pomelo.runtime.turns import Turns
 
 MAX_BODY_BYTES = MAX_EVENT_BYTES
-"""The largest response that is read whole."""
+"""The largest response that is read whole; an error body may repeat the request."""
 
-_MAX_ERROR_BODY_BYTES = 64 * 1024
 _ERROR_BODY_TIMEOUT = 5.0
 """Seconds to read an error body."""
 
@@ -316,7 +315,7 @@ class Http:
         if connection.status >= 400:
             with contextlib.suppress(TimeoutError, UpstreamError):
                 async with asyncio.timeout(_ERROR_BODY_TIMEOUT):
-                    body = await ResponseBody(connection).read_all(_MAX_ERROR_BODY_BYTES)
+                    body = await ResponseBody(connection).read_all(MAX_BODY_BYTES)
         return refused(connection.status, connection.headers, body, error_mapping, self._now())
 
 
