@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 import ssl
 from functools import cache
@@ -89,7 +90,11 @@ class Pool:
         if origin.tls:
             if self._tls is None:
                 self._tls = self._loop.run_in_executor(None, tls_context)
-            tls = await shielded(self._tls)
+            try:
+                tls = await shielded(self._tls)
+            except OSError as error:
+                self._tls = None
+                raise ConnectError from error
         try:
             async with asyncio.timeout(self._timeout):
                 return await self._connect(origin, tls, keep)
@@ -140,9 +145,21 @@ class Pool:
 
 @cache
 def tls_context() -> ssl.SSLContext:
-    """The context of all connections. Loading the system's certificates takes 50 ms."""
+    """The context of all connections. Loading the system's certificates takes 50 ms.
+
+    Raises:
+        OSError: there is no file descriptor for loading them.
+    """
     context = default_context()
     context.set_alpn_protocols(("http/1.1",))
+    authorities = ssl.get_default_verify_paths().cafile
+    if authorities is not None and not context.cert_store_stats()["x509"]:
+        # OpenSSL ignores that it can't open the file. Without the certificates, no vendor could be called.
+        try:
+            context.load_verify_locations(authorities)
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise
     return context
 
 

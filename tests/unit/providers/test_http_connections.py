@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import ssl
 import time
@@ -350,6 +351,21 @@ async def test_a_server_is_reached_by_tls_if_its_certificate_has_its_name(
                 await http.request_json(server.url.with_host("evil.example"), {}, b"{}", CHAT)
         assert (failure.value.code, failure.value.retry) == ("provider_failed", RetryPolicy.NEXT_ROUTE)
     assert names == ["acme.example", None, "evil.example"]
+
+
+async def test_certificates_that_could_not_be_loaded_are_loaded_for_the_next_call(
+    certificate: ssl.SSLContext,
+) -> None:
+    async with raw_server(sends(OK), tls=certificate) as server, Http() as http:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+        try:
+            with pytest.raises(UpstreamError) as failure:
+                await ask(http, server)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert (failure.value.code, failure.value.retry) == ("provider_unavailable", RetryPolicy.SAME_ROUTE)
+        await ask(http, server)
 
 
 async def test_a_server_with_several_protocols_chooses_http_1(certificate: ssl.SSLContext) -> None:
