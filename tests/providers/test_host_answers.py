@@ -15,7 +15,7 @@ from tests.providers.rig import SECRETS, check_no_secrets, read_all
 from tests.providers.text_rig import COMPATIBLE, a_host, check_last, failure, hi, reported_usage
 
 
-@pytest.mark.parametrize("reason", ["abort", "insufficient_system_resource", "network_error"])
+@pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource", "network_error"])
 async def test_an_answer_that_the_host_has_not_completed_fails(
     upstream: FaultUpstream, reason: str, stream: bool
 ) -> None:

@@ -90,8 +90,3 @@ async def test_a_failure_half_way_through_a_long_unary_answer_yields_nothing(rig
     async with open_provider(LONG.make, rig.anthropic_base_url) as provider:
         error, begun = await failure(provider, LONG.job(stream=False))
     assert (error.code, begun) == ("provider_unavailable", "")
-
-
-async def test_an_error_instead_of_a_unary_answer_is_mapped_by_its_code(rig: Rig) -> None:
-    rig.script(Reply(steps=(b'{"type":"error","error":{"type":"overloaded_error"}}',)))
-    assert (await failure(rig.provider, ANTHROPIC.job(stream=False)))[0].code == "provider_unavailable"

@@ -20,21 +20,17 @@ from pomelo.testing.mistral_protocol import (
 from pomelo.testing.text_answer import DONE
 from tests.providers.rig import KEY, SECRETS, Rig, check_no_secrets, read_all
 from tests.providers.text_rig import (
-    LENGTH,
     MISTRAL,
     PNG,
-    STOP,
     USER,
     check_last,
     failure,
-    finish_reason,
     hi,
     largest_input,
     message,
     refusal_of,
     sent,
     text,
-    texts,
 )
 
 
@@ -105,21 +101,6 @@ async def test_a_route_may_request_the_count_of_a_stream_and_the_closed_schema_r
     assert rig.requests[0].body["stream_options"] == {"include_usage": True}
 
 
-@pytest.mark.parametrize(
-    ("theirs", "ours"), [("stop", STOP), ("tool_calls", STOP), ("length", LENGTH), ("model_length", LENGTH)]
-)
-async def test_finish_reasons_are_translated(rig: Rig, theirs: str, ours: int, stream: bool) -> None:
-    rig.script(Answer(finish_reason=theirs))
-    assert finish_reason(await read_all(rig.provider, MISTRAL.job(stream=stream))) == ours
-
-
-async def test_an_answer_that_ends_by_an_error_has_failed(rig: Rig, stream: bool) -> None:
-    rig.script(Answer(finish_reason="error"))
-    error, begun = await failure(rig.provider, MISTRAL.job(stream=stream))
-    assert error.code == "provider_failed"
-    assert begun == ("Hello from the upstream." if stream else "")
-
-
 async def test_content_in_chunks_is_joined_without_the_thinking(rig: Rig, stream: bool) -> None:
     rig.script(Answer("one two", thinking="a canary thought"))
     answer = await read_all(rig.provider, MISTRAL.job(stream=stream))
@@ -131,14 +112,6 @@ async def test_content_in_chunks_is_joined_without_the_thinking(rig: Rig, stream
 async def test_content_of_another_shape_fails(rig: Rig, content: Any) -> None:
     rig.script(Reply(steps=(chunk({"content": content}), chunk({}, finish_reason="stop"), DONE)))
     assert (await failure(rig.provider, MISTRAL.job(stream=True)))[0].code == "provider_failed"
-
-
-async def test_the_usage_in_the_last_text_chunk_is_used(rig: Rig) -> None:
-    last = chunk({"content": "!"}, finish_reason="stop", usage=MISTRAL.usage(9, 7))
-    rig.script(Reply(steps=(chunk({"content": "Hi"}), last, DONE)))
-    answer = await read_all(rig.provider, MISTRAL.job(stream=True))
-    assert texts(answer) == ["Hi", "!", ""]
-    check_last(answer, 9, 7)
 
 
 def refusal(status: int, kind: str = "a_kind", code: str | None = None, **headers: str) -> Reply:
@@ -197,8 +170,3 @@ async def test_an_error_within_a_stream_is_mapped_by_its_code(rig: Rig, step: by
     error, begun = await failure(rig.provider, MISTRAL.job(stream=True))
     assert (error.code, begun) == (code, "one")
     check_no_secrets(error)
-
-
-async def test_an_error_instead_of_a_unary_answer_is_mapped_by_its_code(rig: Rig) -> None:
-    rig.script(Reply(steps=(b'{"object":"error","message":"<b>","type":"rate_limited","code":"1300"}',)))
-    assert (await failure(rig.provider, MISTRAL.job(stream=False)))[0].code == "provider_unavailable"

@@ -33,6 +33,7 @@ CACHED = {"prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 2}
     [
         ("stop", STOP),
         ("length", LENGTH),
+        ("model_length", LENGTH),
         ("content_filter", FILTERED),
         ("tool_calls", STOP),
         ("function_call", STOP),
@@ -77,14 +78,6 @@ async def test_a_refusal_with_empty_content_is_the_text(rig: Rig, content: Any, 
         body = json.dumps({"choices": [{"message": answer_text, "finish_reason": "stop"}]}).encode()
     rig.script(Reply(headers={"Content-Type": kind}, steps=(body,)))
     assert text(await read_all(rig.provider, OPENAI.job(stream=stream))) == "I can't help with that."
-
-
-async def test_an_empty_answer_is_an_answer(rig: Rig, stream: bool) -> None:
-    rig.script(Answer("", finish_reason="length", usage=USAGE | {"completion_tokens": 0}))
-    answer = await read_all(rig.provider, OPENAI.job(stream=stream))
-    assert text(answer) == ""
-    assert len(answer) == 1
-    assert finish_reason(answer) == LENGTH
 
 
 async def test_null_content_is_empty(rig: Rig) -> None:

@@ -20,7 +20,6 @@ from pomelo.gen.v1.text_pb2 import (
     Tool,
     ToolChoice,
 )
-from pomelo.providers.base import fit_job
 from pomelo.testing import Answer, FaultUpstream, error_reply
 from tests.providers.rig import Rig, read_all
 from tests.providers.text_rig import (
@@ -30,6 +29,7 @@ from tests.providers.text_rig import (
     PNG,
     TIME,
     WEATHER,
+    adjusted,
     failure,
     finish_reason,
     hi,
@@ -209,12 +209,6 @@ async def test_fields_of_the_operator_replace_the_callers_tools_and_format(rig: 
 def call_of_tool(name: str) -> dict[str, Any]:
     """A tool in a request."""
     return {"type": "function", "function": {"name": name}}
-
-
-def adjusted(rig: Rig, job: Any) -> list[str]:
-    """What is reported of a job."""
-    adjustments = fit_job(job, rig.provider.fit_text).adjustments
-    return [f"{each.field}={each.used}" if each.used else each.field for each in adjustments]
 
 
 # --- refusals of the vendor
