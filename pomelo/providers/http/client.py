@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -79,7 +79,6 @@ class Http:
         timeouts: Timeouts | None = None,
         *,
         connections: ConnectionLimiter | None = None,
-        now: Callable[[], float] = time.time,
         resolver: AbstractResolver | None = None,
         origins: Collection[str] = (),
         turns: Turns | None = None,
@@ -89,7 +88,6 @@ class Http:
         self._turns = turns
         self._timeouts = timeouts
         self._resolver = resolver
-        self._now = now
         self._connections = connections or ConnectionLimiter()
         self._known_head = lru_cache(_MAX_HEADS)(request_head)
         self._pool: Pool | None = None
@@ -108,7 +106,7 @@ class Http:
         """Return a client with the same limits that looks names up by `resolver`; it must be entered. It is
         for files, which need no time to be made: silence ends a whole response as early as a stream."""
         timeouts = replace(self._timeouts, whole=min(self._timeouts.whole, self._timeouts.silence))
-        return Http(timeouts, connections=self._connections, now=self._now, resolver=resolver)
+        return Http(timeouts, connections=self._connections, resolver=resolver)
 
     @property
     def turns(self) -> Turns:
@@ -316,7 +314,7 @@ class Http:
             with contextlib.suppress(TimeoutError, UpstreamError):
                 async with asyncio.timeout(_ERROR_BODY_TIMEOUT):
                     body = await ResponseBody(connection).read_all(MAX_BODY_BYTES)
-        return refused(connection.status, connection.headers, body, error_mapping, self._now())
+        return refused(connection.status, connection.headers, body, error_mapping, time.time())
 
 
 def _whole(connection: Connection) -> bytes:

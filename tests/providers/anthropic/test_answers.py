@@ -205,35 +205,6 @@ async def test_thinking_is_not_part_of_the_answer(rig: Rig, stream: bool) -> Non
     assert text(answer) == "one two"
 
 
-async def test_the_cache_counts_as_input(rig: Rig, stream: bool) -> None:
-    usage = {
-        "input_tokens": 3,
-        "cache_creation_input_tokens": 20,
-        "cache_read_input_tokens": 100,
-        "output_tokens": 7,
-    }
-    rig.script(Answer(usage=usage))
-    answer = await read_all(rig.provider, ANTHROPIC.job(stream=stream))
-    check_last(answer, 123, 7)
-    counted = reported_usage(answer)
-    assert (counted.cached_input_tokens, counted.cache_write_input_tokens) == (100, 20)
-    assert counted.cache_write_1h_input_tokens == 0
-
-
-async def test_tokens_cached_for_an_hour_are_counted_separately(rig: Rig, stream: bool) -> None:
-    usage = {
-        "input_tokens": 3,
-        "cache_creation_input_tokens": 20,
-        "cache_creation": {"ephemeral_5m_input_tokens": 8, "ephemeral_1h_input_tokens": 12},
-        "output_tokens": 7,
-    }
-    rig.script(Answer(usage=usage))
-    answer = await read_all(rig.provider, ANTHROPIC.job(stream=stream))
-    check_last(answer, 23, 7)
-    assert reported_usage(answer).cache_write_input_tokens == 20
-    assert reported_usage(answer).cache_write_1h_input_tokens == 12
-
-
 @pytest.mark.parametrize(
     ("details", "reasoning"),
     [

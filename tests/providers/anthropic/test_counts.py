@@ -45,6 +45,11 @@ def test_the_input_includes_what_was_read_from_the_cache_and_written_to_it(
     usage = {"input_tokens": 10, "output_tokens": 1, **counts}
     message = {"content": [{"type": "text", "text": "Hi"}], "stop_reason": "end_turn", "usage": usage}
     assert parse_message(message).completed.usage == expected
+    stream = MessageStream(Report())
+    end = {"delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}}
+    for event in ({"type": "message_start", "message": {"usage": usage}}, {"type": "message_delta", **end}):
+        assert stream.parse_event(to_json(event)) == ""
+    assert stream.usage == expected
 
 
 def test_a_later_count_that_is_not_credible_leaves_the_one_before() -> None:
