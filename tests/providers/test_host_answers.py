@@ -95,6 +95,11 @@ async def test_the_counts_of_a_stream_with_thinking_in_each_chunk_are_those_of_t
         "This model's maximum prompt length is 131072 but the request contains 136973 tokens.",
         "The input token count (1200000) exceeds the maximum number of tokens allowed (1048576).",
         "The input (233864 tokens) is longer than the model's context length (202752 tokens).",
+        "Invalid request: Your request exceeded model token limit: 262144 (requested: 287431)",
+        "The number of tokens to keep from the initial prompt is greater than the context length",
+        "invalid params, context window exceeds limit (2013)",
+        "Range of input length should be [1, 129024]",
+        "prompt too long; exceeded max context length by 12 tokens",
     ],
 )
 @pytest.mark.parametrize("form", ["the message of an error", "an error of a backend", "a text", "a list"])

@@ -37,6 +37,8 @@ MEANINGS = {
     "1300": "provider_unavailable",
     "slow_down": "provider_unavailable",
     "server_is_overloaded": "provider_unavailable",
+    "engine_overloaded_error": "provider_unavailable",
+    "rate_limit_reached_error": "provider_unavailable",
     # Our account, key, permissions or request. Some have the status 429, but a retry is pointless.
     "above_rate_limit": "provider_failed",
     "credit_balance_exhausted": "provider_failed",
@@ -44,6 +46,7 @@ MEANINGS = {
     "project_spend_limit_exceeded": "provider_failed",
     "organization_usage_limit_exceeded": "provider_failed",
     "insufficient_quota": "provider_failed",
+    "exceeded_current_quota_error": "provider_failed",
     "billing_hard_limit_reached": "provider_failed",
     "billing_not_active": "provider_failed",
     "invalid_api_key": "provider_failed",
@@ -88,11 +91,15 @@ _FIELDS = {
 
 _PARAM = pattern(r"[a-z_]+")
 _TOO_LONG = pattern(
-    r"(maximum|model's) context (length|window)|too large for model"
+    r"(max|maximum|model's) context (length|window)|too large for model"
     r"|maximum (model|prompt) length"  # vLLM, xAI
     r"|available context size"  # llama.cpp
     r"|`inputs` tokens \+ `max_new_tokens`"  # Together
-    r"|maximum number of tokens allowed",  # Google
+    r"|maximum number of tokens allowed"  # Google
+    r"|exceeded model token limit"  # Kimi
+    r"|greater than the context length"  # LM Studio
+    r"|context window exceeds limit"  # MiniMax
+    r"|range of input length",  # Qwen
     IGNORECASE,
 )
 _MAX_MESSAGE_CHARS = 1000  # only these are searched
