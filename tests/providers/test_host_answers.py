@@ -121,6 +121,25 @@ async def test_a_prompt_that_is_too_long_is_known_by_the_words_of_hosts(
     check_no_secrets(failed)
 
 
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, {"error": {"message": "Content Exists Risk", "code": "invalid_request_error"}}),
+        (403, {"code": "permission-denied", "error": f"Content violates usage guidelines. {SECRETS}"}),
+    ],
+    ids=["DeepSeek", "xAI"],
+)
+async def test_a_prompt_that_a_host_refuses_in_its_own_words_is_not_sent_to_the_next_route(
+    upstream: FaultUpstream, status: int, body: Any, stream: bool
+) -> None:
+    upstream.script(Reply(status, steps=(json.dumps(body).encode(),)))
+    async with a_host(upstream) as provider:
+        failed, _ = await failure(provider, COMPATIBLE.job(stream=stream))
+    assert isinstance(failed, UpstreamError)
+    assert (failed.code, failed.retry) == ("content_policy_violation", RetryPolicy.NEVER)
+    check_no_secrets(failed)
+
+
 @pytest.mark.parametrize("also", [False, True], ids=["only there", "also beside the choices"])
 async def test_the_count_of_a_stream_may_be_within_its_choice(upstream: FaultUpstream, also: bool) -> None:
     """As Kimi's is."""

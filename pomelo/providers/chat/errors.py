@@ -19,6 +19,7 @@ MEANINGS = {
     "content_policy_violation": "content_policy_violation",
     "image_content_policy_violation": "content_policy_violation",
     "content_filter": "content_policy_violation",
+    "data_inspection_failed": "content_policy_violation",
     "invalid_prompt": "content_policy_violation",
     "cyber_policy": "content_policy_violation",
     "bio_policy": "content_policy_violation",
@@ -102,6 +103,7 @@ _TOO_LONG = pattern(
     r"|range of input length",  # Qwen
     IGNORECASE,
 )
+_MODERATED = pattern(r"content exists risk|content violates usage guidelines", IGNORECASE)  # DeepSeek, xAI
 _MAX_MESSAGE_CHARS = 1000  # only these are searched
 
 
@@ -124,10 +126,12 @@ def read_error_body(body: Any, own_names: Mapping[str, str] | None = None) -> Er
         reason = "the request alone exceeds your account's rate limit at the vendor"
     # OpenRouter passes on the error of its backend as text; others send no more than a text as their error.
     texts = (message, pick(error, "metadata", "raw"), pick(body, "error"))
-    if any(type(text) is str and _TOO_LONG.search(text[:_MAX_MESSAGE_CHARS]) for text in texts):
+    said = "\n".join(text[:_MAX_MESSAGE_CHARS] for text in texts if type(text) is str)
+    if _TOO_LONG.search(said):
         codes.append("context_length_exceeded")
-    if pick(error, "metadata", "reasons"):
-        codes.append("content_policy_violation")  # OpenRouter's own filter: 403 with reasons
+    # OpenRouter's own filter refuses with reasons.
+    if pick(error, "metadata", "reasons") or _MODERATED.search(said):
+        codes.append("content_policy_violation")
     name = _PARAM.match(param)
     field = (own_names or {}).get(param) or (_FIELDS.get(name[0]) if name else None)
     return ErrorBody(tuple(codes), field, reason)

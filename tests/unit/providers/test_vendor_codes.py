@@ -33,7 +33,7 @@ MODERATED, TOO_LONG, TOO_LARGE = "content_policy_violation", "context_length_exc
 CODES = [
     ("chat", TOO_LONG, "context_length_exceeded"),
     ("chat", MODERATED, "content_policy_violation image_content_policy_violation content_filter invalid_prompt"),
-    ("chat", MODERATED, "cyber_policy bio_policy"),
+    ("chat", MODERATED, "cyber_policy bio_policy data_inspection_failed"),
     ("chat", INVALID, "invalid_image invalid_image_format invalid_base64_image unsupported_image_media_type"),
     ("chat", INVALID, "image_parse_error image_too_large image_too_small image_file_too_large empty_image_file"),
     ("chat", INVALID, "invalid_image_mode"),
