@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
@@ -13,13 +12,12 @@ from pomelo.providers.base import Job
 from pomelo.testing import Answer, Gate, Script, Speech
 from tests.providers.elevenlabs import rig as elevenlabs
 from tests.providers.rig import Rig, check_left, open_provider, open_rig, read_all, run
-from tests.providers.text_rig import OPENAI
+from tests.providers.text_rig import OPENAI, Vendor
 
 
-@pytest.fixture(name="rig")
-async def _rig() -> AsyncIterator[Rig]:
-    async with open_rig(OPENAI.make, OPENAI.server) as rig:
-        yield rig
+@pytest.fixture
+def vendor() -> Vendor:
+    return OPENAI
 
 
 async def test_a_closed_generator_closes_the_connection_immediately(rig: Rig) -> None:
