@@ -9,19 +9,21 @@ import pytest
 
 from pomelo.providers.base import VENDOR_CALL, VendorCall
 from pomelo.providers.errors import RetryPolicy, UpstreamError
-from pomelo.testing import Answer, FaultUpstream, Reply, chunk
+from pomelo.testing import Answer, Reply, chunk
 from pomelo.testing.text_answer import DONE
-from tests.providers.rig import SECRETS, check_no_secrets, read_all
-from tests.providers.text_rig import COMPATIBLE, a_host, check_last, failure, hi, reported_usage
+from tests.providers.rig import SECRETS, Rig, check_no_secrets, read_all
+from tests.providers.text_rig import COMPATIBLE, Vendor, check_last, failure, hi, reported_usage
+
+
+@pytest.fixture
+def vendor() -> Vendor:
+    return COMPATIBLE
 
 
 @pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource", "network_error"])
-async def test_an_answer_that_the_host_has_not_completed_fails(
-    upstream: FaultUpstream, reason: str, stream: bool
-) -> None:
-    upstream.script(Answer("one two", finish_reason=reason))
-    async with a_host(upstream) as provider:
-        error, begun = await failure(provider, COMPATIBLE.job(stream=stream))
+async def test_an_answer_that_the_host_has_not_completed_fails(rig: Rig, reason: str, stream: bool) -> None:
+    rig.script(Answer("one two", finish_reason=reason))
+    error, begun = await failure(rig.provider, COMPATIBLE.job(stream=stream))
     assert isinstance(error, UpstreamError)
     assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
     assert begun == ("one two" if stream else "")
@@ -32,13 +34,12 @@ async def test_an_answer_that_the_host_has_not_completed_fails(
     [(9 + 7 + 386, 7 + 386, 386), (9 + 7, 7, 0), (9 + 7 + 385, 7, 0), (None, 7, 0), (-1, 7, 0)],
 )
 async def test_reasoning_that_is_counted_beside_the_output_is_output(
-    upstream: FaultUpstream, total: int | None, output: int, reasoning: int, stream: bool
+    rig: Rig, total: int | None, output: int, reasoning: int, stream: bool
 ) -> None:
     """As xAI does: its total of all tokens shows it."""
     details = {"total_tokens": total, "completion_tokens_details": {"reasoning_tokens": 386}}
-    upstream.script(Answer("Hi", usage=COMPATIBLE.usage(9, 7) | details))
-    async with a_host(upstream) as provider:
-        answer = await read_all(provider, COMPATIBLE.job(stream=stream))
+    rig.script(Answer("Hi", usage=COMPATIBLE.usage(9, 7) | details))
+    answer = await read_all(rig.provider, COMPATIBLE.job(stream=stream))
     check_last([answer[-1]], 9, output)
     assert reported_usage(answer).reasoning_tokens == reasoning
 
@@ -60,18 +61,17 @@ async def test_reasoning_that_is_counted_beside_the_output_is_output(
     ids=str,
 )
 async def test_thinking_that_is_only_in_the_total_is_output(
-    upstream: FaultUpstream, counts: dict[str, Any], output: int, reasoning: int, stream: bool
+    rig: Rig, counts: dict[str, Any], output: int, reasoning: int, stream: bool
 ) -> None:
     """As Gemini's is. A total with other counts may have been added up in another way."""
-    upstream.script(Answer("Hi", usage=COMPATIBLE.usage(9, 7) | {"total_tokens": 109} | counts))
-    async with a_host(upstream) as provider:
-        answer = await read_all(provider, COMPATIBLE.job(stream=stream))
+    rig.script(Answer("Hi", usage=COMPATIBLE.usage(9, 7) | {"total_tokens": 109} | counts))
+    answer = await read_all(rig.provider, COMPATIBLE.job(stream=stream))
     check_last([answer[-1]], counts.get("prompt_tokens", 9), output)
     assert reported_usage(answer).reasoning_tokens == reasoning
 
 
 async def test_the_counts_of_a_stream_with_thinking_in_each_chunk_are_those_of_the_last(
-    upstream: FaultUpstream,
+    rig: Rig,
 ) -> None:
     """Gemini's, which have all that was counted before."""
     words = [
@@ -79,9 +79,8 @@ async def test_the_counts_of_a_stream_with_thinking_in_each_chunk_are_those_of_t
         for number, word in enumerate(("", "1", ", 2"))
     ]
     last = chunk({}, finish_reason="length", usage=COMPATIBLE.usage(9, 3) | {"total_tokens": 105})
-    upstream.script(Reply(headers={"Content-Type": "text/event-stream"}, steps=(*words, last, DONE)))
-    async with a_host(upstream) as provider:
-        answer = await read_all(provider, COMPATIBLE.job(stream=True))
+    rig.script(Reply(headers={"Content-Type": "text/event-stream"}, steps=(*words, last, DONE)))
+    answer = await read_all(rig.provider, COMPATIBLE.job(stream=True))
     check_last(answer, 9, 3 + 93)
     assert reported_usage(answer).reasoning_tokens == 93
 
@@ -104,7 +103,7 @@ async def test_the_counts_of_a_stream_with_thinking_in_each_chunk_are_those_of_t
 )
 @pytest.mark.parametrize("form", ["the message of an error", "an error of a backend", "a text", "a list"])
 async def test_a_prompt_that_is_too_long_is_known_by_the_words_of_hosts(
-    upstream: FaultUpstream, message: str, form: str, stream: bool
+    rig: Rig, message: str, form: str, stream: bool
 ) -> None:
     said = message + SECRETS
     error: Any = {"message": said, "type": "BadRequestError", "param": None, "code": 400}
@@ -114,9 +113,8 @@ async def test_a_prompt_that_is_too_long_is_known_by_the_words_of_hosts(
     elif form == "a text":
         error = said
     body = {"error": error}
-    upstream.script(Reply(400, steps=(json.dumps([body] if form == "a list" else body).encode(),)))
-    async with a_host(upstream) as provider:
-        failed, _ = await failure(provider, COMPATIBLE.job(stream=stream))
+    rig.script(Reply(400, steps=(json.dumps([body] if form == "a list" else body).encode(),)))
+    failed, _ = await failure(rig.provider, COMPATIBLE.job(stream=stream))
     assert failed.code == "context_length_exceeded"
     check_no_secrets(failed)
 
@@ -130,18 +128,17 @@ async def test_a_prompt_that_is_too_long_is_known_by_the_words_of_hosts(
     ids=["DeepSeek", "xAI"],
 )
 async def test_a_prompt_that_a_host_refuses_in_its_own_words_is_not_sent_to_the_next_route(
-    upstream: FaultUpstream, status: int, body: Any, stream: bool
+    rig: Rig, status: int, body: Any, stream: bool
 ) -> None:
-    upstream.script(Reply(status, steps=(json.dumps(body).encode(),)))
-    async with a_host(upstream) as provider:
-        failed, _ = await failure(provider, COMPATIBLE.job(stream=stream))
+    rig.script(Reply(status, steps=(json.dumps(body).encode(),)))
+    failed, _ = await failure(rig.provider, COMPATIBLE.job(stream=stream))
     assert isinstance(failed, UpstreamError)
     assert (failed.code, failed.retry) == ("content_policy_violation", RetryPolicy.NEVER)
     check_no_secrets(failed)
 
 
 @pytest.mark.parametrize("also", [False, True], ids=["only there", "also beside the choices"])
-async def test_the_count_of_a_stream_may_be_within_its_choice(upstream: FaultUpstream, also: bool) -> None:
+async def test_the_count_of_a_stream_may_be_within_its_choice(rig: Rig, also: bool) -> None:
     """As Kimi's is."""
     usage = COMPATIBLE.usage(9, 7) | {"cached_tokens": 4}
     last = {"index": 0, "delta": {}, "finish_reason": "stop", "usage": usage}
@@ -149,9 +146,8 @@ async def test_the_count_of_a_stream_may_be_within_its_choice(upstream: FaultUps
     if also:
         chunks.append({"choices": [], "usage": usage})
     steps = [b"data: %s\n\n" % json.dumps(each).encode() for each in chunks]
-    upstream.script(Reply(headers={"Content-Type": "text/event-stream"}, steps=(*steps, DONE)))
-    async with a_host(upstream) as provider:
-        answer = await read_all(provider, COMPATIBLE.job(stream=True))
+    rig.script(Reply(headers={"Content-Type": "text/event-stream"}, steps=(*steps, DONE)))
+    answer = await read_all(rig.provider, COMPATIBLE.job(stream=True))
     check_last(answer, 9, 7)
     assert reported_usage(answer).cached_input_tokens == 4
 
@@ -165,12 +161,11 @@ async def test_the_count_of_a_stream_may_be_within_its_choice(upstream: FaultUps
     ],
 )
 async def test_an_error_in_place_of_choices_is_mapped_by_its_code(
-    upstream: FaultUpstream, choices: dict[str, Any], theirs: Any, code: str, retry: RetryPolicy, stream: bool
+    rig: Rig, choices: dict[str, Any], theirs: Any, code: str, retry: RetryPolicy, stream: bool
 ) -> None:
     body = choices | {"error": {"code": theirs, "message": SECRETS}}
-    upstream.script(Reply(steps=(json.dumps(body).encode(),)))
-    async with a_host(upstream) as provider:
-        error, _ = await failure(provider, COMPATIBLE.job(stream=stream))
+    rig.script(Reply(steps=(json.dumps(body).encode(),)))
+    error, _ = await failure(rig.provider, COMPATIBLE.job(stream=stream))
     assert isinstance(error, UpstreamError)
     assert (error.code, error.retry) == (code, retry)
     check_no_secrets(error)
@@ -178,14 +173,13 @@ async def test_an_error_in_place_of_choices_is_mapped_by_its_code(
 
 @pytest.mark.parametrize("status", [413, 429])
 async def test_a_request_that_alone_exceeds_the_rate_limit_goes_to_the_next_route(
-    upstream: FaultUpstream, status: int, stream: bool
+    rig: Rig, status: int, stream: bool
 ) -> None:
     """No wait changes that, and it is no failure of the vendor."""
     message = "Request too large for model `m` on tokens per minute (TPM): Limit 6000, Requested 12328"
     error = {"message": message, "type": "tokens", "code": "rate_limit_exceeded"}
-    upstream.script(Reply(status, {"Retry-After": "7"}, steps=(json.dumps({"error": error}).encode(),)))
-    async with a_host(upstream) as provider:
-        failed, _ = await failure(provider, COMPATIBLE.job(stream=stream))
+    rig.script(Reply(status, {"Retry-After": "7"}, steps=(json.dumps({"error": error}).encode(),)))
+    failed, _ = await failure(rig.provider, COMPATIBLE.job(stream=stream))
     assert isinstance(failed, UpstreamError)
     assert (failed.code, failed.retry, failed.wait) == ("provider_failed", RetryPolicy.NEXT_ROUTE, None)
     assert failed.reason == "the request alone exceeds your account's rate limit at the vendor"
@@ -196,15 +190,14 @@ async def test_a_request_that_alone_exceeds_the_rate_limit_goes_to_the_next_rout
     [(None, "the model takes. Shorten messages"), (9, "model takes. Shorten messages or lower max_tokens")],
 )
 async def test_a_caller_who_has_set_max_tokens_is_asked_to_lower_them_too(
-    upstream: FaultUpstream, max_tokens: int | None, advice: str, stream: bool
+    rig: Rig, max_tokens: int | None, advice: str, stream: bool
 ) -> None:
     """Vendors refuse a prompt and a limit that the context has no room for together, with the same error."""
     error = {"code": "context_length_exceeded", "message": SECRETS}
-    upstream.script(Reply(400, steps=(json.dumps({"error": error}).encode(),)))
+    rig.script(Reply(400, steps=(json.dumps({"error": error}).encode(),)))
     call = VendorCall()
     VENDOR_CALL.set(call)
     call.job = job = COMPATIBLE.job(hi(max_tokens=max_tokens), stream=stream)
-    async with a_host(upstream) as provider:
-        failed, _ = await failure(provider, job)
+    failed, _ = await failure(rig.provider, job)
     assert failed.code == "context_length_exceeded"
     assert failed.message.endswith(advice)
