@@ -13,6 +13,7 @@ from pomelo.providers.anthropic.request import encode_request
 from pomelo.providers.base import Job, fit_job
 from pomelo.providers.chat.chat import Profile, request
 from pomelo.providers.http.client import Timeouts
+from pomelo.providers.text.input_texts import LONG_INPUT_BYTES
 from pomelo.testing import Answer, FaultUpstream
 from tests.providers.rig import base_url, open_provider, read_all
 from tests.providers.text_rig import ANTHROPIC, COMPATIBLE, OPENAI, TIME, USER, Vendor, failure, hi, text
@@ -110,15 +111,18 @@ def test_a_choice_between_tools_has_its_name_in_chat_completions(mode: Any, name
     assert request(job, Profile("acme"))["tool_choice"] == name
 
 
+@pytest.mark.parametrize("vendor", [COMPATIBLE, ANTHROPIC], ids=lambda vendor: vendor.name)
 @pytest.mark.parametrize("patient", [False, True])
-@pytest.mark.parametrize(("name", "reasons"), [("none", False), ("low", True)])
-async def test_a_stream_may_begin_late_only_if_the_model_reasons_or_the_host_is_slow(
-    upstream: FaultUpstream, patient: bool, name: str, reasons: bool
+@pytest.mark.parametrize(
+    ("name", "size", "late"),
+    [("none", LONG_INPUT_BYTES - 100, False), ("low", 2, True), ("none", LONG_INPUT_BYTES, True)],
+)
+async def test_a_stream_may_begin_late_only_if_the_model_reasons_or_reads_long_or_the_host_is_slow(
+    upstream: FaultUpstream, vendor: Vendor, patient: bool, name: str, size: int, late: bool
 ) -> None:
     waited: list[bool] = []
-    profile = Profile("acme", patient=patient)
-    async with open_provider(COMPATIBLE.make, base_url(upstream, "openai")) as provider:
-        provider.profile = profile
+    async with open_provider(vendor.make, base_url(upstream, vendor.server)) as provider:
+        provider.profile = Profile("acme", patient=patient)
         stream_events = provider._http.stream_events
 
         def record(*arguments: Any, patient: bool, **more: Any) -> Any:
@@ -126,8 +130,10 @@ async def test_a_stream_may_begin_late_only_if_the_model_reasons_or_the_host_is_
             return stream_events(*arguments, patient=patient, **more)
 
         provider._http.stream_events = record
-        await read_all(provider, COMPATIBLE.job(hi(reasoning_effort=effort(name)), stream=True))
-    assert waited == [patient or reasons]
+        route = Route(vendor.name, "m", options={"thinking": "adaptive"})
+        task = hi("x" * size, reasoning_effort=effort(name))
+        await read_all(provider, vendor.job(task, stream=True, route=route))
+    assert waited == [late or (patient and vendor is COMPATIBLE)]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.vendor import Vendor
 from pomelo.providers.text import completed_text, stream_text
+from pomelo.providers.text.input_texts import LONG_INPUT_BYTES
 
 _VERSION = "2023-06-01"
 """The later version refuses temperature and top_p for every model."""
@@ -100,10 +101,14 @@ class Anthropic(Vendor):
         return parse_message(message)
 
     def _stream(self, job: Job[TextInput]) -> AsyncGenerator[Event, None]:
-        job.report.thinks = thinks(job.input, job.route.options)
+        job.report.thinks = reasons = thinks(job.input, job.route.options)
         return stream_text(
             lambda: self._http.stream_events(
-                self._url, self._json_headers, encode_request(job, stream=True), ERROR_MAPPING
+                self._url,
+                self._json_headers,
+                encode_request(job, stream=True),
+                ERROR_MAPPING,
+                patient=reasons or job.input.ByteSize() > LONG_INPUT_BYTES,
             ),
             MessageStream(job.report),
         )

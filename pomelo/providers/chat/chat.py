@@ -36,7 +36,7 @@ from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping
 from pomelo.providers.http.vendor import Vendor
 from pomelo.providers.text import stream_text
-from pomelo.providers.text.input_texts import likely_tokens
+from pomelo.providers.text.input_texts import LONG_INPUT_BYTES, likely_tokens
 from pomelo.providers.text.raw_json import with_member
 
 _EFFORTS = enum_names(ReasoningEffort.DESCRIPTOR)
@@ -183,8 +183,8 @@ class Chat(Vendor):
                 self._json_headers,
                 self._body(job),
                 self._error_mapping,
-                # A model sends nothing while it reasons.
-                patient=profile.patient or thinks,
+                # A model sends nothing while it reads and reasons.
+                patient=profile.patient or thinks or job.input.ByteSize() > LONG_INPUT_BYTES,
             ),
             ChunkStream(
                 self._error_mapping,

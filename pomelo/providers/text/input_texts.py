@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pomelo.gen.v1.text_pb2 import TextInput
 
+LONG_INPUT_BYTES = 300_000
+"""The size of an input from which on a model may need more than a minute to read it."""
+
 _LIKELY_BYTES_PER_TOKEN = 3
 """Fewer than the average of nearly all texts."""
 
