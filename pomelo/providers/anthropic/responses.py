@@ -131,7 +131,8 @@ class MessageStream(ToolCallState):
     def _count(self, usage: Any) -> None:
         """Replace each count by a later one, which is larger; null and 0 replace nothing."""
         if isinstance(usage, dict):
-            self._counts |= {name: count for name, count in usage.items() if count}
+            later = {name: count for name, count in usage.items() if count}
+            self._counts = {**usage, **self._counts, **later}
             self.usage = _usage(self._counts) or self.usage
 
 

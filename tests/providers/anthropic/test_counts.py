@@ -72,6 +72,17 @@ def test_a_later_count_that_is_missing_replaces_nothing(later: int | None) -> No
     assert stream.usage == Usage(input_tokens=9, output_tokens=5)
 
 
+def test_an_answer_without_output_is_counted_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """As that of a model that refuses."""
+    stream = MessageStream(Report())
+    start = {"type": "message_start", "message": {"usage": {"input_tokens": 9, "output_tokens": 1}}}
+    end = {"type": "message_delta", "delta": {"stop_reason": "refusal"}, "usage": {"output_tokens": 0}}
+    for event in (start, end):
+        assert stream.parse_event(to_json(event)) == ""
+    assert stream.usage == Usage(input_tokens=9)
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("reason", ["", None])
 def test_counts_without_a_stop_reason_keep_the_one_before(reason: str | None) -> None:
     stream = MessageStream(Report())
