@@ -60,7 +60,7 @@ deadline, which is earlier by the time that its call took to arrive."""
 
 _LATE = UpstreamError("deadline_exceeded", reason="the vendor did not answer before the task's deadline")
 _NOT_SENT = UpstreamError(
-    "deadline_exceeded", reason="no connection to the vendor was free before the task's deadline"
+    "deadline_exceeded", reason="nothing could be sent to the vendor before the task's deadline"
 )
 
 

@@ -50,7 +50,8 @@ class VendorCall:
     that were `sent` (None before the first request), the status of the response, 0 before it has begun, and
     the fields of its head.
 
-    `waits`: its first request waits for a connection, or got none, so the vendor knows nothing of the call.
+    `waits`: its first request waits for a connection or for what another call reads, or it got no connection,
+    so the vendor knows nothing of the call.
     """
 
     __slots__ = ("fields", "job", "sent", "status", "waits")

@@ -14,7 +14,7 @@ from itertools import islice
 from pomelo.catalog.voice_names import is_id, is_name, normalize
 from pomelo.errors import invalid
 from pomelo.protobuf.times import today_utc
-from pomelo.providers.base import CALLER, log_fields
+from pomelo.providers.base import CALLER, VENDOR_CALL, log_fields
 from pomelo.providers.errors import UpstreamError
 
 log = logging.getLogger("pomelo.providers")
@@ -181,6 +181,8 @@ class Voices:
     async def _read(self) -> None:
         """Read the list, or share the outcome of a read that ended while this call waited for the lock."""
         reads = self._reads
+        if (call := VENDOR_CALL.get()) is not None and self._lock.locked():
+            call.waits = call.sent is None
         async with self._lock:
             if self._reads == reads:
                 failure = None

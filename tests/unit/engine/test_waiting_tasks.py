@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from pomelo.testing import Answer as Words
-from pomelo.testing import Gate, error_reply
+from pomelo.testing import Gate, VoiceList, error_reply
 from tests.unit.engine.apps import CREDITS, STREAM, Account, EngineApp, open_engine
 from tests.unit.engine.test_settlement import text_task
 from tests.unit.telemetry.reports import Reports
@@ -67,7 +67,7 @@ async def test_a_task_whose_deadline_passes_while_it_waits_uses_up_nothing(
     assert (answer.code, headers["X-RateLimit-Remaining"]) == ("deadline_exceeded", "5")
     (attempt,) = reports.attempts
     assert (attempt.code, attempt.upstream_status) == ("deadline_exceeded", 0)
-    assert attempt.reason == "no connection to the vendor was free before the task's deadline"
+    assert attempt.reason == "nothing could be sent to the vendor before the task's deadline"
 
 
 @STREAM
@@ -103,3 +103,23 @@ async def test_a_task_that_waits_to_be_sent_again_was_sent(
     (record,) = await engine.failures(account)
     assert (record.code, record.cost) == ("cancelled", 0)
     assert (await engine.used(account)).requests == 1
+
+
+async def test_a_task_that_ends_while_another_one_reads_the_list_of_voices_uses_up_nothing(
+    engine: EngineApp, reports: Reports
+) -> None:
+    gate = Gate()
+    engine.upstream.unscripted = None
+    engine.upstream.script(VoiceList((("Otto", "A" * 20),), before=(gate,)))
+    task = {"model": "eleven-labs-tts", "text": "never sent", "voice": "otto"}
+    reading = asyncio.create_task(engine.ask(await engine.account(), task | {"text": "spoken"}))
+    await gate.reached.wait()
+    account = await engine.account("limited")
+    waiting = [engine.ask(account, task, stream=stream, within=2) for stream in (False, True)]
+    assert [answer.code for answer in await asyncio.gather(*waiting)] == ["deadline_exceeded"] * 2
+    await assert_unused(engine, account)
+    assert {attempt.reason for attempt in reports.attempts} == {
+        "nothing could be sent to the vendor before the task's deadline"
+    }
+    gate.open()
+    assert (await reading).code == "ok"
