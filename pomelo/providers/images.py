@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
+from contextvars import Context
 from dataclasses import replace
 from math import isfinite
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from pomelo.media.content_types import image_type, is_complete_image
 from pomelo.protobuf.enums import enum_names
 from pomelo.providers.base import Event, Job
 from pomelo.providers.credentials import Credentials
-from pomelo.providers.errors import never_retried
+from pomelo.providers.errors import UpstreamError, never_retried
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.downloads import Downloader
 from pomelo.providers.http.errors import (
@@ -32,7 +33,7 @@ from pomelo.providers.http.errors import (
     malformed_response,
 )
 from pomelo.providers.http.parsing import pick, pick_text
-from pomelo.providers.http.polling import MAX_FAILURES, UNKNOWN, poll
+from pomelo.providers.http.polling import MAX_FAILURES, POLL_TIMEOUT, UNKNOWN, poll
 from pomelo.providers.http.vendor import Vendor
 
 FORMATS = {ImageFormat.IMAGE_FORMAT_UNSPECIFIED: "png"} | enum_names(ImageFormat.DESCRIPTOR)
@@ -40,6 +41,9 @@ FORMATS = {ImageFormat.IMAGE_FORMAT_UNSPECIFIED: "png"} | enum_names(ImageFormat
 
 POLL_INTERVAL = 0.5
 """Default number of seconds between two polls of a task."""
+
+_CLOSE_TIMEOUT = 0.5
+"""Seconds for which closing a provider, which may take one second, waits until orders are cancelled."""
 
 DELIVERY_ERRORS = ErrorMapping("delivery of an image", lambda body: ErrorBody())
 """Errors of downloads."""
@@ -96,8 +100,12 @@ class OrderedImages(Vendor, ABC):
             statuses={404: "not_found"},
             replays=True,
         )
+        self._cancelling: set[asyncio.Task[None]] = set()
 
     async def aclose(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await asyncio.gather(*self._cancelling)
         await self._downloader.aclose()
 
     @abstractmethod
@@ -112,6 +120,10 @@ class OrderedImages(Vendor, ABC):
     def _image_link(self, task: dict[str, Any]) -> object:
         """Return the link to the image of a finished task."""
 
+    def _cancel_link(self, order: Any) -> str:
+        """Return the link that cancels the task of an order, by POST; empty without one."""
+        return ""
+
     async def image(self, job: Job[ImageInput]) -> AsyncGenerator[Event, None]:
         """Generate an image.
 
@@ -119,24 +131,44 @@ class OrderedImages(Vendor, ABC):
             UpstreamError: by the error map; without a retry once the vendor has accepted the order.
         """
         path, headers, body = self._order(job)
-        task = await self._http.request_json(URL(self._base + path), headers, to_json(body), self.errors)
+        order = task = await self._http.request_json(
+            URL(self._base + path), headers, to_json(body), self.errors
+        )
         with never_retried():
             progress = ProgressEvents(job.stream)
             url = self._polling_url(task, job)
             if url is not None:
-                if event := progress.event(0):
-                    yield event
-                async with aclosing(self._states(url)) as states:
-                    async for task in states:
-                        finished = self._finished(task)
-                        if event := progress.event(task.get("progress")):
-                            yield event
-                        if finished:
-                            break
+                try:
+                    if event := progress.event(0):
+                        yield event
+                    async with aclosing(self._states(url)) as states:
+                        async for task in states:
+                            finished = self._finished(task)
+                            if event := progress.event(task.get("progress")):
+                                yield event
+                            if finished:
+                                break
+                except (asyncio.CancelledError, GeneratorExit):
+                    self._cancel(order)
+                    raise
             result = image_result(await fetch_image(self._downloader, self._image_link(task)))
             if event := progress.event(1):
                 yield event
             yield result
+
+    def _cancel(self, order: Any) -> None:
+        """Cancel the task of an order whose caller has left, in the background: the vendor charges it."""
+        if link := self._cancel_link(order):
+            # In a context of its own: it counts for no account, and is not the last request of a call.
+            task = asyncio.get_running_loop().create_task(self._request_cancel(link), context=Context())
+            self._cancelling.add(task)
+            task.add_done_callback(self._cancelling.discard)
+
+    async def _request_cancel(self, link: str) -> None:
+        with suppress(UpstreamError, TimeoutError):
+            async with asyncio.timeout(POLL_TIMEOUT):
+                url = self._downloader.api_url(link)
+                await self._http.request_json(url, self._headers, b"", self._poll_errors)
 
     async def _states(self, url: URL) -> AsyncGenerator[Any, None]:
         """The states of a task. Up to MAX_FAILURES responses in a row may have no state, or, after the grace,

@@ -103,6 +103,9 @@ class Replicate(OrderedImages):
         output = task.get("output")
         return output[0] if isinstance(output, list) and output else output
 
+    def _cancel_link(self, order: Any) -> str:
+        return pick_text(order, "urls", "cancel")
+
 
 def request(job: Job[ImageInput]) -> dict[str, Any]:
     """Return the model's input for an image job."""

@@ -28,13 +28,13 @@ _PREFER = re.compile(r"wait(=([1-9]|[1-5][0-9]|60))?")
 _ids = count(1)
 
 
-def prediction(state: str, *, http: int = 200, **more: Any) -> Script:
+def prediction(state: str, **more: Any) -> Script:
     """Return the state of a prediction, such as prediction("processing")."""
 
     def script(received: Received) -> Reply:
         task = received.path.removeprefix(PREDICTIONS) if received.method == "GET" else "p0"
         urls = {"get": f"http://{received.headers['Host']}{PREDICTIONS}{task}"}
-        return json_reply({**_body(state, task), "urls": urls, **more}, http)
+        return json_reply({**_body(state, task), "urls": urls, **more})
 
     return script
 
@@ -57,7 +57,7 @@ def error_reply(
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """A script for a whole prediction: accepts the order, answers polls, and delivers the image.
+    """A script for a whole prediction: accepts the order, answers polls, delivers the image, and cancels.
 
     Without `polls`, the reply to the order has the output already, as is usual with `Prefer: wait`. Otherwise
     each of them answers one poll before the output is there; with `done` False it never is. `output` replaces
@@ -72,7 +72,7 @@ class Prediction:
     order: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, received: Received) -> Reply:
-        if received.method != "POST":
+        if received.path != ORDERS:
             return error_reply(404, "Not found")
         task = f"p{next(_ids)}"
         base = f"http://{received.headers['Host']}"
@@ -85,7 +85,8 @@ class Prediction:
         polls = [*self.polls, *((json_reply(finished),) if self.done else ())]
         files = self.delivery or (delivered(make_image(file_format), f"image/{file_format}"),)
         answer = _body("starting", task) | {"urls": urls} if self.polls else finished
-        follow = {PREDICTIONS + task: polls, file: files}
+        cancelled = json_reply(_body("canceled", task) | {"urls": urls})
+        follow = {PREDICTIONS + task: polls, f"{PREDICTIONS}{task}/cancel": (cancelled,), file: files}
         return replace(json_reply(answer | dict(self.order), 201), follow=follow)
 
 
@@ -98,7 +99,8 @@ def refused(received: Received, api_key: str | None) -> Reply | None:
     if scheme not in ("Bearer", "Token") or not key or (api_key is not None and key != api_key):
         return error_reply(401, "You did not pass a valid authentication token")
     if received.path.startswith(PREDICTIONS):
-        return None if received.method == "GET" else error_reply(405, "Method not allowed")
+        method = "POST" if received.path.endswith("/cancel") else "GET"
+        return None if received.method == method else error_reply(405, "Method not allowed")
     if received.path != ORDERS:
         return error_reply(404, "The requested resource could not be found.")
     if received.method != "POST":

@@ -26,8 +26,18 @@ from pomelo.testing.bfl_protocol import Drawing, delivered, status
 from pomelo.testing.images import make_image
 from pomelo.testing.replicate_protocol import Prediction, prediction
 from tests.providers.image_rig import NEVER, NEXT, SAME, draw_image, failure, job, orders
-from tests.providers.rig import SECRETS, Rig, check_left, check_no_secrets, open_provider, open_rig, read_all
+from tests.providers.rig import (
+    KEY,
+    SECRETS,
+    Rig,
+    check_left,
+    check_no_secrets,
+    open_provider,
+    open_rig,
+    read_all,
+)
 from tests.unit.providers.names import Names
+from tests.waiting import until
 
 NOW: dict[str, Any] = {"interval": 0.001}
 PENDING = status("Pending")
@@ -36,7 +46,8 @@ PENDING = status("Pending")
 @dataclass(frozen=True)
 class Vendor:
     """A provider of images. `refuse` makes its vendor's refusal with a status; `order` is what its vendor does
-    with an order, which is `pending` in between, and takes `requests` for an image."""
+    with an order, which is `pending` in between, and takes `requests` for an image. It can be cancelled if
+    `cancels`."""
 
     name: str
     make: Callable[..., Any]
@@ -46,6 +57,7 @@ class Vendor:
     order: Callable[..., Script] = Drawing
     pending: Script = PENDING
     requests: int = 3
+    cancels: bool = False
 
 
 BLACK_FOREST = Vendor(
@@ -59,7 +71,8 @@ REPLICATE = Vendor(
     NOW,
     Prediction,
     prediction("starting"),
-    2,
+    requests=2,
+    cancels=True,
 )
 TOGETHER = Vendor(
     "together",
@@ -223,6 +236,13 @@ async def test_cancelling_closes_everything_immediately(vendor: Vendor, stage: s
         seen = len(rig.requests)
         if not between:
             await check_left(rig.requests[-1], since)
+        if vendor.cancels and stage in ("a question", "between questions"):
+            await until(lambda: len(rig.requests) > seen)
+            cancelled = rig.requests[seen]
+            assert cancelled.method == "POST"
+            assert cancelled.path == f"{rig.requests[1].path}/cancel"
+            assert cancelled.headers["Authorization"] == f"Bearer {KEY}"
+            seen += 1
         # A complete new task runs, and no further request of the old one arrives.
         rig.script(vendor.order())
         await draw_image(rig.provider, job(vendor.route))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from base64 import b64encode
 from collections.abc import AsyncIterator
 from typing import Any
@@ -30,6 +31,7 @@ from tests.providers.image_rig import (
     was_connected,
 )
 from tests.providers.rig import KEY, PROMPT, SECRETS, Rig, check_no_secrets, open_provider, open_rig, read_all
+from tests.waiting import cancel, until
 
 SCHNELL = Route(
     "replicate",
@@ -254,4 +256,32 @@ async def test_the_key_is_not_sent_to_a_foreign_link(rig: Rig) -> None:
             rig.script(Prediction(polls=(prediction("starting"),), order={"urls": {"get": url}}))
             error = await failure(rig.provider, job(SCHNELL))
             assert (error.code, error.retry) == ("provider_failed", NEVER)
+        assert not was_connected(elsewhere)
+
+
+async def leave(provider: Any, rig: Rig, script: Script) -> None:
+    """Leaves a prediction that is being polled."""
+    rig.script(script)
+    drawing = asyncio.create_task(draw_image(provider, job(SCHNELL)))
+    await until(lambda: len(rig.requests) > 1)
+    await cancel(drawing)
+
+
+async def test_closing_the_provider_waits_until_a_prediction_is_cancelled(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.providers.images._CLOSE_TIMEOUT", 20.0)
+    async with open_provider(Replicate, rig.replicate_base_url, **NOW) as provider:
+        await leave(provider, rig, Prediction(polls=(prediction("starting"),), done=False))
+    assert rig.requests[-1].path.endswith("/cancel")
+
+
+async def test_the_key_is_not_sent_to_a_foreign_link_that_cancels(rig: Rig) -> None:
+    with listener() as elsewhere:
+        urls = {
+            "get": f"{rig.replicate_base_url}/v1/predictions/p0",
+            "cancel": f"http://127.0.0.1:{elsewhere.getsockname()[1]}/",
+        }
+        await leave(rig.provider, rig, Prediction(polls=(prediction("starting"),), order={"urls": urls}))
+        await rig.provider.aclose()
         assert not was_connected(elsewhere)
