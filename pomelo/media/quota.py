@@ -153,8 +153,9 @@ class Quota:
         return self._no_space(f"a file in {self._folder} can't be written: {error.strerror}")
 
     def _no_space(self, reason: str) -> PomeloError:
+        """Logs the reason, and returns the error of a full disk, or of media at their total limit."""
         self._log(reason)
-        return no_space()
+        return PomeloError("store_unavailable", "No space is left for media. Retry later")
 
     def _log(self, reason: str) -> None:
         """Logs why media are refused, at most once a minute."""
@@ -163,8 +164,3 @@ class Quota:
             self._logged = now
             log.warning("Refused to store media: %s", reason)
             self._refusing = True
-
-
-def no_space() -> PomeloError:
-    """The error of a full disk, or of media that have reached their total limit."""
-    return PomeloError("store_unavailable", "No space is left for media. Retry later")

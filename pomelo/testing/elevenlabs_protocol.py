@@ -26,14 +26,6 @@ _PATHS = re.compile(
 _MAX_CHARACTERS = 10_000
 _CHARACTER_SECONDS = 0.06
 _WORD_SECONDS = 0.25
-_CONTENT_TYPES = {
-    "mp3": "audio/mpeg",
-    "pcm": "audio/pcm",
-    "wav": "audio/wav",
-    "ulaw": "audio/basic",
-    "alaw": "audio/x-alaw-basic",
-    "opus": "audio/ogg",
-}
 
 At = Mapping[int, Step | Sequence[Step]]
 
@@ -56,9 +48,8 @@ class Speech:
 
     def __call__(self, received: Received) -> Reply:
         audio = self.audio(received)
-        codec = received.query.get("output_format", "mp3_44100_128").partition("_")[0]
         headers = {
-            "Content-Type": _CONTENT_TYPES[codec],
+            "Content-Type": _format(received).content_type.partition(";")[0],
             "request-id": "req_test0001",
             "character-cost": str(len(_text(received))),
         }
@@ -72,13 +63,10 @@ class Speech:
 
     def audio(self, received: Received) -> list[bytes]:
         """Return the packets of the audio for a request."""
-        output_format = received.query.get("output_format", "mp3_44100_128")
-        text = _text(received)
-        size = self.size
+        audio_format, text, size = _format(received), _text(received), self.size
         if size is None:
-            rate = AudioFormat.of(output_format).bytes_per_second
-            size = max(1, round(len(text) * _CHARACTER_SECONDS * rate))
-        return packets(output_format, size, text, self.packet)
+            size = max(1, round(len(text) * _CHARACTER_SECONDS * audio_format.bytes_per_second))
+        return packets(audio_format.name, size, text, self.packet)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +234,10 @@ def _default(received: Received) -> Reply:
     if received.path.endswith("/voices"):
         return VoiceList()(received)
     return (Transcript() if received.path.endswith("/speech-to-text") else Speech())(received)
+
+
+def _format(received: Received) -> AudioFormat:
+    return AudioFormat.of(received.query.get("output_format", "mp3_44100_128"))
 
 
 def _text(received: Received) -> str:

@@ -195,6 +195,8 @@ async def test_an_image_that_is_not_delivered_is_a_failure_and_not_ordered_again
         Reply(headers={"Content-Length": "99"}, steps=(HALF, Stop.CLOSE)),
         delivered(make_image()[:-1]),
         Reply(206, {"Content-Type": "image/png"}, (make_image()[:-1],)),
+        Reply(before=(Stop.RESET,)),
+        page(503),
         403,
         404,
     ],

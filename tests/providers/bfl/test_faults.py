@@ -23,7 +23,6 @@ from tests.providers.bfl.test_answers import DEV, NOW
 from tests.providers.image_rig import (
     NEVER,
     NEXT,
-    SAME,
     check_refused,
     connections_to,
     draw_image,
@@ -43,8 +42,6 @@ async def _rig() -> AsyncIterator[Rig]:
 
 
 REFUSED_ORDERS: list[tuple[Script, str, int | None, RetryPolicy]] = [
-    (error_reply(402, "Insufficient credits"), "provider_failed", None, NEXT),
-    (error_reply(404, "Not Found"), "provider_failed", None, NEXT),
     (error_reply(404, "Task not found"), "provider_failed", None, NEXT),
     (invalid("width", SECRETS), "invalid_parameter", None, NEVER),
     (invalid("safety_tolerance", SECRETS), "provider_failed", None, NEXT),
@@ -52,11 +49,9 @@ REFUSED_ORDERS: list[tuple[Script, str, int | None, RetryPolicy]] = [
     (error_reply(400, "Request Moderated"), "content_policy_violation", None, NEVER),
     (status("Request Moderated", http=403), "content_policy_violation", None, NEVER),
     (status("Request Moderated"), "content_policy_violation", None, NEVER),
-    (error_reply(429, "Too many active tasks"), "provider_unavailable", 5, SAME),
     (error_reply(500, "Error"), "provider_unavailable", 5, NEVER),
     (Reply(steps=(b'{"id":"T1"}',)), "provider_failed", None, NEVER),
     (Reply(steps=(b'{"id":"caf\xc3","polling_url":"x"}',)), "provider_failed", None, NEVER),
-    (Reply(steps=(b'{"id":', Stop.CLOSE)), "provider_failed", None, NEVER),
     (Reply(steps=(b"x" * 9_000_000,)), "provider_failed", None, NEVER),
 ]
 
@@ -180,11 +175,6 @@ async def test_the_largest_image_is_accepted(rig: Rig) -> None:
     assert len((await draw_image(rig.provider, job(DEV)))[0]) == MAX_FILE_BYTES
 
 
-async def test_a_failing_delivery_is_requested_again(rig: Rig) -> None:
-    rig.script(Drawing(delivery=(page(503), Reply(before=(Stop.RESET,)), delivered(make_image()))))
-    assert (await draw_image(rig.provider, job(DEV)))[0] == make_image()
-
-
 @pytest.mark.parametrize(
     "silent", [Reply(steps=(make_image()[:9], Gate())), Reply(before=(Gate(),))], ids=["body", "head"]
 )
@@ -299,8 +289,6 @@ async def test_an_origin_for_deliveries_gets_no_polls_with_the_key(rig: Rig) -> 
 
 
 # --- leaving
-
-STAGES = ["the order", "a question", "between questions", "the delivery"]
 
 
 async def test_closing_the_stream_after_an_event_ends_the_polls(rig: Rig) -> None:
