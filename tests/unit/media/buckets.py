@@ -1,4 +1,4 @@
-"""What the tests of media in a bucket share: uploads, and what is in the bucket and on the disk."""
+"""What the tests of media in a bucket share: uploads, and what is in the bucket."""
 
 from __future__ import annotations
 
@@ -20,10 +20,6 @@ MIB = 1024 * 1024
 def keys(url: str) -> list[str]:
     """The keys of all files in the bucket."""
     return [each["path"] for each in obstore.list(S3Store.from_url(url)).collect()]
-
-
-def on_disk(store: BucketStore) -> list[str]:
-    return sorted(path.name for path in store.folder.iterdir())
 
 
 def service(store: BucketStore) -> LocalMedia:

@@ -9,8 +9,8 @@ from pathlib import Path
 from pomelo.media.bucket import Bucket
 from pomelo.media.bucket_store import BucketStore
 from tests.s3_server import S3Server
-from tests.unit.media.buckets import MIB, grpc_call, keys, on_disk, upload
-from tests.unit.media.files import put
+from tests.unit.media.buckets import MIB, grpc_call, keys, upload
+from tests.unit.media.files import names, put
 from tests.waiting import cancel
 
 
@@ -78,5 +78,5 @@ async def test_an_answer_that_is_not_wanted_while_it_is_sent_does_not_count(
     await cancel(sharing)
     own_server.resume()
     await store.aclose()
-    assert on_disk(store) == keys(url) == []
+    assert names(store) == keys(url) == []
     assert store.quota.total == 0

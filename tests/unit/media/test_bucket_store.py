@@ -14,8 +14,8 @@ from pomelo.media.bucket import Bucket, StoredFile
 from pomelo.media.bucket_store import BucketStore
 from tests.calls import call_of
 from tests.s3_server import S3Server
-from tests.unit.media.buckets import MIB, chunks_of, grpc_call, keys, on_disk, service, upload
-from tests.unit.media.files import PNG, Clock, put
+from tests.unit.media.buckets import MIB, chunks_of, grpc_call, keys, service, upload
+from tests.unit.media.files import PNG, Clock, names, put
 from tests.unit.refusals import refused
 from tests.waiting import cancel, until
 
@@ -34,13 +34,13 @@ async def test_an_upload_on_one_machine_is_read_on_another(
 ) -> None:
     first, second = machine("a"), machine("b")
     media_id = await upload(first, data)
-    assert on_disk(first) == []
+    assert names(first) == []
     async with service(second).download_media(media_id, "", call_of(None)) as (media, chunks):
         assert (media.id, media.content_type, media.size_bytes) == (media_id, "image/png", len(data))
         received = [chunk async for chunk in chunks]
     assert b"".join(received) == data
     assert max(map(len, received)) <= 256 * 1024
-    assert on_disk(second) == []
+    assert names(second) == []
 
 
 @pytest.mark.parametrize("start", [1, 512 * 1024 - 1, 512 * 1024, 5 * MIB + 7, len(LARGE) - 1, len(LARGE)])
@@ -88,13 +88,13 @@ async def test_a_file_that_a_task_reads_is_on_the_disk_until_the_last_call_that_
     path, media = store.find(media_id, "ann/test")
     assert path.read_bytes() == LARGE
     assert media.size_bytes == len(LARGE)
-    assert on_disk(store) == [path.name]
+    assert names(store) == [path.name]
     with refused("not_found"):
         store.find(media_id, "bob/test")
     for call in calls:
         assert path.exists()
         call.end()
-    assert on_disk(store) == []
+    assert names(store) == []
     with refused("not_found"):
         store.find(media_id, "ann/test")
 
@@ -133,7 +133,7 @@ async def test_a_copy_stays_while_calls_use_it_however_long_the_first_one_has_en
         await store.refresh()
         assert store.find(media_id, "ann/test")[0].read_bytes() == PNG
     last.end()
-    assert on_disk(store) == []
+    assert names(store) == []
 
 
 async def test_a_copy_leaves_the_disk_reserve_free(machine: Callable[..., BucketStore]) -> None:
@@ -142,7 +142,7 @@ async def test_a_copy_leaves_the_disk_reserve_free(machine: Callable[..., Bucket
     with refused("store_unavailable"):
         await store.fetch(media_id, "ann/test", call)
     call.end()
-    assert on_disk(store) == []
+    assert names(store) == []
 
 
 async def test_a_file_in_the_bucket_and_on_the_disk_counts_once(machine: Callable[..., BucketStore]) -> None:
@@ -227,11 +227,11 @@ async def test_the_upload_of_a_request_of_this_process_stays_on_its_disk(
 ) -> None:
     store, call = machine("a"), grpc_call(protocol="rest")
     media_id = await upload(store, PNG, call)
-    assert (on_disk(store), keys(url)) == ([media_id], [])
+    assert (names(store), keys(url)) == ([media_id], [])
     await store.fetch(media_id, "ann/test", call)
     assert store.find(media_id, "ann/test")[0].read_bytes() == PNG
     call.end()
-    assert on_disk(store) == []
+    assert names(store) == []
 
 
 async def test_the_upload_of_a_request_to_a_gateway_is_read_and_deleted_on_any_machine(
@@ -246,7 +246,7 @@ async def test_the_upload_of_a_request_to_a_gateway_is_read_and_deleted_on_any_m
     call.end()
     await second.aclose()
     assert keys(url) == []
-    assert on_disk(first) == on_disk(second) == []
+    assert names(first) == names(second) == []
 
 
 async def test_copying_a_file_ends_at_the_deadline_of_its_call(own_server: S3Server, tmp_path: Path) -> None:
@@ -257,7 +257,7 @@ async def test_copying_a_file_ends_at_the_deadline_of_its_call(own_server: S3Ser
     with refused("deadline_exceeded"):
         await store.fetch(media_id, "ann/test", call)
     call.end()
-    assert on_disk(store) == []
+    assert names(store) == []
 
 
 async def test_a_file_that_is_not_shared_is_deleted_from_the_disk_by_its_owner(
@@ -266,16 +266,16 @@ async def test_a_file_that_is_not_shared_is_deleted_from_the_disk_by_its_owner(
     store = machine("a")
     media_id = put(store, "ann/test")
     store.delete(media_id, "bob/test")
-    assert on_disk(store) == [media_id]
+    assert names(store) == [media_id]
     store.delete(media_id, "ann/test")
-    assert (on_disk(store), store.quota.total, store._deletions) == ([], 0, set())
+    assert (names(store), store.quota.total, store._deletions) == ([], 0, set())
 
 
 async def test_a_refused_upload_leaves_nothing(machine: Callable[..., BucketStore], url: str) -> None:
     store = machine("a", account=MIB)
     with refused("payload_too_large"):
         await upload(store, LARGE)
-    assert on_disk(store) == keys(url) == []
+    assert names(store) == keys(url) == []
 
 
 # --- a bucket that fails
@@ -288,12 +288,12 @@ async def test_a_caller_who_leaves_while_the_file_is_sent_leaves_nothing_in_the_
     store = BucketStore(Bucket(url), tmp_path / "media", b"s" * 32)
     own_server.stop()
     sending = asyncio.create_task(upload(store, LARGE))
-    await until(lambda: any(name.startswith("media_") for name in on_disk(store)))
+    await until(lambda: any(name.startswith("media_") for name in names(store)))
     await asyncio.sleep(0)
     await cancel(sending)
     own_server.resume()
     await store.aclose()
-    assert on_disk(store) == keys(url) == []
+    assert names(store) == keys(url) == []
     assert store.quota.total == 0
 
 
@@ -305,13 +305,13 @@ async def test_files_whose_sending_was_cancelled_and_fails_are_deleted_from_the_
     uploading = asyncio.create_task(upload(store))
     media_id = put(store, "ann/test")
     sharing = asyncio.create_task(store.share(media_id, "ann/test"))
-    await until(lambda: len([name for name in on_disk(store) if name.startswith("media_")]) == 2)
+    await until(lambda: len([name for name in names(store) if name.startswith("media_")]) == 2)
     await asyncio.sleep(0)
     await cancel(uploading)
     await cancel(sharing)
-    assert on_disk(store) == [media_id]
+    assert names(store) == [media_id]
     own_server.close()
-    await until(lambda: on_disk(store) == [])
+    await until(lambda: names(store) == [])
     assert store.quota.total == 0
     await store.aclose()
 
@@ -336,7 +336,7 @@ async def test_a_bucket_that_cannot_be_reached_is_store_unavailable_and_logged_o
     ):
         with refused("store_unavailable"):
             await work
-    assert on_disk(store) == []
+    assert names(store) == []
     with refused("store_unavailable"):  # before a provider is called
         store.check_answer("ann/test", 1)
     assert caplog.messages == ["The bucket of POMELO_MEDIA can't be used: it does not answer in time"]
