@@ -168,7 +168,7 @@ class OrderedImages(Vendor, ABC):
         with suppress(UpstreamError, TimeoutError):
             async with asyncio.timeout(POLL_TIMEOUT):
                 url = self._downloader.api_url(link)
-                await self._http.request_json(url, self._headers, b"", self._poll_errors)
+                await self._http.request_json(url, self._json_headers, b"{}", self._poll_errors)
 
     async def _states(self, url: URL) -> AsyncGenerator[Any, None]:
         """The states of a task. Up to MAX_FAILURES responses in a row may have no state, or, after the grace,
