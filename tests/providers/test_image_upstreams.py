@@ -229,6 +229,10 @@ async def test_replicates_own_client_reads_answers_and_refusals(
     upstream.script(Prediction(polls=(prediction("failed", error="It broke"),)))
     with pytest.raises(replicate.exceptions.ModelError):
         await client.async_run(name, input=image_input, wait=False)
+    upstream.script(Prediction(polls=(prediction("starting"),), done=False))
+    running = await client.models.predictions.async_create(name, input=image_input, wait=False)
+    await running.async_cancel()
+    assert running.status == "canceled"
     upstream.script(replicate_error(422, "It can't be taken", ("seed",)))
     with pytest.raises(replicate.exceptions.ReplicateError) as raised:
         await client.async_run(name, input=image_input)
