@@ -72,16 +72,12 @@ async def test_without_diarize_no_speaker_is_named(rig: Rig) -> None:
 
 
 async def test_without_times_there_are_no_words(rig: Rig) -> None:
-    result = await transcript(
-        rig.provider, job(SpeechToTextInput(timestamps=TimestampGranularity.TIMESTAMP_GRANULARITY_NONE))
-    )
+    untimed = job(SpeechToTextInput(timestamps=TimestampGranularity.TIMESTAMP_GRANULARITY_NONE))
+    result = await transcript(rig.provider, untimed)
     assert result.text.endswith(sha256(MP3).hexdigest())
     assert (words(result), result.audio_seconds) == ([], 1.25)
     rig.script(reported())
-    result = await transcript(
-        rig.provider, job(SpeechToTextInput(timestamps=TimestampGranularity.TIMESTAMP_GRANULARITY_NONE))
-    )
-    assert words(result) == []
+    assert words(await transcript(rig.provider, untimed)) == []
 
 
 async def test_each_character_has_its_own_timestamps(rig: Rig) -> None:
@@ -195,31 +191,29 @@ async def test_an_invalid_word_is_repaired_or_left_out(
     assert words(result) == [one for one in expected if one is not None]
 
 
-async def test_a_missing_time_is_that_of_the_previous_word(rig: Rig) -> None:
-    timed: list[dict[str, Any]] = [
-        {"text": "a", "start": 1, "end": 2},
-        {"text": "b"},
-        {"text": "c", "start": 4, "end": 3},
-    ]
-    rig.script(reported(words=[{**word, "type": "word"} for word in timed]))
-    result = await transcript(rig.provider, job(SpeechToTextInput()))
-    assert words(result) == [("a", 1.0, 2.0, ""), ("b", 2.0, 2.0, ""), ("c", 4.0, 4.0, "")]
-
-
-async def test_a_missing_time_is_not_before_the_end_of_an_earlier_word(rig: Rig) -> None:
-    rig.script(
-        reported(
-            words=[{"text": "a", "start": 5, "end": 6}, {"text": "b", "start": 1, "end": 2}, {"text": "c"}]
-        )
-    )
-    result = await transcript(rig.provider, job(SpeechToTextInput()))
-    assert words(result) == [("a", 5.0, 6.0, ""), ("b", 1.0, 2.0, ""), ("c", 6.0, 6.0, "")]
-
-
-async def test_a_missing_time_is_not_before_the_start_of_a_word_that_ends_before_it(rig: Rig) -> None:
-    rig.script(reported(words=[{"text": "a", "start": 5, "end": 1}, {"text": "b"}]))
-    result = await transcript(rig.provider, job(SpeechToTextInput()))
-    assert words(result) == [("a", 5.0, 5.0, ""), ("b", 5.0, 5.0, "")]
+@pytest.mark.parametrize(
+    ("timed", "expected"),
+    [
+        (
+            [{"text": "a", "start": 1, "end": 2}, {"text": "b"}, {"text": "c", "start": 4, "end": 3}],
+            [("a", 1.0, 2.0, ""), ("b", 2.0, 2.0, ""), ("c", 4.0, 4.0, "")],
+        ),
+        (  # not before the end of an earlier word
+            [{"text": "a", "start": 5, "end": 6}, {"text": "b", "start": 1, "end": 2}, {"text": "c"}],
+            [("a", 5.0, 6.0, ""), ("b", 1.0, 2.0, ""), ("c", 6.0, 6.0, "")],
+        ),
+        (  # not before the start of a word that ends before it
+            [{"text": "a", "start": 5, "end": 1}, {"text": "b"}],
+            [("a", 5.0, 5.0, ""), ("b", 5.0, 5.0, "")],
+        ),
+    ],
+)
+async def test_a_missing_time_is_that_of_the_previous_words(
+    rig: Rig, timed: list[dict[str, Any]], expected: list[tuple[str, float, float, str]]
+) -> None:
+    for word_type in ({}, {"type": "word"}):
+        rig.script(reported(words=[word | word_type for word in timed]))
+        assert words(await transcript(rig.provider, job(SpeechToTextInput()))) == expected
 
 
 async def test_silent_audio_has_an_empty_transcript(rig: Rig) -> None:

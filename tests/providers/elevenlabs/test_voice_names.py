@@ -9,7 +9,7 @@ import pytest
 
 from pomelo.providers.elevenlabs import elevenlabs
 from pomelo.providers.elevenlabs.voices import DEFAULTS
-from pomelo.testing import FaultUpstream, Gate, Received, Reply, Speech, Stop, VoiceList
+from pomelo.testing import FaultUpstream, Gate, Received, Reply, Script, Speech, Stop, VoiceList
 from pomelo.testing.elevenlabs_protocol import error_reply
 from pomelo.testing.reply import json_reply
 from tests.providers.elevenlabs.rig import failure, job, read_audio, say
@@ -28,11 +28,21 @@ MINE = (
 )
 
 
+def answer_lists(vendor: FaultUpstream, script: Script) -> None:
+    """Lets the vendor answer requests for the list of voices by a script, and speak."""
+
+    def answer(received: Received) -> Reply:
+        if not _lists(received):
+            return Speech()(received)
+        return script if isinstance(script, Reply) else script(received)
+
+    vendor.unscripted = None
+    vendor.default = answer
+
+
 def listing(vendor: FaultUpstream, *voices: tuple[str, str]) -> None:
     """Lets the vendor list these voices, and speak."""
-    listed = VoiceList(voices)
-    vendor.unscripted = None
-    vendor.default = lambda received: (listed if _lists(received) else Speech())(received)
+    answer_lists(vendor, VoiceList(voices))
 
 
 def _lists(received: Received) -> bool:
@@ -93,25 +103,18 @@ async def test_a_long_list_is_read_page_by_page_and_cached(rig: Rig) -> None:
 
 
 async def test_a_page_without_a_further_one_is_the_last_whatever_its_token(rig: Rig) -> None:
-    rig.unscripted = None
     body = b'{"voices": [{"name": "Otto", "voice_id": "%b"}], "has_more": false, "next_page_token": "1"}'
-    page = Reply(steps=(body % (b"B" * 20),))
-    rig.default = lambda received: page if _lists(received) else Speech()(received)
+    answer_lists(rig, Reply(steps=(body % (b"B" * 20),)))
     await read_audio(rig.provider, speak("otto"))
     assert lists(rig) == 1
-
-
-def answer_lists(rig: Rig, body: Any) -> None:
-    """Answers requests for the list of voices with a body."""
-    rig.unscripted = None
-    rig.default = lambda received: json_reply(body) if _lists(received) else Speech()(received)
 
 
 @pytest.mark.parametrize(
     "odd", [None, 7, [], {"name": "Otto"}, {"voice_id": "C" * 20}, {"name": "Otto", "voice_id": None}]
 )
 async def test_a_voice_without_a_name_or_an_id_spoils_no_other(rig: Rig, odd: Any) -> None:
-    answer_lists(rig, {"voices": [odd, {"name": "Otto", "voice_id": "B" * 20}, odd], "has_more": False})
+    voices = [odd, {"name": "Otto", "voice_id": "B" * 20}, odd]
+    answer_lists(rig, json_reply({"voices": voices, "has_more": False}))
     await read_audio(rig.provider, speak("otto"))
     assert rig.requests[-1].path.endswith("B" * 20)
 
@@ -125,7 +128,7 @@ async def test_a_voice_without_a_name_or_an_id_spoils_no_other(rig: Rig, odd: An
     ],
 )
 async def test_a_list_of_another_shape_is_not_the_callers_mistake(rig: Rig, body: Any) -> None:
-    answer_lists(rig, body)
+    answer_lists(rig, json_reply(body))
     error, _ = await failure(rig.provider, speak("otto"))
     assert (error.code, lists(rig)) == ("provider_failed", 1)
 
@@ -134,8 +137,7 @@ async def test_a_list_that_does_not_arrive_in_time_is_unavailable(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(elevenlabs, "_LIST_TIMEOUT", 0.02)
-    rig.unscripted = None
-    rig.default = Reply(before=(Gate(),))
+    answer_lists(rig, Reply(before=(Gate(),)))
     error, _ = await failure(rig.provider, speak("otto"))
     assert (error.code, error.message) == (
         "provider_unavailable",
@@ -145,9 +147,7 @@ async def test_a_list_that_does_not_arrive_in_time_is_unavailable(
 
 async def test_calls_that_wait_for_the_list_share_one_read(rig: Rig) -> None:
     gate = Gate()
-    rig.unscripted = None
-    listed = VoiceList(MINE, before=(gate,))
-    rig.default = lambda received: (listed if _lists(received) else Speech())(received)
+    answer_lists(rig, VoiceList(MINE, before=(gate,)))
     calls = [asyncio.create_task(read_audio(rig.provider, speak("otto"))) for _ in range(10)]
     await gate.reached.wait()
     await read_audio(rig.provider, speak("A" * 20))  # a voice id does not wait
@@ -159,7 +159,6 @@ async def test_calls_that_wait_for_the_list_share_one_read(rig: Rig) -> None:
 
 async def test_a_list_that_fails_fails_all_that_wait_for_it_once(rig: Rig) -> None:
     gate = Gate()
-    rig.unscripted = None
     refusal = error_reply(429, "system_busy", error_type="rate_limit_error", headers={"Retry-After": "7"})
     rig.script(Reply(refusal.status, refusal.headers, refusal.steps, before=(gate,)))
     listing(rig, *MINE)
@@ -187,17 +186,14 @@ async def test_a_list_that_fails_fails_all_that_wait_for_it_once(rig: Rig) -> No
     ],
 )
 async def test_an_unreadable_list_is_reported_as_provider_failed(rig: Rig, reply: Reply) -> None:
-    rig.unscripted = None
-    rig.default = reply
+    answer_lists(rig, reply)
     error, _ = await failure(rig.provider, speak("otto"))
     assert error.code in ("provider_failed", "provider_unavailable")
     assert all(_lists(received) for received in rig.requests), "it spoke without a voice"
 
 
 async def test_a_list_without_an_end_is_read_for_a_limited_time(rig: Rig) -> None:
-    rig.unscripted = None
-    page = Reply(steps=(b'{"voices": [], "has_more": true, "next_page_token": "1"}',))
-    rig.default = lambda received: page if _lists(received) else Speech()(received)
+    answer_lists(rig, Reply(steps=(b'{"voices": [], "has_more": true, "next_page_token": "1"}',)))
     error, _ = await failure(rig.provider, speak("otto"))
     assert error.field == "voice"
     assert lists(rig) == 50
