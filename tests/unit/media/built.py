@@ -74,10 +74,11 @@ def page(flags: int, granule: int, body: bytes, segments: int = 1, number: int =
     table = bytes([len(body) // segments] * segments)
     head = b"OggS\0" + struct.pack("<BqII", flags, granule, 1, number)
     data = bytes([segments]) + table + body
-    return head + struct.pack("<I", _checksum(head + bytes(4) + data)) + data
+    return head + struct.pack("<I", checksum(head + bytes(4) + data)) + data
 
 
-def _checksum(data: bytes) -> int:
+def checksum(data: bytes) -> int:
+    """The checksum of an Ogg page, as the Ogg specification defines it."""
     value = 0
     for byte in data:
         value ^= byte << 24
