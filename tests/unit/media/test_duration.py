@@ -8,8 +8,8 @@ import os
 import random
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import aclosing
 from pathlib import Path
 from resource import RLIMIT_AS, RLIMIT_CORE, RLIMIT_FSIZE
 
@@ -24,19 +24,13 @@ from pomelo.media.duration import Measured, Measurer
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource
 from tests.unit.media import corpus
+from tests.unit.media.built import id3
 from tests.waiting import until
 
-
-def tagged(data: bytes, size: int) -> bytes:
-    """A file after an ID3 tag of `size` bytes."""
-    length = bytes(size - 10 >> shift & 0x7F for shift in (21, 14, 7, 0))
-    return b"ID3\4\0\0" + length + bytes(size - 10) + data
-
-
 MISLABELLED: dict[str, Callable[[], bytes]] = {
-    "mp3 after a tag": lambda: tagged(corpus.make("mp3"), 30_000),
-    "adts after a tag": lambda: tagged(corpus.make("adts"), 30_000),
-    "flac after a tag": lambda: tagged(corpus.make("flac"), 12_000),
+    "mp3 after a tag": lambda: id3(30_000) + corpus.make("mp3"),
+    "adts after a tag": lambda: id3(30_000) + corpus.make("adts"),
+    "flac after a tag": lambda: id3(12_000) + corpus.make("flac"),
     "mp3 after two zero bytes": lambda: b"\0\0" + corpus.make("mp3"),
     "m4a after a free atom": lambda: struct.pack(">I4s", 800, b"free") + bytes(792) + corpus.make("m4a"),
 }
@@ -121,12 +115,12 @@ async def test_the_content_type_is_that_of_the_bytes_after_a_tag(
 ) -> None:
     data = corpus.make(name)
     if tag_bytes and name in ("mp3", "flac", "ogg opus", "adts"):
-        data = tagged(data, tag_bytes)
+        data = id3(tag_bytes) + data
     assert (await measure(measurer, data, declared)).content_type == content_type
 
 
 async def test_a_large_tag_before_short_audio_is_not_counted_as_samples(measurer: Measurer) -> None:
-    data = b"ID3\4\0\0\0\3\x7f\x76" + bytes(65_526) + corpus.mp3(0.2)
+    data = id3(65_526) + corpus.mp3(0.2)
     assert await measure(measurer, data, "audio/pcm;rate=48000") == Measured(209, "audio/mpeg")
 
 
@@ -163,16 +157,6 @@ def fifo(tmp_path: Path) -> Path:
     return tmp_path / "fifo"
 
 
-@asynccontextmanager
-async def own_measurer(workers: int, seconds: float) -> AsyncIterator[Measurer]:
-    """A measurer for one test alone."""
-    measurer = Measurer(workers=workers, timeout=seconds)
-    try:
-        yield measurer
-    finally:
-        await measurer.aclose()
-
-
 def demuxers() -> list[psutil.Process]:
     """The processes that measure audio for this one, in the order in which they were started."""
     # Not in the order of their ids, which begin again at some time.
@@ -184,7 +168,7 @@ async def test_the_process_that_reads_audio_has_no_secrets(monkeypatch: pytest.M
     for name in ("POMELO_SECRET", "OPENAI_API_KEY", "AWS_SECRET_ACCESS_KEY", "GROQ_TOKEN"):
         monkeypatch.setenv(name, "hunter2")
     before = demuxers()
-    async with own_measurer(1, 20) as measurer:
+    async with aclosing(Measurer(workers=1, timeout=20)) as measurer:
         assert (
             await measurer.measure(
                 AudioSource("audio/mpeg", len(corpus.mp3(1)), data=corpus.mp3(1)), "acme", "r"
@@ -200,14 +184,14 @@ async def test_no_file_of_the_current_folder_replaces_a_module_of_the_process_th
     for name in ("av.py", "resource.py"):
         (tmp_path / name).write_text("raise SystemExit")
     monkeypatch.chdir(tmp_path)
-    async with own_measurer(1, 20) as measurer:
+    async with aclosing(Measurer(workers=1, timeout=20)) as measurer:
         assert (await measure(measurer, corpus.mp3(1))).ms
 
 
 async def test_declared_samples_are_not_cheaper_if_the_demuxer_fails(
     fifo: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with own_measurer(1, 0.3) as measurer:
+    async with aclosing(Measurer(workers=1, timeout=0.3)) as measurer:
         source = AudioSource("audio/pcm;rate=48000", 9_000, path=fifo)
         assert await measurer.measure(source, "acme", "req_1") == Measured(0, "audio/pcm;rate=48000")
     (line,) = caplog.records
@@ -227,7 +211,7 @@ APE_HEAD = b"APETAGEX" + struct.pack("<IIII", 2000, 500_032, 1, 0xA0000000)
         (corpus.wav(6, data=0), 6),
         (corpus.mp3(26) + APE_HEAD + bytes(500_016), 26),
         (corpus.mp3(26) + b"TAG" + bytes(125), 26),
-        (b"ID3\4\0\0\0\0\x7f\x76" + bytes(16_374) + corpus.mp3(26), 26),
+        (id3(16_374) + corpus.mp3(26), 26),
     ],
 )
 async def test_a_header_or_a_tag_does_not_change_the_length(
@@ -275,7 +259,7 @@ async def test_bare_samples_are_measured_by_their_type(
 
 async def test_a_demuxer_that_hangs_or_dies_is_replaced(fifo: Path) -> None:
     data, before = corpus.mp3(5), demuxers()
-    async with own_measurer(1, 0.3) as measurer:
+    async with aclosing(Measurer(workers=1, timeout=0.3)) as measurer:
         assert (await measurer.measure(AudioSource("", 9, path=fifo))).ms == 0
         assert demuxers() == before
         assert (await measure(measurer, data)).ms == pytest.approx(5000, rel=0.02)
@@ -289,13 +273,13 @@ async def test_a_demuxer_that_hangs_or_dies_is_replaced(fifo: Path) -> None:
 async def test_a_demuxer_that_does_not_start_in_time_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pomelo.media.duration.START_TIMEOUT", 0.0)
     before = demuxers()
-    async with own_measurer(1, 5.0) as measurer:
+    async with aclosing(Measurer(workers=1, timeout=5.0)) as measurer:
         assert (await measure(measurer, corpus.mp3(1))).ms == 0
         assert demuxers() == before
 
 
 async def test_a_demuxer_is_limited() -> None:
-    async with own_measurer(1, 5.0) as measurer:
+    async with aclosing(Measurer(workers=1, timeout=5.0)) as measurer:
         await measure(measurer, corpus.mp3(1))
         demuxer = demuxers()[-1]
         assert demuxer.nice() == min(os.nice(0) + 5, 19)
@@ -305,7 +289,7 @@ async def test_a_demuxer_is_limited() -> None:
 
 async def test_a_demuxer_that_died_while_it_was_idle_is_not_asked() -> None:
     data = corpus.mp3(5)
-    async with own_measurer(1, 5.0) as measurer:
+    async with aclosing(Measurer(workers=1, timeout=5.0)) as measurer:
         await measure(measurer, data)
         demuxers()[-1].kill()
         await until(lambda: not measurer._idle[0].alive)
@@ -315,14 +299,14 @@ async def test_a_demuxer_that_died_while_it_was_idle_is_not_asked() -> None:
 async def test_a_demuxer_ends_after_its_last_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pomelo.media.duration._MAX_FILES_PER_WORKER", 2)
     before = demuxers()
-    async with own_measurer(1, 5.0) as measurer:
+    async with aclosing(Measurer(workers=1, timeout=5.0)) as measurer:
         for number in range(4):
             assert (await measure(measurer, corpus.mp3(1))).ms == pytest.approx(1000, rel=0.05)
             assert len(demuxers()) - len(before) == (number + 1) % 2
 
 
 async def test_slow_audio_of_an_account_does_not_delay_other_accounts(fifo: Path) -> None:
-    async with own_measurer(2, 1.0) as measurer:
+    async with aclosing(Measurer(workers=2, timeout=1.0)) as measurer:
         await measure(measurer, corpus.mp3(1))
         source = AudioSource("", 9, path=fifo)
         slow = [asyncio.ensure_future(measurer.measure(source, "slow")) for _ in range(5)]
