@@ -94,7 +94,8 @@ class Replicate(OrderedImages):
 
     def _order(self, job: Job[ImageInput]) -> tuple[str, Mapping[str, str], dict[str, Any]]:
         path = f"/v1/models/{job.route.model}/predictions"
-        return path, self._json_headers | {"Prefer": "wait"}, {"input": request(job)}
+        # A prediction usually takes a second. The link that cancels it comes after five at most.
+        return path, self._json_headers | {"Prefer": "wait=5"}, {"input": request(job)}
 
     def _polling_url(self, order: Any, job: Job[ImageInput]) -> URL | None:
         return None if self._finished(order) else self._downloader.api_url(pick_text(order, "urls", "get"))

@@ -155,7 +155,7 @@ _CALLS: Mapping[tuple[str, str], Call] = {
     ("bfl", "image"): Call("/bfl/v1/{model}", {"x-key": KEY} | _JSON),
     ("together", "image"): Call("/together/v1/images/generations", _BEARER | _JSON),
     ("replicate", "image"): Call(
-        "/replicate/v1/models/{model}/predictions", _BEARER | _JSON | {"prefer": "wait"}
+        "/replicate/v1/models/{model}/predictions", _BEARER | _JSON | {"prefer": "wait=5"}
     ),
     ("elevenlabs", "text_to_speech"): Call(f"/elevenlabs/v1/text-to-speech/{_VOICE}", _XI | _JSON),
     ("elevenlabs", "speech_to_speech"): Call(f"/elevenlabs/v1/speech-to-speech/{_VOICE}", _XI),

@@ -193,7 +193,7 @@ async def _replicate(setup: Setup, received: Received) -> None:
 
     client = Replicate(api_token=KEY, base_url=setup.upstream.replicate_base_url)
     name = "black-forest-labs/flux-schnell"
-    await client.models.predictions.async_create(name, wait=True, **received.body)
+    await client.models.predictions.async_create(name, wait=5, **received.body)
 
 
 CLIENTS = {"openai": _openai, "anthropic": _anthropic, "mistral": _mistral, "replicate": _replicate}

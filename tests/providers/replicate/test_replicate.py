@@ -66,7 +66,7 @@ async def test_the_largest_request_is_exactly_this(rig: Rig) -> None:
         }
     }
     assert order.headers["Authorization"] == f"Bearer {KEY}"
-    assert order.headers["Prefer"] == "wait"
+    assert order.headers["Prefer"] == "wait=5"
 
 
 async def test_the_smallest_request_leaves_the_rest_to_the_model(rig: Rig) -> None:
