@@ -11,7 +11,7 @@ import pytest
 
 from pomelo.catalog.catalog import Route
 from pomelo.gen.v1.image_pb2 import ImageInput
-from pomelo.providers.base import fit_job
+from pomelo.providers.base import VENDOR_CALL, VendorCall, fit_job
 from pomelo.providers.errors import RetryPolicy
 from pomelo.providers.replicate import Replicate
 from pomelo.testing import FaultUpstream, Reply, Script, Stop, page
@@ -266,9 +266,13 @@ async def test_closing_the_provider_waits_until_a_prediction_is_cancelled(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pomelo.providers.images._CLOSE_TIMEOUT", 20.0)
+    call = VendorCall()
+    VENDOR_CALL.set(call)
     async with open_provider(Replicate, rig.replicate_base_url, **NOW) as provider:
         await leave(provider, rig, Prediction(polls=(prediction("starting"),), done=False))
     assert rig.requests[-1].path.endswith("/cancel")
+    assert call.sent is not None
+    assert "Content-Type" not in call.sent, "the last request of the call is a poll"
 
 
 async def test_the_key_is_not_sent_to_a_foreign_link_that_cancels(rig: Rig) -> None:
