@@ -169,6 +169,9 @@ UNDELIVERED: list[tuple[Script | int, str]] = [
     (Reply(headers={"Content-Length": str(MAX_FILE_BYTES + 1)}, steps=(HUGE, Gate())), "provider_failed"),
     (Reply(steps=(HUGE,) * 33), "provider_failed"),
     (Reply(steps=(b"GIF89a" + b"\0" * 99,)), "provider_failed"),
+    (delivered(b"\x89PN"), "provider_failed"),
+    (delivered(b"%PDF-1.7"), "provider_failed"),
+    *((delivered(make_image(each)[:-2]), "provider_failed") for each in ("png", "jpeg", "webp")),
     (Reply(before=(Stop.RESET,)), "provider_unavailable"),
 ]
 

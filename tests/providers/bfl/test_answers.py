@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from decimal import Decimal
 from itertools import pairwise
@@ -17,7 +18,7 @@ from pomelo.testing import Gate
 from pomelo.testing.bfl_protocol import Drawing, delivered, error_reply, status
 from pomelo.testing.images import make_image
 from tests.providers.image_rig import draw_image, job, largest_input
-from tests.providers.rig import KEY, PROMPT, Rig, open_provider, read_all
+from tests.providers.rig import KEY, PROMPT, Rig, open_provider, open_rig, read_all
 
 SIDE = (256.0, 1440.0, 32.0)
 DEV = Route(
@@ -32,6 +33,12 @@ PRO = Route(
     clamp={"width": SIDE, "height": SIDE},
 )
 NOW: dict[str, Any] = {"interval": 0.001}
+
+
+@pytest.fixture(name="rig")
+async def _rig() -> AsyncIterator[Rig]:
+    async with open_rig(BFL, "bfl", **NOW) as rig:
+        yield rig
 
 
 @pytest.mark.parametrize(

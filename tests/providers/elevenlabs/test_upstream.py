@@ -42,8 +42,7 @@ async def test_the_official_client_reads_audio(upstream: FaultUpstream, client: 
     settings = elevenlabs.VoiceSettings(
         stability=0.5, similarity_boost=0.75, style=0, use_speaker_boost=True, speed=1.1
     )
-    received_audio = b""
-    async for audio_chunk in call(
+    answer = call(
         ADAM,
         text="Grüße 🍊",
         model_id="eleven_flash_v2_5",
@@ -52,8 +51,8 @@ async def test_the_official_client_reads_audio(upstream: FaultUpstream, client: 
         voice_settings=settings,
         seed=7,
         request_options=QUIET,
-    ):
-        received_audio += audio_chunk
+    )
+    received_audio = b"".join([audio_chunk async for audio_chunk in answer])
     received = await upstream.received()
     assert received_audio == b"".join(Speech().audio(received))
     assert received.body["text"] == "Grüße 🍊"
@@ -64,8 +63,7 @@ async def test_the_official_client_changes_a_voice(
     upstream: FaultUpstream, client: Any, stream: bool
 ) -> None:
     call = client.speech_to_speech.stream if stream else client.speech_to_speech.convert
-    received_audio = b""
-    async for audio_chunk in call(
+    answer = call(
         ADAM,
         audio=("audio.mp3", MP3, "audio/mpeg"),
         model_id="eleven_multilingual_sts_v2",
@@ -73,8 +71,8 @@ async def test_the_official_client_changes_a_voice(
         seed=7,
         output_format="pcm_16000",
         request_options=QUIET,
-    ):
-        received_audio += audio_chunk
+    )
+    received_audio = b"".join([audio_chunk async for audio_chunk in answer])
     received = await upstream.received()
     assert received_audio == b"".join(Speech().audio(received))
     assert received.form is not None
