@@ -32,13 +32,14 @@ class Request:
     name in any case; `content` are the bytes of its body.
 
     `path_value` is the decoded part of the path that its route leaves open. `keep_alive` is whether the
-    connection may carry another request, `answered` whether part of a response was sent. If
-    `expects_continue`, the client may wait for an interim response before it sends the body.
+    connection may carry another request, `answered` whether part of a response was sent, `open_ended` whether
+    only the end of the connection will end the response that is being sent. If `expects_continue`, the client
+    may wait for an interim response before it sends the body.
     """
 
     __slots__ = (
         "_chunked", "_url", "answered", "connection", "content", "expects_continue", "headers", "keep_alive",
-        "method", "path_value", "target", "version",
+        "method", "open_ended", "path_value", "target", "version",
     )  # fmt: skip
 
     def __init__(self, connection: Connection, message: RawRequestMessage, content: StreamReader) -> None:
@@ -55,7 +56,7 @@ class Request:
         self.expects_continue = "Expect" in message.headers and message.version >= HttpVersion11
         self._chunked = message.chunked
         self.path_value = ""
-        self.answered = False
+        self.answered = self.open_ended = False
         self._url = message.url
 
     @property

@@ -94,6 +94,7 @@ class ResponseStream:
                 headers["Transfer-Encoding"] = "chunked"
             else:
                 request.keep_alive = False
+                request.open_ended = True
         self._request = request
         self._connection = request.connection
         self._head = request.encode_head(status, headers)
@@ -137,6 +138,7 @@ class ResponseStream:
         else:
             self.push(b"")  # the head, if it was not sent
             await self._connection.write_slices(data)
+        self._request.open_ended = False
         await self.drain()
 
 

@@ -19,7 +19,7 @@ from gateway.cors import Cors, is_preflight
 from gateway.errors import error_body, raw_error_response, unrouted_headers
 from gateway.options import GatewayOptions
 from gateway.request import NO_REQUEST, Request
-from gateway.responses import HSTS, Response, reset
+from gateway.responses import HSTS, Response, reset, reset_connection
 from pomelo.errors import PomeloError
 from pomelo.network.origin import is_within
 from pomelo.telemetry.readiness import Readiness
@@ -179,6 +179,8 @@ class Connection(HttpConnection):
         request = self._request
         if request is None or request.answered or self._discarding:
             super().interrupt()
+            if request is not None and request.open_ended:
+                reset_connection(request)
         else:
             self._send_last_response(PomeloError("shutting_down"), request)
 
@@ -332,7 +334,8 @@ class Connection(HttpConnection):
             if slot.surplus and not health:
                 response = self._refuse(request, PomeloError("overloaded"))
             elif error is not None:
-                response = self._refuse_unreadable(request, error)
+                log.warning("a malformed request was refused: %s", type(error).__name__)
+                response = self._refuse(request, unreadable_error(error, self._unparsed))
             else:
                 response = await self._respond(request)
             slot.waiting = False
@@ -380,10 +383,6 @@ class Connection(HttpConnection):
         except ValueError as error:  # such as a provider's content type with a control character
             log.error("a response can't be sent: %s", error)
             return self._refuse(request, PomeloError("internal_error")).encode(request)
-
-    def _refuse_unreadable(self, request: Request, cause: HttpProcessingError) -> Response:
-        log.warning("a malformed request was refused: %s", type(cause).__name__)
-        return self._refuse(request, unreadable_error(cause, self._unparsed))
 
     def _refuse(self, request: Request, error: PomeloError) -> Response:
         request.keep_alive = False

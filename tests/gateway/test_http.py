@@ -279,14 +279,21 @@ async def test_each_response_of_a_draining_gateway_is_the_last_one_on_its_connec
     assert head.get("connection") == ("close" if version == "1.1" else None)
 
 
-async def test_a_closing_gateway_cancels_a_stream_whose_client_does_not_read(gateway: GatewayApp) -> None:
-    gateway.provider.script = play(*text_events("one")[:1], asyncio.Event().wait)
+@pytest.mark.parametrize(
+    ("version", "is_complete", "is_reset"),
+    [("1.1", False, False), ("1.0", False, True), ("1.0", True, False)],
+)
+async def test_a_closing_gateway_lets_clients_read_what_was_sent_unless_it_would_look_complete(
+    gateway: GatewayApp, version: str, is_complete: bool, is_reset: bool
+) -> None:
+    first, last = text_events("one")
+    gateway.provider.script = play(first, last if is_complete else asyncio.Event().wait)
     async with open_clients(gateway.services) as clients:
-        client = await clients.connect(raw_task(STREAM, close=False))
-        await until(lambda: client.unread)
+        client = await clients.connect(raw_task(STREAM, version=version, close=False))
+        await until(lambda: (b"[DONE]" if is_complete else b"one") in client.unread)
     async with asyncio.timeout(20):
         await gateway.provider.closed.wait()
-    assert not client.closed.is_set()  # the rest may still be read
+    assert (client.is_aborted, client.closed.is_set()) == (is_reset, is_reset)
 
 
 def _whole(wait: Any) -> Any:
