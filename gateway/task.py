@@ -109,8 +109,8 @@ async def send_raw(
     if task_format.raw_media is not None:
         media = task_format.raw_media(result)
         headers = response_headers(call, Content_Type=media.content_type)
-        if media.data:
-            return Response(headers, media.data)
+        if data := media.data:  # a copy each time
+            return Response(headers, data)
         # What is charged is delivered, although the call's deadline may pass.
         reading = replace(call, deadline=time.monotonic() + DEFAULT_TIMEOUT)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -16,6 +17,7 @@ from gateway.responses import Response, json_response
 from gateway.state import Gateway
 from gateway.types.base import Link, render_media
 from gateway.types.fields import check_text
+from gateway.types.image import is_large
 from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.media_pb2 import MediaDelivery
@@ -41,6 +43,11 @@ _USAGE = {
     "total_tokens": 0,
 }
 """Images have a price, but no tokens; SDKs require the counts."""
+
+
+def _render(result: TaskResult, link: Link) -> bytes:
+    images = b",".join([render_media(image, link) for image in result.image.images])
+    return b"".join((b'{"created":%d,"data":[' % result.create_time.seconds, images, b"]}"))
 
 
 class ImageParameters(Parameters):
@@ -76,8 +83,9 @@ class ImageParameters(Parameters):
 
     async def run(self, gateway: Gateway, request: Request, call: Call, task: TaskRequest) -> Response | None:
         result = await gateway.services.tasks.run_task(task.spec, task.options, call)
-        images = b",".join([render_media(image, gateway.link) for image in result.image.images])
-        return json_response(call, b'{"created":%d,"data":[%b]}' % (result.create_time.seconds, images))
+        if is_large(result):
+            return json_response(call, await asyncio.to_thread(_render, result, gateway.link))
+        return json_response(call, _render(result, gateway.link))
 
     def rename_adjusted(self, adjusted: Mapping[str, str]) -> dict[str, str]:
         renamed = dict(adjusted)

@@ -6,6 +6,7 @@ from pydantic_core import to_json
 
 from gateway.types import fields
 from gateway.types.base import (
+    LARGE_FILE,
     MEDIA_SCHEMA,
     Link,
     StreamObjects,
@@ -21,7 +22,12 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 
 def render_result(result: TaskResult, link: Link) -> bytes:
     images = b",".join([render_media(image, link) for image in result.image.images])
-    return open_object(result, "image.generation") + b',"data":[' + images + b"]}"
+    return b"".join((open_object(result, "image.generation"), b',"data":[', images, b"]}"))
+
+
+def is_large(result: TaskResult) -> bool:
+    """Whether a result takes so long to render that it is rendered in a thread."""
+    return any(len(image.data) > LARGE_FILE for image in result.image.images)
 
 
 def render_progress(objects: StreamObjects, progress: ImageProgress) -> tuple[bytes, ...]:
@@ -80,4 +86,5 @@ FORMAT = TaskFormat(
         "image/jpg": ImageFormat.IMAGE_FORMAT_JPEG,
     },
     raw_media=lambda result: result.image.images[0],
+    is_slow=is_large,
 )

@@ -11,6 +11,7 @@ from gateway.openapi import examples
 from gateway.openapi.schema import closed, object_of, ref
 from gateway.types import fields
 from gateway.types.base import (
+    LARGE_FILE,
     MEDIA_SCHEMA,
     Link,
     StreamObjects,
@@ -59,7 +60,7 @@ def _assign_voice_settings(message: Any, value: Any) -> None:
 
 def render_result(result: TaskResult, link: Link) -> bytes:
     audio = render_media(result.speech, link)
-    return open_object(result, "speech.generation") + b',"audio":' + audio + b"}"
+    return b"".join((open_object(result, "speech.generation"), b',"audio":', audio, b"}"))
 
 
 def render_chunk(objects: StreamObjects, chunk: AudioChunk) -> Iterator[bytes]:
@@ -150,6 +151,7 @@ TEXT_TO_SPEECH = TaskFormat(
     render_events={"audio_chunk": render_chunk},
     media_range="audio/",
     output_formats=_FORMATS_BY_MEDIA_TYPE,
+    is_slow=lambda result: len(result.speech.data) > LARGE_FILE,
     ignores_audio_file=True,  # the API reference sends one with text-to-speech
 )
 

@@ -54,7 +54,7 @@ class ImageCollector(Collector):
     def __init__(self, context: CollectorContext) -> None:
         super().__init__()
         self._context = context
-        self._image: GeneratedImage | None = None
+        self._image = GeneratedImage()
 
     def add(self, event: TaskEvent) -> TaskEvent | None:
         if event.HasField("image_progress"):
@@ -65,23 +65,24 @@ class ImageCollector(Collector):
 
     def finish(self, result: TaskResult) -> None:
         image = self._image
-        if image is None or not image.data:
+        data = image.data  # a copy each time
+        if not data:
             raise PomeloError("provider_failed")
         delivery = self._context.delivery
         output = result.image.images.add(content_type=image.content_type)
-        inline = len(image.data) <= max_inline(delivery, stream=self._context.stream)
+        inline = len(data) <= max_inline(delivery, stream=self._context.stream)
         if inline:
-            output.data = image.data
+            output.data = data
         if delivery != MediaDelivery.MEDIA_DELIVERY_INLINE or not inline or self._context.keep:
             try:
                 with self._context.writer(image.content_type) as writer:
-                    writer.write(image.data)
+                    writer.write(data)
                     output.media.CopyFrom(writer.commit())
             except PomeloError:
                 # It was paid for: without space for a link, return it inline if it is small enough.
-                if self._context.keep or len(image.data) > MAX_INLINE_FALLBACK:
+                if self._context.keep or len(data) > MAX_INLINE_FALLBACK:
                     raise
-                output.data = image.data
+                output.data = data
 
     def usage(self, task_input: Any) -> tuple[Usage, bool]:
         return self._context.estimate.maximum, True

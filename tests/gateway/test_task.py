@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
+import re
 from typing import Any
 
 import aiohttp
 import pytest
 
+from gateway.types.base import LARGE_FILE
+from pomelo.gen.v1.task_pb2 import TaskEvent as Event
+from pomelo.gen.v1.task_pb2 import TaskResult
 from tests.gateway.gateway_app import AUDIO, PNG, GatewayApp, OpenApp
 from tests.gateway.requests import (
     FLUX,
@@ -23,6 +28,9 @@ from tests.gateway.requests import (
     code_of,
     raw_task,
 )
+from tests.gateway.scripts import audio, play
+
+B64 = {"response_format": "b64_json"}
 
 # --- responses
 
@@ -52,6 +60,42 @@ async def test_the_link_and_the_base64_of_an_image_have_the_same_bytes(gateway: 
         assert (link.status, link.headers["Content-Type"]) == (200, "image/png")
         assert link.headers["Content-Security-Policy"].startswith("default-src 'none'; ")
         assert await link.read() == base64.b64decode(image["b64_json"]) == PNG
+
+
+@pytest.mark.parametrize("size", [LARGE_FILE, LARGE_FILE + 1])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/v1/task", FLUX | B64),
+        ("/api/v1/task", FLUX | B64 | {"stream": True}),
+        ("/api/v1/task", TTS | B64),
+        ("/v1/images/generations", FLUX | B64),
+        ("/v1/images/generations", FLUX | {"stream": True}),
+    ],
+    ids=["image", "image at the end of a stream", "speech", "OpenAI's image", "OpenAI's stream"],
+)
+async def test_a_large_file_is_rendered_in_a_thread(
+    gateway: GatewayApp, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], size: int
+) -> None:
+    data = (PNG * (size // len(PNG) + 1))[:size]
+    result = TaskResult()
+    result.image.images.add(data=data, content_type="image/png")
+    event = Event(completed=result) if body["model"] == FLUX["model"] else audio(data)
+    gateway.provider.script = play(event)
+    functions: list[str] = []
+    to_thread = asyncio.to_thread
+
+    def record(function: Any, *arguments: Any) -> Any:
+        functions.append(getattr(function, "__name__", ""))
+        return to_thread(function, *arguments)
+
+    monkeypatch.setattr(asyncio, "to_thread", record)
+    async with gateway.http.post(gateway.url + path, headers=gateway.headers, json=body) as response:
+        text = await response.text()
+    (encoded,) = re.findall('"b64_json":"(.*?)"', text)
+    assert base64.b64decode(encoded, validate=True) == data
+    rendered = {"render_result", "render_last", "_render", "<lambda>"}
+    assert len(rendered.intersection(functions)) == (size > LARGE_FILE)
 
 
 @pytest.mark.parametrize("response_format", ["url", "b64_json"])
