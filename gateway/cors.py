@@ -13,6 +13,7 @@ from aiohttp import hdrs
 from gateway.openapi.schema import RESPONSE_HEADERS
 from gateway.request import Request
 from gateway.responses import METHODS, SAFE_HEADERS, Response
+from pomelo.ids import new_id
 
 _MAX_AGE = 7200
 """Seconds for which a browser may keep the response to a preflight request; Chromium's maximum."""
@@ -97,7 +98,7 @@ class Cors:
     def preflight(self, request: Request) -> Response:
         """Returns the response to a preflight request, which has no key. All paths get the same one, so that
         a script can read the 404 of a path that does not exist."""
-        headers = dict(SAFE_HEADERS)
+        headers = {**SAFE_HEADERS, "X-Request-Id": new_id("req_")}
         if hdrs.ACCESS_CONTROL_ALLOW_ORIGIN in self.headers(request.headers.get(hdrs.ORIGIN)):
             headers.update(_PREFLIGHT)
         return Response(headers, status=204)

@@ -100,6 +100,7 @@ async def test_a_preflight_of_an_allowed_origin_needs_no_key(
         assert headers["Access-Control-Allow-Origin"] == origin
         assert headers["Vary"] == "Origin"
         assert (headers["Server"], headers["X-Content-Type-Options"]) == ("pomelo", "nosniff")
+        assert headers["X-Request-Id"].startswith("req_")
         assert header_names(headers["Access-Control-Allow-Methods"]) == {"get", "head", "post"}
         assert header_names(headers["Access-Control-Allow-Headers"]) >= ASKED
         assert int(headers["Access-Control-Max-Age"]) >= 600
