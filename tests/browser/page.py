@@ -91,10 +91,17 @@ class Page:
         return text
 
 
+FORBID_STORAGE = """for (const name of ['localStorage', 'sessionStorage'])
+  Object.defineProperty(window, name, {get() { throw new DOMException('Access is denied', 'SecurityError'); }});"""
+"""As in a browser whose user blocks the data of all sites."""
+
+
 @asynccontextmanager
-async def open_page(browser: Browser, url: str) -> AsyncIterator[Page]:
-    """Opens the page in a tab with no key; asserts at the end that nothing went wrong in it."""
+async def open_page(browser: Browser, url: str, *, script: str = "") -> AsyncIterator[Page]:
+    """Opens the page in a tab with no key, where `script` runs before its own; asserts at the end that nothing
+    went wrong in it."""
     async with browser.open_tab() as tab:
+        await tab.call("Page.addScriptToEvaluateOnNewDocument", source=script)
         await tab.call("Storage.clearDataForOrigin", origin=url, storageTypes="local_storage")
         await tab.open(f"{url}/")
         await tab.until("document.querySelector('.sign-in')")

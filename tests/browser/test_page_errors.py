@@ -10,7 +10,7 @@ import pytest
 from pomelo.errors import NOT_UNDER_API, TABLE
 from tests.app import RunningApp, app_fixture
 from tests.browser.chromium import Browser
-from tests.browser.page import ANSWER, Page, open_page
+from tests.browser.page import ANSWER, FORBID_STORAGE, Page, open_page
 from tests.faults.tcp_proxy import TcpProxy
 
 app = app_fixture()
@@ -214,6 +214,21 @@ async def test_a_key_is_kept_beyond_its_tab_only_if_asked_and_forgotten_on_reque
         await page.tab.click("button:Forget this key")
         await page.tab.until("document.querySelector('.sign-in')")
         assert await page.tab.run("sessionStorage.length + localStorage.length") == 0
+
+
+async def test_a_browser_that_forbids_storage_has_the_key_as_long_as_the_page_is_open(
+    browser: Browser, app: RunningApp
+) -> None:
+    async with open_page(browser, app.urls["rest"], script=FORBID_STORAGE) as page:
+        await page.sign_in((await app.account("unlimited")).test)
+        await page.tab.fill("#theme", "dark")
+        assert await page.tab.run("document.documentElement.dataset.theme") == "dark"
+        await page.view("account")
+        await page.tab.click("button:Forget this key")
+        await page.tab.until("document.querySelector('.sign-in')")
+        await page.tab.run("location.hash = '#/models'")
+        await page.tab.until("document.activeElement.id === 'content'")
+        assert await page.tab.run("document.querySelector('.sign-in') !== null")
 
 
 async def test_a_late_refusal_of_an_earlier_key_leaves_the_present_one(

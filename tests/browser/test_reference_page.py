@@ -11,6 +11,7 @@ import pytest
 from tests.app import RunningApp, run_app
 from tests.browser.access import overflow
 from tests.browser.chromium import Browser
+from tests.browser.page import FORBID_STORAGE
 from tests.browser.tab import Tab
 
 EACH_FRONT_END = pytest.mark.parametrize("front_end", ["rest", "remote"])
@@ -38,9 +39,11 @@ AUTHORIZE = """(async () => {
 
 
 @asynccontextmanager
-async def open_page(browser: Browser, url: str) -> AsyncIterator[Tab]:
-    """Opens a page; on exit, checks that it has caused no error and no warning."""
+async def open_page(browser: Browser, url: str, *, script: str = "") -> AsyncIterator[Tab]:
+    """Opens a page, where `script` runs before its own; on exit, checks that it has caused no error and no
+    warning."""
     async with browser.open_tab() as tab:
+        await tab.call("Page.addScriptToEvaluateOnNewDocument", source=script)
         await tab.open(url)
         yield tab
         assert tab.problems + tab.warnings == []
@@ -76,6 +79,11 @@ async def test_the_page_is_not_wider_than_a_small_screen_and_its_parts_have_name
         assert await tab.run("document.querySelectorAll('main').length") == 1
         unnamed = "[...document.querySelectorAll('select')].filter((each) => each.checkVisibility() && !each.labels[0])"
         assert await tab.run(f"{unnamed}.length") == 0
+
+
+async def test_a_browser_that_forbids_storage_shows_the_page(browser: Browser, app: RunningApp) -> None:
+    async with open_page(browser, f"{app.urls['rest']}/docs", script=FORBID_STORAGE) as tab:
+        await tab.until(IS_SHOWN)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

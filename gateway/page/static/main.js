@@ -18,10 +18,16 @@ const navigation = document.getElementById('views');
 const status = document.getElementById('status');
 
 let shown = 0;
+let entered = null;  // the key, as long as the page is open: the browser may forbid storage
+
+/** Returns what an action on the browser's storage returns; null if the browser forbids it. */
+function tryStorage(action) {
+  try { return action(); } catch { return null; }
+}
 
 /** Shows the view that the URL names, or the form that asks for a key. */
 async function show() {
-  const key = sessionStorage.getItem(STORED) ?? localStorage.getItem(STORED);
+  const key = tryStorage(() => sessionStorage.getItem(STORED) ?? localStorage.getItem(STORED)) ?? entered;
   const turn = ++shown;
   navigation.hidden = status.hidden = !key;
   if (!key) {
@@ -58,8 +64,9 @@ async function show() {
 }
 
 function forget() {
-  sessionStorage.removeItem(STORED);
-  localStorage.removeItem(STORED);
+  entered = null;
+  tryStorage(() => sessionStorage.removeItem(STORED));
+  tryStorage(() => localStorage.removeItem(STORED));
   navigation.hidden = status.hidden = true;
 }
 
@@ -92,8 +99,9 @@ function signIn(error = null) {
       problem.replaceChildren(errorPanel(refusal));
       return key.focus();
     }
-    sessionStorage.setItem(STORED, value);
-    if (remember.checked) localStorage.setItem(STORED, value);
+    entered = value;
+    tryStorage(() => sessionStorage.setItem(STORED, value));
+    if (remember.checked) tryStorage(() => localStorage.setItem(STORED, value));
     return showAndFocus();
   } },
     h('h1', {}, 'Enter your API key'),
@@ -119,7 +127,7 @@ const theme = document.getElementById('theme');
 theme.value = document.documentElement.dataset.theme;
 theme.addEventListener('change', () => {
   document.documentElement.dataset.theme = theme.value;
-  localStorage.setItem('pomelo.theme', theme.value);
+  tryStorage(() => localStorage.setItem('pomelo.theme', theme.value));
   dispatchEvent(new Event('themechange'));
 });
 

@@ -1,7 +1,10 @@
 // Shows /openapi.json. Requests go to the server that this page comes from, whatever its public URL is.
 const base = new URL(".", location.href);
 const dark = matchMedia("(prefers-color-scheme: dark)");
-const theme = localStorage.getItem("pomelo.theme"); // chosen on the page at `/`
+let theme = null; // chosen on the page at `/`
+try {
+  theme = localStorage.getItem("pomelo.theme");
+} catch { /* the browser forbids storage */ }
 const follow = () =>
   document.documentElement.classList.toggle("dark-mode", theme === "dark" || (theme !== "light" && dark.matches));
 dark.addEventListener("change", follow);
