@@ -66,15 +66,9 @@ def test_every_query_parameter_sets_its_field() -> None:
     )
     records = pb.ListUsageRequest(filter=usage_filter, page_size=7, page_token="abc")
     assert parse_query(parameters) == records
-    for name, dimension in (
-        ("day", pb.USAGE_DIMENSION_DAY),
-        ("user", pb.USAGE_DIMENSION_USER),
-        ("provider", pb.USAGE_DIMENSION_PROVIDER),
-        ("code", pb.USAGE_DIMENSION_CODE),
-    ):
-        by = pb.UsageGrouping(dimension=dimension)
-        sums = pb.SumUsageRequest(filter=usage_filter, group_by=[by], page_size=7, page_token="abc")
-        assert parse_query({**parameters, "group_by": name}) == sums
+    by = pb.UsageGrouping(dimension=pb.USAGE_DIMENSION_DAY)
+    sums = pb.SumUsageRequest(filter=usage_filter, group_by=[by], page_size=7, page_token="abc")
+    assert parse_query({**parameters, "group_by": "day"}) == sums
     assert not parse_query({"failed": "false"}).filter.failed
     assert parse_query({}) == pb.ListUsageRequest()
 
@@ -331,6 +325,9 @@ def test_a_page_has_one_to_a_thousand_records(size: int) -> None:
         ("model", pb.USAGE_DIMENSION_MODEL),
         ("key", pb.USAGE_DIMENSION_KEY),
         ("day", pb.USAGE_DIMENSION_DAY),
+        ("user", pb.USAGE_DIMENSION_USER),
+        ("provider", pb.USAGE_DIMENSION_PROVIDER),
+        ("code", pb.USAGE_DIMENSION_CODE),
     ],
 )
 def test_each_grouping_sets_its_enum_value(text: str, dimension: pb.UsageDimension.ValueType) -> None:
@@ -355,9 +352,6 @@ async def test_the_key_is_checked_before_the_query(path: str, gateway: GatewayAp
         assert "foo" in error["message"]
     async with gateway.get(url, Authorization=f"Bearer {HAIKU_ONLY}") as response:
         assert response.status == 200
-    async with gateway.http.head(gateway.url + url, headers=gateway.headers) as response:
-        assert response.status == 200
-        assert await response.read() == b""
 
 
 async def test_a_repeated_query_parameter_is_refused_and_named(gateway: GatewayApp) -> None:
@@ -372,11 +366,6 @@ def test_the_name_of_an_unknown_parameter_is_shown_up_to_100_characters() -> Non
         parse_query({"x" * 101: "1"})
     assert caught.value.field == "x" * 100
     assert "x" * 101 not in caught.value.message
-
-
-async def test_an_account_has_no_query_parameters(gateway: GatewayApp) -> None:
-    async with gateway.get("/api/v1/account?model=gpt-4") as response:
-        assert "This path takes no parameters" in (await response.json())["error"]["message"]
 
 
 @pytest.mark.parametrize("path", ["account", "usage"])

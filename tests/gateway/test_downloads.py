@@ -169,28 +169,31 @@ async def test_a_head_request_gets_the_headers_of_the_range_without_bytes(gatewa
 # --- truncated files
 
 
-class ThreeBytes:
-    """A media service whose files have three bytes; each claims to have `size`, and expires at `expires`, in Unix
-    seconds."""
+class OneFile:
+    """A media service with one file, which claims to have `size` bytes and expires at `expires`, in Unix seconds.
+    `offsets` are those from which it was read."""
 
-    def __init__(self, size: int = 3, expires: float = 0) -> None:
+    def __init__(self, data: bytes = b"abc", size: int = 3, expires: float = 0) -> None:
+        self.data = data
         self.size = size
         self.expires = Timestamp(seconds=int(expires))
+        self.offsets: list[int] = []
 
     @asynccontextmanager
     async def download_media(
         self, media_id: str, signature: str, call: Call, offset: int = 0
     ) -> AsyncIterator[tuple[Media, Any]]:
         async def pieces() -> AsyncIterator[bytes]:
-            yield b"abc"
+            yield self.data[offset:]
 
+        self.offsets.append(offset)
         media = Media(id=media_id, content_type="image/png", size_bytes=self.size, expire_time=self.expires)
         yield media, pieces()
 
 
 async def test_a_truncated_download_can_not_look_complete(gateway: GatewayApp) -> None:
     async with (
-        gateway.over(media=ThreeBytes(size=10)) as scripted,
+        gateway.over(media=OneFile(size=10)) as scripted,
         gateway.http.get(f"{scripted.url}/media/media_1.png?sig=x") as response,
     ):
         assert (response.status, response.headers["Content-Length"]) == (200, "10")
@@ -205,7 +208,7 @@ async def test_a_file_may_be_cached_until_its_link_or_it_expires(
     gateway: GatewayApp, query: str, left: int
 ) -> None:
     until = time.time() + left
-    async with gateway.over(media=ThreeBytes(expires=0 if query else until)) as scripted:
+    async with gateway.over(media=OneFile(expires=0 if query else until)) as scripted:
         url = f"{scripted.url}/media/media_1.png{query.format(int(until))}"
         async with gateway.http.get(url, headers={} if query else gateway.headers) as response:
             seconds = int(response.headers["Cache-Control"].removeprefix("private, max-age="))
@@ -213,25 +216,8 @@ async def test_a_file_may_be_cached_until_its_link_or_it_expires(
     assert max(0, left - 20) <= seconds <= max(0, left)
 
 
-class LongMedia:
-    """A media service with one file of 100 bytes; `offsets` are those from which it was read."""
-
-    def __init__(self) -> None:
-        self.offsets: list[int] = []
-
-    @asynccontextmanager
-    async def download_media(
-        self, media_id: str, signature: str, call: Call, offset: int = 0
-    ) -> AsyncIterator[tuple[Media, Any]]:
-        async def pieces() -> AsyncIterator[bytes]:
-            yield bytes(range(100))[offset:]
-
-        self.offsets.append(offset)
-        yield Media(id=media_id, content_type="image/png", size_bytes=100), pieces()
-
-
 async def test_the_bytes_before_a_range_are_not_read(gateway: GatewayApp) -> None:
-    media = LongMedia()
+    media = OneFile(bytes(range(100)), 100)
     async with gateway.over(media=media) as scripted:
         for headers, expected in (
             ({"Range": "bytes=97-"}, [97, 98, 99]),

@@ -211,13 +211,6 @@ def test_each_role_sets_its_enum_value(content: Any) -> None:
     assert roles == [Role.ROLE_SYSTEM, Role.ROLE_USER, Role.ROLE_ASSISTANT]
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("n", 1), ("n", 1.0), ("top_logprobs", 0), ("logprobs", False), ("logit_bias", {})]
-)
-def test_a_field_that_asks_for_nothing_is_accepted(name: str, value: Any) -> None:
-    assert build(TEXT, {"messages": HI, name: value}) == build(TEXT, {"messages": HI})
-
-
 @pytest.mark.parametrize("field", ["stability", "similarity_boost", "style", "speed", "use_speaker_boost"])
 def test_a_voice_setting_that_is_null_is_absent(field: str) -> None:
     settings = build(TTS, {"voice_settings": {field: None}}).text_to_speech.voice_settings

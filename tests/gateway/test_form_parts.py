@@ -202,6 +202,10 @@ async def test_a_transfer_encoding_without_effect_is_accepted(encoding: bytes) -
         ("multipart/form-data; boundary=", None),
         ("multipart/form-data; boundary=\u00e9", None),
         ("multipart/form-data; xboundary=B", None),
+        ("multipart/form-data", None),
+        ('multipart/form-data; boundary="unclosed', None),
+        ("multipart/form-data; boundary=B; boundary=C", None),
+        ('multipart/form-data; boundary="C"; boundary=B', None),
     ],
 )
 async def test_a_boundary_is_a_token_or_quoted(given: str, boundary: bytes | None) -> None:

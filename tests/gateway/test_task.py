@@ -18,7 +18,6 @@ from tests.gateway.gateway_app import AUDIO, PNG, GatewayApp, OpenApp
 from tests.gateway.requests import (
     FLUX,
     FORM,
-    GOOD,
     HAIKU_ONLY,
     HI,
     JSON,
@@ -277,8 +276,3 @@ async def test_a_repeated_header_is_refused_and_named(gateway: GatewayApp, name:
 @pytest.mark.parametrize(("first", "second"), [(KEY, "bad"), ("bad", KEY), (KEY, KEY)])
 async def test_two_authorization_headers_are_refused(gateway: GatewayApp, first: str, second: str) -> None:
     assert await gateway.status_of(raw_task(HI, f"authorization: Bearer {second}", key=first)) == 401
-
-
-async def test_pipelined_requests_are_handled_in_order(gateway: GatewayApp) -> None:
-    received = await gateway.exchange(raw_task(HI, close=False) * 3 + GOOD)
-    assert received.count(b"HTTP/1.1 200 OK") == 4

@@ -147,18 +147,17 @@ def test_the_form_of_the_output_is_text_json_or_a_schema() -> None:
 def test_fields_without_effect_are_accepted_if_they_ask_for_nothing() -> None:
     values: dict[str, Any] = {"n": 1, "logprobs": False, "top_logprobs": 0, "logit_bias": {}}
     nulls: dict[str, Any] = dict.fromkeys(values)
-    assert build(**values) == build(**nulls) == TextInput()
+    assert build(**values) == build(**nulls) == build(n=1.0) == TextInput()
     assert build(form=True, n="1", logprobs="false", logit_bias="{}") == TextInput()
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"n": 2}, "Invalid n: must be 1: send a request for each answer"),
-        ({"n": True}, "Invalid n: must be 1: send a request for each answer"),
+        *[({"n": n}, "Invalid n: must be 1: send a request for each answer") for n in (2, True, 1.5, "1")],
         ({"logprobs": True}, "Invalid logprobs: must be false: there are no log probabilities"),
         ({"logprobs": 0}, "Invalid logprobs: must be false: there are no log probabilities"),
-        ({"top_logprobs": 3}, "Invalid top_logprobs: must be 0: there are no log probabilities"),
+        ({"top_logprobs": 1}, "Invalid top_logprobs: must be 0: there are no log probabilities"),
         ({"logit_bias": {"1": 5}}, "Invalid logit_bias: must be left out: it is not supported"),
     ],
 )
