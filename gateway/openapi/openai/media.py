@@ -39,13 +39,13 @@ _IMAGES = {"created": COUNT, "data": {"type": "array", "items": MEDIA_SCHEMA, "m
 _IMAGE_EVENT = _typed(
     "image_generation.completed",
     created_at=COUNT,
-    b64_json=TEXT,
     output_format=TEXT,
     size=TEXT,
     quality=TEXT,
     background=TEXT,
     usage={"type": "object"},
 )
+_IMAGE_EVENT["properties"] |= MEDIA_SCHEMA["properties"]  # a link in place of the bytes, above 16 MiB
 
 
 def _image_request(task: Schema) -> Schema:
