@@ -203,7 +203,10 @@ def _lone_surrogate(data: bytes, reason: str) -> tuple[str, str] | None:
     if escape is None:
         return None
     truncated = data[: escape.start()] + _MARKER.encode()
-    value = partial_json(truncated, allow_partial="trailing-strings")
+    try:
+        value = partial_json(truncated, allow_partial="trailing-strings")
+    except ValueError:  # the string is not UTF-8 either, which is found at its end
+        return None
     name = ""
     while value and not isinstance(value, str):
         if isinstance(value, dict):

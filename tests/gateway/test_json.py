@@ -50,6 +50,7 @@ def test_a_duplicate_name_in_an_object_is_refused(data: bytes) -> None:
         ('{"a":1}'.encode("utf-16-be"), "UTF-16"),
         ('{"a":1}'.encode("utf-32"), "UTF-32"),
         (b'{"a":"\\u12"}', "not JSON"),
+        (b'{"a":"\xed\\ud83d"}', "not JSON: unexpected end of hex escape"),
         (
             b"--B\r\nContent-Disposition: form-data",
             "looks like a form. Let your HTTP client set Content-Type",
