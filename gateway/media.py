@@ -9,11 +9,12 @@ import time
 from gateway.errors import error_body
 from gateway.request import Request
 from gateway.responses import Response, ResponseStream, response_headers
-from gateway.state import Gateway, address_of
+from gateway.state import Gateway
 from gateway.types.base import Link
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
+from pomelo.network.origin import network
 from pomelo.service import MediaBytes
 
 _SEND_BUFFER = 256 * 1024
@@ -78,7 +79,7 @@ async def get_media(gateway: Gateway, request: Request, call: Call) -> Response 
     if not _ID.fullmatch(media_id):
         raise PomeloError("not_found")
     query = request.url.raw_query_string
-    ticket = gateway.downloads.enter(address_of(request)) if query else await gateway.admit(request, call)
+    ticket = gateway.downloads.enter(network(call.address)) if query else await gateway.admit(request, call)
     try:
         return await _send(gateway, request, call, media_id, query)
     finally:
@@ -109,7 +110,7 @@ async def _send(gateway: Gateway, request: Request, call: Call, media_id: str, q
     offset = 0 if requested is None else requested[0]
     async with gateway.services.media.download_media(media_id, query, call, offset) as (media, chunks):
         if query:
-            request.connection.trust(("link", address_of(request)))
+            request.connection.trust(("link", network(call.address)))
             _limit_send_buffer(request)
         size = media.size_bytes
         headers = response_headers(

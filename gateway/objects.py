@@ -12,6 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from pydantic_core import to_json
 
 from gateway.types import type_name
+from gateway.types.text.results import cached_counts
 from pomelo import money
 from pomelo.gen.v1 import account_service_pb2 as pb
 from pomelo.gen.v1.model_service_pb2 import Model, PriceUnit
@@ -154,10 +155,7 @@ def render_sum(row: pb.UsageSum) -> bytes:
 def _counts(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.input_tokens,
-        "prompt_tokens_details": {
-            "cached_tokens": usage.cached_input_tokens,
-            "cache_write_tokens": usage.cache_write_input_tokens,
-        },
+        "prompt_tokens_details": cached_counts(usage),
         "output_tokens": usage.output_tokens,
         "characters": usage.characters,
         "images": usage.images,

@@ -14,7 +14,6 @@ from gateway.request import Request
 from gateway.types.base import Link
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.network.origin import network
 from pomelo.runtime.in_flight import InFlight
 from pomelo.service import Services, Visit, get_task_model
 from pomelo.telemetry.readiness import Readiness
@@ -88,8 +87,3 @@ def account_of(call: Call) -> Hashable:
     server knows the account."""
     principal = call.principal
     return principal.account if principal is not None else hash(call.api_key)
-
-
-def address_of(request: Request) -> str:
-    """Returns the client's IPv4 address or IPv6 /64, by which its requests are counted."""
-    return network(request.address)

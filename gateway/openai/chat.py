@@ -10,7 +10,7 @@ from gateway.openai.parameters import Values, is_among
 from gateway.openai.text import TextParameters
 from gateway.types.base import Link, StreamObjects, open_object
 from gateway.types.text import FORMAT
-from gateway.types.text.results import FINISH_REASONS, open_last_chunk, render_message
+from gateway.types.text.results import FINISH_REASONS, cached_counts, open_last_chunk, render_message
 from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
@@ -70,10 +70,7 @@ def _usage(usage: Usage) -> dict[str, Any]:
         "prompt_tokens": usage.input_tokens,
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.input_tokens + usage.output_tokens,
-        "prompt_tokens_details": {
-            "cached_tokens": usage.cached_input_tokens,
-            "cache_write_tokens": usage.cache_write_input_tokens,
-        },
+        "prompt_tokens_details": cached_counts(usage),
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from gateway.errors import error_members
 from gateway.request import Request
 from gateway.sse import encode_event
+from gateway.types.text.results import cached_counts
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
 from pomelo.gen.v1.text_pb2 import FinishReason, TextDelta, ToolCallDelta
@@ -189,10 +190,7 @@ def _text_part(text: str) -> dict[str, Any]:
 def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.input_tokens,
-        "input_tokens_details": {
-            "cached_tokens": usage.cached_input_tokens,
-            "cache_write_tokens": usage.cache_write_input_tokens,
-        },
+        "input_tokens_details": cached_counts(usage),
         "output_tokens": usage.output_tokens,
         "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         "total_tokens": usage.input_tokens + usage.output_tokens,

@@ -91,12 +91,16 @@ def _render_usage(usage: Usage) -> dict[str, Any]:
         "completion_tokens": usage.output_tokens,
         "total_tokens": usage.input_tokens + usage.output_tokens,
     }
-    cached, written = usage.cached_input_tokens, usage.cache_write_input_tokens
-    if cached or written:
-        counts["prompt_tokens_details"] = {"cached_tokens": cached, "cache_write_tokens": written}
+    if usage.cached_input_tokens or usage.cache_write_input_tokens:
+        counts["prompt_tokens_details"] = cached_counts(usage)
     if usage.reasoning_tokens:
         counts["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
     return counts
+
+
+def cached_counts(usage: Usage) -> dict[str, int]:
+    """Returns the input tokens that the provider read from its cache and wrote to it, as JSON."""
+    return {"cached_tokens": usage.cached_input_tokens, "cache_write_tokens": usage.cache_write_input_tokens}
 
 
 def exactly_one(item: Schema) -> Schema:
