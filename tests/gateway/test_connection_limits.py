@@ -8,9 +8,6 @@ import random
 import pytest
 
 from gateway.connections.limits import ConnectionLimits, Connections, Slot, SlotGroups
-from gateway.state import account_of
-from pomelo.call import Call, Principal
-from pomelo.network.origin import network
 from tests.waiting import until
 
 
@@ -195,20 +192,6 @@ async def test_time_while_the_event_loop_is_blocked_does_not_count_against_clien
         connections.table.stop()
 
 
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("192.0.2.1", "192.0.2.2", False),
-        ("192.0.2.1", "::ffff:192.0.2.1", True),
-        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", True),
-        ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
-        ("fe80::1%eth0", "fe80::2%eth1", True),
-    ],
-)
-def test_connections_are_grouped_by_ipv4_address_or_ipv6_64(one: str, other: str, same: bool) -> None:
-    assert (network(one) == network(other)) is same
-
-
 async def test_of_many_idle_connections_several_are_evicted_together() -> None:
     connections = ConnectionSet(ConnectionLimits(max_connections=192))
     slots = [connections.open(owner="acme") for _ in range(192)]
@@ -282,13 +265,3 @@ async def test_a_connection_that_is_distrusted_makes_room_before_trusted_ones() 
     connections.table.distrust(distrusted)
     assert connections.table.make_room()
     assert connections.ended == {distrusted: True}
-
-
-def test_calls_are_counted_by_their_account_and_by_their_key_if_the_account_is_not_known() -> None:
-    def counted(key: str, account: str = "") -> object:
-        call = Call(api_key=key, request_id="", protocol="rest", deadline=0.0)
-        call.principal = Principal(account, key, live=False) if account else None
-        return account_of(call)
-
-    assert counted("one", "acme") == counted("two", "acme") != counted("one", "other")
-    assert counted("one") == counted("one") != counted("two")

@@ -8,7 +8,7 @@ from typing import Any
 from gateway.app import make_gateway
 from gateway.options import GatewayOptions
 from gateway.state import TYPES_CACHED, Gateway, account_of
-from pomelo.call import Call
+from pomelo.call import Call, Principal
 from pomelo.gen.v1.model_service_pb2 import Model
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.service import Services
@@ -72,5 +72,11 @@ def test_a_model_whose_type_was_changed_by_a_reload_gets_its_new_type() -> None:
         runner.run(test())
 
 
-def test_calls_of_an_unknown_account_are_counted_by_their_key() -> None:
-    assert account_of(call_of("one")) == account_of(call_of("one")) != account_of(call_of("other"))
+def test_calls_are_counted_by_their_account_and_by_their_key_if_the_account_is_not_known() -> None:
+    def counted(key: str, account: str = "") -> object:
+        call = call_of(key)
+        call.principal = Principal(account, key, live=False) if account else None
+        return account_of(call)
+
+    assert counted("one", "acme") == counted("two", "acme") != counted("one", "other")
+    assert counted("one") == counted("one") != counted("two")
