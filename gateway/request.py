@@ -33,8 +33,8 @@ class Request:
 
     `path_value` is the decoded part of the path that its route leaves open. `keep_alive` is whether the
     connection may carry another request, `answered` whether part of a response was sent, `open_ended` whether
-    only the end of the connection will end the response that is being sent. If `expects_continue`, the client
-    may wait for an interim response before it sends the body.
+    a response is being sent that ends with the connection. If `expects_continue`, the client may wait for an
+    interim response before it sends the body.
     """
 
     __slots__ = (

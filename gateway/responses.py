@@ -138,7 +138,6 @@ class ResponseStream:
         else:
             self.push(b"")  # the head, if it was not sent
             await self._connection.write_slices(data)
-        self._request.open_ended = False
         await self.drain()
 
 
