@@ -1,4 +1,4 @@
-"""The fixtures of all contract tests. A module that needs another server of Redis has its own `started_server`."""
+"""The fixtures of all contract tests."""
 
 from __future__ import annotations
 

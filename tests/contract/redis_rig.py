@@ -33,6 +33,10 @@ def started_server(request: pytest.FixtureRequest) -> Iterator[RedisServer]:
         yield started
 
 
+ONE_SERVER = pytest.mark.parametrize("started_server", ["machine"], indirect=True)
+"""Marks a module with tests of processes, for which one type of server is enough."""
+
+
 @pytest.fixture
 def server(started_server: RedisServer) -> RedisServer:
     """The server, emptied."""
@@ -113,6 +117,15 @@ class FaultyClient:
         if self.after:
             await self._client.execute_command(*command)
         raise self.error()
+
+
+def lose_replies(store: Any, part: str) -> FaultyClient:
+    """Loses the replies to the first two commands that have that part: to the first one, the server may have
+    answered that it does not know the script."""
+    faults = FaultyClient(store, 20.0)
+    faults.error, faults.after = lambda: ConnectionResetError(104, "reset"), True
+    faults.hits = lambda command: part in command and len(faults.failed) < 2
+    return faults
 
 
 async def until(condition: Callable[[], Any]) -> None:

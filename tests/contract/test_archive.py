@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -184,65 +185,64 @@ async def test_sums_are_in_order_of_code_points_whatever_the_collation_of_postgr
         assert await archive.sum_usage(ALL, ("user", "model"), after=totals[1].groups) == totals[2:]
 
 
-async def test_settled_records_are_moved_from_redis_to_the_archive_once(url: str) -> None:
+@pytest.fixture
+def emptied() -> Iterator[Redis]:
+    """The server of all tests, emptied."""
     with Redis.from_url(any_server()) as server:
         server.flushdb()
-        async with open_redis(f"{any_server()}?persistence=none", url, timing=Timing(drain=0.01)) as store:
-            assert isinstance(store, Fleet)
-            store.drain_usage()
-            await store.add_account(WALLET.account, "pro", 1.0)
-            await store.grant(Grant("g", WALLET, 1_000, 1.0))
-            for n in range(20):
-                await store.reserve(request(f"t{n}", 10))
-                await store.settle(settlement(f"t{n}", 10))
-                assert len((await store.list_usage(ALL, limit=99))[0]) == n + 1
-            assert (await store.sum_usage(ALL, ("account",)))[0].cost == 200
-            assert await wallets(store) == [WALLET, Wallet("default", False)]
-        assert [key for key in server.scan_iter() if b":usage" in key and server.xlen(key)] == []
+        yield server
 
 
+@asynccontextmanager
+async def open_over(url: str) -> AsyncIterator[Any]:
+    """The store on that server, over an archive, in which WALLET has 1,000 microcredits."""
+    timing = Timing(heartbeat=0.01, drain=0.01)
+    async with open_redis(f"{any_server()}?persistence=none", url, timing=timing) as store:
+        assert isinstance(store, Fleet)
+        await store.add_account(WALLET.account, "pro", 1.0)
+        await store.grant(Grant("g", WALLET, 1_000, 1.0))
+        yield store
+
+
+async def test_settled_records_are_moved_from_redis_to_the_archive_once(url: str, emptied: Redis) -> None:
+    async with open_over(url) as store:
+        store.drain_usage()
+        for n in range(20):
+            await store.reserve(request(f"t{n}", 10))
+            await store.settle(settlement(f"t{n}", 10))
+            assert len((await store.list_usage(ALL, limit=99))[0]) == n + 1
+        assert (await store.sum_usage(ALL, ("account",)))[0].cost == 200
+        assert await wallets(store) == [WALLET, Wallet("default", False)]
+    assert [key for key in emptied.scan_iter() if b":usage" in key and emptied.xlen(key)] == []
+
+
+@pytest.mark.usefixtures("emptied")
 async def test_a_process_that_serves_moves_the_records_of_others_to_the_archive(url: str) -> None:
-    with Redis.from_url(any_server()) as server:
-        server.flushdb()
-        store_url, timing = f"{any_server()}?persistence=none", Timing(drain=0.01)
-        async with open_archive(url) as archive, open_redis(store_url, url, timing=timing) as store:
-            await store.add_account(WALLET.account, "pro", 1.0)
-            await store.grant(Grant("g", WALLET, 1_000, 1.0))
-            async with open_redis(store_url, url, timing=timing) as other:
-                assert isinstance(other, Fleet)
-                other.drain_usage()
-                await run_task(store, "a")
-                assert await first(lambda: archive.get("a"), bool)
+    async with open_archive(url) as archive, open_over(url) as store, open_over(url) as other:
+        other.drain_usage()
+        await run_task(store, "a")
+        assert await first(lambda: archive.get("a"), bool)
 
 
-async def test_a_process_that_does_not_serve_moves_no_records(tmp_path: Path) -> None:
-    with Redis.from_url(any_server()) as server:
-        server.flushdb()
-        store_url, timing = f"{any_server()}?persistence=none", Timing(heartbeat=0.01, drain=0.01)
-        async with open_redis(store_url, f"sqlite:{tmp_path / 'usage.db'}", timing=timing) as store:
-            await store.add_account(WALLET.account, "pro", 1.0)
-            await store.grant(Grant("g", WALLET, 1_000, 1.0))
-            await run_task(store, "a")
-            async with open_redis(store_url, f"sqlite:{tmp_path / 'another.db'}", timing=timing) as command:
-                for _ in range(50):
-                    assert len(await command.list_accounts(limit=9)) == 2
-            assert server.xlen(names(WALLET).usage) == 1
-            assert [one.task_id for one in (await store.list_usage(ALL, limit=9))[0]] == ["a"]
+async def test_a_process_that_does_not_serve_moves_no_records(tmp_path: Path, emptied: Redis) -> None:
+    async with open_over(f"sqlite:{tmp_path / 'usage.db'}") as store:
+        await run_task(store, "a")
+        async with open_over(f"sqlite:{tmp_path / 'another.db'}") as command:
+            for _ in range(50):
+                assert len(await command.list_accounts(limit=9)) == 2
+        assert emptied.xlen(names(WALLET).usage) == 1
+        assert [one.task_id for one in (await store.list_usage(ALL, limit=9))[0]] == ["a"]
 
 
+@pytest.mark.usefixtures("emptied")
 async def test_settlements_continue_while_the_database_is_down(
     postgres: Any, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     if url != postgres.url:
         pytest.skip("only for Postgres")
-    with Redis.from_url(any_server()) as server:
-        server.flushdb()
-    async with open_redis(f"{any_server()}?persistence=none", url, timing=Timing(drain=0.01)) as store:
+    async with open_over(url) as store:
         failures: list[int] = []
-        assert isinstance(store, Fleet)
         store.drain_usage(lambda: failures.append(1))
-        await store.add_account(WALLET.account, "pro", 1.0)
-        await store.grant(Grant("g", WALLET, 1_000, 1.0))
         postgres.stop()
         for n in range(20):
             await store.reserve(request(f"t{n}", 10))

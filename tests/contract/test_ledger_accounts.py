@@ -243,28 +243,6 @@ async def test_an_invalid_page_position_is_an_error(store_with_usage: Store, aft
         await store_with_usage.list_usage(ALL, limit=4, after=after)
 
 
-@pytest.mark.parametrize(
-    ("by", "tasks", "cost"),
-    [
-        ("model", {"claude": 3, "gpt-4": 6}, {"claude": 15, "gpt-4": 30}),
-        ("key", {"k1": 3, "k2": 3, "k3": 3}, {"k1": 12, "k2": 15, "k3": 18}),
-        ("account", {"acme": 6, "bee": 3}, {"acme": 27, "bee": 18}),
-        (
-            "day",
-            {"2026-11-23": 3, "2026-11-24": 3, "2026-11-25": 3},
-            {"2026-11-23": 6, "2026-11-24": 15, "2026-11-25": 24},
-        ),
-    ],
-)
-async def test_sums_are_grouped_and_sorted(
-    store_with_usage: Store, by: Dimension, tasks: dict[str, int], cost: dict[str, int]
-) -> None:
-    totals = await store_with_usage.sum_usage(ALL, (by,))
-    assert [total.groups for total in totals] == [(group,) for group in sorted(tasks)]
-    assert {total.groups[0]: total.tasks for total in totals} == tasks
-    assert {total.groups[0]: total.cost for total in totals} == cost
-
-
 @pytest.mark.parametrize("by", DIMENSIONS)
 async def test_sums_are_returned_page_by_page(store_with_usage: Store, by: Dimension) -> None:
     for query in (ALL, UsageQuery(account="acme"), UsageQuery(account="acme", live=True, model="gpt-4")):
@@ -296,11 +274,6 @@ async def test_a_sum_has_every_count(rig: Rig) -> None:
 async def test_without_records_there_are_no_sums(rig: Rig) -> None:
     assert await rig.store.sum_usage(ALL, ("model",)) == []
     assert await rig.store.list_usage(ALL, limit=5) == ([], "")
-
-
-async def test_an_unknown_group_is_an_error(rig: Rig) -> None:
-    with pytest.raises(ValueError, match="by"):
-        await rig.store.sum_usage(ALL, ("wire",))  # type: ignore[arg-type]
 
 
 async def test_a_record_can_be_read_as_soon_as_its_settlement_was_awaited(rig: Rig) -> None:

@@ -14,7 +14,7 @@ from pomelo.stores.redis import Timing
 from pomelo.stores.redis.key_names import PROCESSES, WORKERS, reported
 from pomelo.stores.redis.processes import read_fleet
 from tests.contract.ledger_rig import abandon
-from tests.contract.redis_rig import FaultyClient, open_on
+from tests.contract.redis_rig import lose_replies, open_on
 from tests.redis_server import RedisServer
 from tests.unit.refusals import refused
 from tests.waiting import until
@@ -161,10 +161,7 @@ async def test_a_change_is_news_for_the_first_process_that_notes_it(
 
 async def test_a_change_whose_reply_is_lost_is_still_news(server: RedisServer, tmp_path: Path) -> None:
     async with open_on(server.url, tmp_path) as first, open_on(server.url, tmp_path) as second:
-        faults = FaultyClient(first, 20.0)
-        faults.error, faults.after = lambda: ConnectionResetError(104, "reset"), True
-        # Twice: the first time, the server may not know the script.
-        faults.hits = lambda command: reported("acme") in command and len(faults.failed) < 2
+        faults = lose_replies(first, reported("acme"))
         assert await first.note_state("acme", "low", 60)
         assert len(faults.failed) == 2
         assert not await first.note_state("acme", "low", 60)

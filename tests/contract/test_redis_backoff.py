@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,15 +13,10 @@ from pomelo.stores.ledger import IdempotencyKey, Reserved, UnknownOutcomeError
 from pomelo.stores.redis import ledger
 from pomelo.stores.redis.key_names import names
 from tests.contract.ledger_rig import WALLET, record, request, settlement
-from tests.contract.redis_rig import FaultyClient, Opener, until
+from tests.contract.redis_rig import ONE_SERVER, FaultyClient, Opener, until
 from tests.redis_server import RedisServer
 
-
-@pytest.fixture(scope="module")
-def started_server() -> Iterator[RedisServer]:
-    """One server type is enough: in these tests the client fails."""
-    with RedisServer() as started:
-        yield started
+pytestmark = ONE_SERVER
 
 
 async def test_after_an_unknown_outcome_reserves_of_the_wallet_fail_without_being_sent(

@@ -17,16 +17,11 @@ from pomelo.stores.redis import ordered_tasks, usage
 from pomelo.stores.redis.key_names import WORKERS, names
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import WALLET, abandon, held, record, request, settlement, wallets
-from tests.contract.redis_rig import FaultyClient, Opener, until
+from tests.contract.redis_rig import ONE_SERVER, FaultyClient, Opener, until
 from tests.redis_server import RedisServer
 from tests.unit.refusals import refused
 
-
-@pytest.fixture(scope="module")
-def started_server() -> Iterator[RedisServer]:
-    """One server type is enough: in these tests the client fails."""
-    with RedisServer() as started:
-        yield started
+pytestmark = ONE_SERVER
 
 
 def uses_key(suffix: str) -> Callable[[tuple[Any, ...]], bool]:

@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from redis.crc import key_slot
 
 from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.archive.sqlite import _SqliteArchive
+from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import IdempotencyKey, LostReservationError, Refused, ReplayedAnswer, Reserved
 from pomelo.stores.redis import Timing, open_redis, usage
@@ -275,14 +276,6 @@ async def test_a_silent_worker_is_not_marked_dead_if_no_worker_was_watching(
         await store.note([record("a")])
 
 
-async def test_a_reserve_that_arrives_after_its_void_is_not_done(opened: Opener) -> None:
-    store = await opened()
-    await store._void(WALLET, "late", True, "call-1")
-    with pytest.raises(LostReservationError):
-        await store._reserve(request("late"), "call-1")
-    assert isinstance(await store._reserve(request("late"), "call-2"), Reserved)
-
-
 async def test_an_idempotency_key_without_an_answer_leaves_nothing_in_the_server(
     server: RedisServer, opened: Opener
 ) -> None:
@@ -322,51 +315,52 @@ async def test_undoing_a_repeated_reserve_keeps_the_first_reservation(opened: Op
         await store.reserve(request("a", 100))
 
 
-async def test_setting_the_server_clock_back_makes_no_window_longer(
-    server: RedisServer, tmp_path: Path
-) -> None:
+@pytest.fixture
+async def clocked(server: RedisServer, tmp_path: Path) -> AsyncIterator[tuple[Store, list[float]]]:
+    """A store in which the default account has 100 microcredits, and the clock of its server."""
     wall = [1_800_000_000.0]
     opening = open_redis(server.url, f"sqlite:{tmp_path / 'usage.db'}", server_time=lambda: wall[0])
     async with opening as store:
         await store.grant(Grant("g", Wallet("default", True), 100, 1.0))
-        await store.reserve(request("a", 1, account="default", tokens=1))
-        wall[0] -= 86_400
-        full: dict[str, Any] = {"account": "default", "requests_limit": 1}
-        assert await refusal(store.reserve(request("b", 1, **full))) == "requests"
-        await store.reserve(request("c", 1, account="default", tokens=1))
-        wall[0] += 59.5
-        assert await refusal(store.reserve(request("d", 1, **full))) == "requests"
-        wall[0] += 0.5
-        assert isinstance(await store.reserve(request("e", 1, **full)), Reserved)
+        yield store, wall
+
+
+async def test_setting_the_server_clock_back_makes_no_window_longer(
+    clocked: tuple[Store, list[float]],
+) -> None:
+    store, wall = clocked
+    await store.reserve(request("a", 1, account="default", tokens=1))
+    wall[0] -= 86_400
+    full: dict[str, Any] = {"account": "default", "requests_limit": 1}
+    assert await refusal(store.reserve(request("b", 1, **full))) == "requests"
+    await store.reserve(request("c", 1, account="default", tokens=1))
+    wall[0] += 59.5
+    assert await refusal(store.reserve(request("d", 1, **full))) == "requests"
+    wall[0] += 0.5
+    assert isinstance(await store.reserve(request("e", 1, **full)), Reserved)
 
 
 async def test_a_window_that_began_in_the_future_begins_anew_with_the_next_task(
-    server: RedisServer, tmp_path: Path
+    clocked: tuple[Store, list[float]],
 ) -> None:
-    wall = [1_800_000_000.0]
-    opening = open_redis(server.url, f"sqlite:{tmp_path / 'usage.db'}", server_time=lambda: wall[0])
-    async with opening as store:
-        await store.grant(Grant("g", Wallet("default", True), 100, 1.0))
-        await store.reserve(request("a", 1, account="default"))
-        wall[0] -= 86_400
-        found = await store.reserve(request("b", 1, account="default"))
-        assert used(found)[1:3] == (2, 60.0)
-        wall[0] += 60
-        assert isinstance(await store.reserve(request("c", 1, account="default", requests_limit=1)), Reserved)
+    store, wall = clocked
+    await store.reserve(request("a", 1, account="default"))
+    wall[0] -= 86_400
+    found = await store.reserve(request("b", 1, account="default"))
+    assert used(found)[1:3] == (2, 60.0)
+    wall[0] += 60
+    assert isinstance(await store.reserve(request("c", 1, account="default", requests_limit=1)), Reserved)
 
 
 async def test_setting_the_server_clock_back_blocks_no_account_for_longer_than_a_window(
-    server: RedisServer, tmp_path: Path
+    clocked: tuple[Store, list[float]],
 ) -> None:
-    wall = [1_800_000_000.0]
-    opening = open_redis(server.url, f"sqlite:{tmp_path / 'usage.db'}", server_time=lambda: wall[0])
-    async with opening as store:
-        await store.grant(Grant("g", Wallet("default", True), 100, 1.0))
-        full: dict[str, Any] = {"account": "default", "requests_limit": 1, "tokens": 1}
-        await store.reserve(request("a", 1, **full))
-        wall[0] -= 86_400
-        for seconds in (0, 30, 29.5):
-            wall[0] += seconds
-            assert await refusal(store.reserve(request("b", 1, **full))) == "requests"
-        wall[0] += 0.5
-        assert isinstance(await store.reserve(request("c", 1, **full)), Reserved)
+    store, wall = clocked
+    full: dict[str, Any] = {"account": "default", "requests_limit": 1, "tokens": 1}
+    await store.reserve(request("a", 1, **full))
+    wall[0] -= 86_400
+    for seconds in (0, 30, 29.5):
+        wall[0] += seconds
+        assert await refusal(store.reserve(request("b", 1, **full))) == "requests"
+    wall[0] += 0.5
+    assert isinstance(await store.reserve(request("c", 1, **full)), Reserved)

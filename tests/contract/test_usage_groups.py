@@ -153,6 +153,8 @@ async def test_records_are_grouped_by_two_dimensions(sums: Sums) -> None:
         ("protocol", [{"wire": "rest"}, {"wire": "grpc"}], ["grpc", "rest"]),
         ("account", [{"account": "bee"}, {"account": "acme"}], ["acme", "bee"]),
         ("key", [{"key_id": "k2"}, {"key_id": "k1"}], ["k1", "k2"]),
+        ("model", [{"model": "gpt-4"}, {"model": "claude"}], ["claude", "gpt-4"]),
+        ("day", [{"at": DAY}, {"at": DAY - 0.001}], ["1970-01-01", "1970-01-02"]),
     ],
 )
 async def test_a_dimension_groups_by_its_column(
