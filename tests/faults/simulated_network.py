@@ -127,6 +127,9 @@ class _Connection(asyncio.Transport):
             self._in_transit += 1
             self._loop.call_at(self._arrives, self._deliver, bytes(data))
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def is_closing(self) -> bool:
         return self._closing
 

@@ -81,7 +81,10 @@ class Link(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._retired = False
         self._silent = 0
-        """How often the watchdog has looked, while the server owed a reply, since it last sent something."""
+        """How often the watchdog has looked, while the server owed a reply, since it last sent or read
+        something."""
+        self._unsent = 0
+        """The bytes that waited to be sent when the watchdog looked last."""
         self._watchdog: asyncio.TimerHandle | None = None
         self.lost = self._loop.create_future()
         """Done when the connection is closed."""
@@ -153,7 +156,10 @@ class Link(asyncio.Protocol):
         self._watchdog = None
         if not self._sent:
             return
-        self._silent += 1
+        assert self._transport is not None
+        before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        # A server that reads a large command over a slow network is not silent.
+        self._silent = 0 if self._unsent < before else self._silent + 1
         if self._silent > _TICKS:
             self.close(errors.TimeoutError("Timeout reading from the server"))
         else:

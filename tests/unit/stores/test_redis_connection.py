@@ -321,6 +321,40 @@ async def test_a_silent_server_is_given_up_after_the_timeout_of_an_attempt(serve
         assert server.connections == 2
 
 
+class SlowTransport(asyncio.Transport):
+    """Sends nothing, or as much as a test says."""
+
+    unsent = 1_000
+    aborted = False
+
+    def write(self, data: object) -> None: ...
+
+    def get_write_buffer_size(self) -> int:
+        return self.unsent
+
+    def abort(self) -> None:
+        self.aborted = True
+
+
+async def test_a_server_that_reads_a_large_command_slowly_is_not_silent() -> None:
+    link, transport = Link(3600.0), SlowTransport()
+    link.connection_made(transport)
+    link.send([Command(pack(("GET",)), asyncio.get_running_loop().create_future())])
+
+    def look() -> bool:
+        """Looks once; returns whether the server is given up."""
+        assert link._watchdog is not None
+        link._watchdog.cancel()
+        link._watch()
+        return transport.aborted
+
+    for _ in range(20):
+        transport.unsent -= 1
+        assert not look()
+        assert not look()
+    assert [look() for _ in range(3)] == [False, False, True]
+
+
 async def test_a_call_ends_at_its_deadline_although_the_server_is_not_silent(server: FakeServer) -> None:
     attempt = 5 * ATTEMPT  # the server must be reached within it, on a busy machine too
     server.answer = lambda chunk: b"$1000\r\n"
