@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from typing import Any
 
-from pomelo.stores.accounts import Grant, OverdrawnError
+import pytest
+
+from pomelo.stores.accounts import Balance, Grant, OverdrawnError, Wallet
 from pomelo.stores.acts import Act
 from pomelo.stores.ledger import Reserved
+from pomelo.stores.redis.key_names import GRANTED
 from tests.contract.ledger_rig import WALLET, abandon, settlement
-from tests.contract.redis_rig import Opener
+from tests.contract.redis_rig import FaultyClient, Opener
 from tests.contract.test_ledger_budgets import limited
+from tests.redis_server import RedisServer
 
 
 async def test_a_budget_pays_for_exactly_ten_of_a_hundred_tasks_of_two_processes(opened: Opener) -> None:
@@ -56,3 +62,41 @@ async def test_two_processes_take_back_no_more_than_is_available(opened: Opener)
     for acts in listed:
         assert sorted(int(act.new) for act in acts) == list(range(0, 1_000, 100))
     assert [act.act_id for act in listed[0]] == sorted((act.act_id for act in listed[0]), reverse=True)
+
+
+async def test_the_id_of_an_adjustment_that_one_of_two_calls_made_is_not_free(
+    opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await opened()
+    back, send = Grant("back", WALLET, -1_001, 2.0), store._connection.send
+
+    async def send_late(*command: Any) -> Any:
+        """Frees the id only after another call, which had enough credits."""
+        if command[0] == "HDEL":
+            monkeypatch.undo()
+            await store.grant(Grant("more", WALLET, 1, 2.0))
+            assert await store.grant(back) == Balance()
+        return await send(*command)
+
+    monkeypatch.setattr(store._connection, "send", send_late)
+    with pytest.raises(OverdrawnError):
+        await store.grant(back)
+    assert await store.grant(Grant("back", Wallet(WALLET.account, False), 5, 2.0)) == Balance()
+
+
+async def test_the_id_of_an_adjustment_that_a_refused_call_frees_meanwhile_is_not_free(
+    opened: Opener, server: RedisServer
+) -> None:
+    store = await opened()
+
+    def frees(command: tuple[Any, ...]) -> bool:
+        if command[:2] == ("HGET", GRANTED):
+            server.do("HDEL", GRANTED, "back")
+        return False
+
+    faults = FaultyClient(store, 20.0)
+    faults.hits = frees
+    back = Grant("back", WALLET, -5, 2.0)
+    assert await store.grant(back) == Balance(995)
+    faults.end()
+    assert await store.grant(replace(back, wallet=Wallet(WALLET.account, False), amount=5)) == Balance()

@@ -112,7 +112,8 @@ class Accounts(Role):
         await check_account(self._connection, wallet.account)
         # An id belongs to one wallet for good. A call that stopped after this step can be repeated.
         await self._connection.send("HSETNX", GRANTED, grant.grant_id, member(wallet))
-        if (await self._connection.send("HGET", GRANTED, grant.grant_id)).decode() != member(wallet):
+        owner = await self._connection.send("HGET", GRANTED, grant.grant_id)
+        if owner not in (None, member(wallet).encode()):  # None: a concurrent call was refused
             return await self.balance(wallet)
         await self._wallet_index.add(wallet)
         keys = names(wallet)
@@ -124,6 +125,9 @@ class Accounts(Role):
         )
         if reply[0] != b"granted":  # the id was not used
             await self._connection.send("HDEL", GRANTED, grant.grant_id)
+        # A refused adjustment may have freed the id of the same one that is made concurrently.
+        if grant.amount < 0 and await self._connection.send("HEXISTS", keys.grants, grant.grant_id):
+            await self._connection.send("HSETNX", GRANTED, grant.grant_id, member(wallet))
         return _changed_balance(wallet, reply)
 
     @one_deadline
