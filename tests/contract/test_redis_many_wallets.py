@@ -135,6 +135,9 @@ async def test_one_process_at_a_time_searches_all_wallets(server: RedisServer, o
     server.do("DEL", search_turn("test"))
     assert await two.take_turn("test", 60.0)
     assert not await one.take_turn("test", 60.0)
+    server.do("EXPIRE", search_turn("test"), 86_400)  # as if the clock of the server was set back
+    assert not await one.take_turn("test", 60.0)
+    assert await one.take_turn("test", 60.0)
 
 
 async def test_unknown_workers_are_searched_by_the_process_whose_turn_it_is(

@@ -93,8 +93,12 @@ class WalletIndex:
     async def take_turn(self, purpose: str, seconds: float) -> bool:
         """Whether this process is to search all wallets for a purpose now. At most one of all processes gets
         True in a period of `seconds`."""
-        turn = search_turn(purpose)
-        return bool(await self._connection.send("SET", turn, "", "NX", "PX", round(seconds * 1000)))
+        turn, millis = search_turn(purpose), round(seconds * 1000)
+        if await self._connection.send("SET", turn, "", "NX", "PX", millis):
+            return True
+        if await self._connection.send("PTTL", turn) > millis:  # the server's clock was set back
+            await self._connection.send("DEL", turn)
+        return False
 
     async def reservations(self, wallets: Iterable[Wallet] | None = None) -> list[StoredReservation]:
         """The reservations of these wallets, or of all."""
