@@ -149,4 +149,10 @@ async def test_damage_in_redis_is_found(rig: Rig) -> None:
             assert [(one.check, one.difference_micros) for one in found.findings] == findings
             assert found.findings[0].subject == "acme/live"
             server.execute_command(*damage[:3], -int(damage[3]))
+        reservation: Any = server.hget(prefix + "holds", "lost True")
+        server.hset(prefix + "holds", "lost True", "damaged")
+        found = await audit(rig.store)
+        lost = int(reservation.split()[2])
+        assert [(one.check, one.difference_micros) for one in found.findings] == [("held", lost)]
+        server.hset(prefix + "holds", "lost True", reservation)
     assert not (await audit(rig.store)).findings

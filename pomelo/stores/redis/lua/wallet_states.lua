@@ -6,7 +6,8 @@ for i = 1, #KEYS, 3 do
   local found = redis.call('HMGET', KEYS[i], 'granted', 'spent', 'held', 'credit_limit')
   local reservations, grants = 0, 0
   for _, text in ipairs(redis.call('HVALS', KEYS[i + 1])) do
-    reservations = reservations + whole(string.match(text, '^%S+ %S+ (%d+) ') or 'not a reservation')
+    -- One that can't be read is 0: the difference to what is held shows it.
+    reservations = reservations + whole(string.match(text, '^%S+ %S+ (%d+) '))
   end
   for _, text in ipairs(redis.call('HVALS', KEYS[i + 2])) do
     grants = grants + whole(cjson.decode(string.sub(text, string.find(text, ' ') + 1)).amount)
