@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,18 +22,22 @@ from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.redis.key_names import WALLETS, WORKERS, names
 from pomelo.stores.redis.workers import Worker
 from tests.contract.ledger_rig import WALLET, abandon, request, run_task, settlement
-from tests.contract.redis_rig import IDLE, FaultyClient, Opener, open_on, open_with_credits, until
+from tests.contract.redis_rig import (
+    IDLE,
+    ONE_SERVER,
+    FaultyClient,
+    Opener,
+    lose_replies,
+    open_on,
+    open_with_credits,
+    until,
+)
 from tests.redis_server import RedisServer
 from tests.unit.refusals import refused
 
+pytestmark = ONE_SERVER
+
 NAMES = names(WALLET)
-
-
-@pytest.fixture(scope="module")
-def started_server() -> Iterator[RedisServer]:
-    """One server type is enough: these tests are about processes."""
-    with RedisServer() as started:
-        yield started
 
 
 # --- workers
@@ -141,10 +145,7 @@ async def test_a_worker_that_was_removed_gets_a_new_id_although_the_reply_to_a_h
         first = worker.id
         server.do("HDEL", WORKERS, first)
         clock[0] += 61.0
-        faults = FaultyClient(store, 20.0)
-        faults.error, faults.after = lambda: ConnectionResetError(104, "reset"), True
-        # Twice: the first time, the server may not know the script.
-        faults.hits = lambda command: first in command and len(faults.failed) < 2
+        faults = lose_replies(store, first)
         await worker.ensure_live()
         assert len(faults.failed) == 2
         assert worker.id != first
@@ -190,7 +191,7 @@ async def test_the_process_that_recovers_a_task_is_the_only_one_that_logs_it(
     for other in others:
         with refused("store_unavailable"):
             await other._worker._recover_all({dying._worker.id}, found)
-    logged = [message for message in caplog.messages if "recovered" in message]
+    logged = [message for message in caplog.messages if "were recovered" in message]
     assert logged == ["2 tasks of processes that ended were recovered"]
     server.do("DEL", damaged)
 
@@ -251,8 +252,8 @@ async def test_a_heartbeat_that_comes_during_a_check_saves_its_worker(
         assert [each.task_id for each in await watcher.drafts()] == ["a"]
 
 
-async def test_a_store_that_can_not_recover_its_tasks_closes_as_a_dead_worker(
-    server: RedisServer, tmp_path: Path
+async def test_a_store_that_can_not_recover_its_tasks_closes_as_a_dead_worker_and_stops_no_other(
+    server: RedisServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with AsyncExitStack() as stack:
         store = await open_with_credits(stack, server, tmp_path, **IDLE)
@@ -261,6 +262,10 @@ async def test_a_store_that_can_not_recover_its_tasks_closes_as_a_dead_worker(
         server.do("SET", NAMES.usage, "not a stream")
         await stack.aclose()
         assert server.do("HGETALL", WORKERS) == {store._worker.id.encode(): b"dead"}
+        caplog.clear()
+        async with open_on(server.url, tmp_path, **IDLE) as other:
+            assert len(await other.drafts()) == 1
+        assert any(message.startswith("A task of live/acme can't be ended") for message in caplog.messages)
         server.do("DEL", NAMES.usage)
         async with open_on(server.url, tmp_path, **IDLE) as again:
             assert await again.drafts() == []
@@ -348,10 +353,7 @@ async def test_a_change_whose_reply_is_lost_is_made_once(change: str, opened: Op
     do, expected = CHANGES[change]
     store = await opened(**IDLE)
     await store.add_key(KEY)
-    faults = FaultyClient(store, 20.0)
-    faults.error, faults.after = lambda: ConnectionResetError(104, "reset"), True
-    # Twice: the first time, the server may not know the script.
-    faults.hits = lambda command: "act" in command and len(faults.failed) < 2
+    faults = lose_replies(store, "act")
     assert await do(store, act) == expected
     assert len(faults.failed) == 2
     assert len(await store.list_acts(limit=9)) == 1

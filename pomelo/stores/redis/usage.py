@@ -22,7 +22,7 @@ from pomelo.stores import records
 from pomelo.stores.accounts import Balance, Wallet
 from pomelo.stores.archive.base import Archive
 from pomelo.stores.redis.connection import Connection, RefusedError, translated_errors
-from pomelo.stores.redis.key_names import key, names
+from pomelo.stores.redis.key_names import key, member, names
 from pomelo.stores.redis.scripts import WALLET_STATES
 from pomelo.stores.redis.wallet_index import WalletIndex, for_each
 from pomelo.stores.usage import (
@@ -150,21 +150,30 @@ class Usage:
         return await self._archive.damage()
 
     async def drain(self, wallets: Iterable[Wallet]) -> None:
-        """Moves all records of these wallets to the archive.
+        """Moves all records of these wallets to the archive, also if those of some can't be read.
 
         Raises:
             PomeloError: store_unavailable, of Redis or of the archive.
         """
         everyone = list(dict.fromkeys(wallets))
+        failed: list[PomeloError] = []
         for at in range(0, len(everyone), _WALLETS):
-            await self._drain_some(everyone[at : at + _WALLETS])
+            some = everyone[at : at + _WALLETS]
+            errors = await self._drain_some(some)
+            failed += errors
+            if len(errors) == len(some):
+                break  # the server can't be reached
+        if failed:
+            raise failed[0]
 
-    async def _drain_some(self, wallets: list[Wallet]) -> None:
+    async def _drain_some(self, wallets: list[Wallet]) -> list[PomeloError]:
+        """Moves the records of these wallets. Returns an error for each wallet that can't be read."""
         next_ids, most = dict.fromkeys(wallets, "-"), _ENTRIES // 2
+        failed: list[PomeloError] = []
         while next_ids:
             entries: list[_Entry] = []
             limit = max(1, most // len(next_ids))
-            pages = await for_each(next_ids.items(), partial(self._read, limit))
+            pages = await for_each(next_ids.items(), partial(self._read, limit, failed))
             sizes = [len(fields.get(b"record", b"")) for page in pages for _, fields in page]
             most = min(2 * most, _ENTRIES, _BYTES * len(sizes) // max(1, sum(sizes)))
             for wallet, page in zip(list(next_ids), pages, strict=True):
@@ -185,13 +194,18 @@ class Usage:
                     self._on_failure()
                     raise
                 await self._delete(entries)
+        return failed
 
-    async def _read(self, limit: int, start: tuple[Wallet, str]) -> list[Any]:
-        """Up to `limit` entries of a wallet, from an id on."""
+    async def _read(self, limit: int, failed: list[PomeloError], start: tuple[Wallet, str]) -> list[Any]:
+        """Up to `limit` entries of a wallet, from an id on; none after an error, which `failed` gets."""
         wallet, first_id = start
-        page: list[Any] = await self._connection.send(
-            "XRANGE", names(wallet).usage, first_id, "+", "COUNT", limit
-        )
+        page: list[Any] = []
+        try:
+            page = await self._connection.send("XRANGE", names(wallet).usage, first_id, "+", "COUNT", limit)
+        except PomeloError as error:  # of this wallet, or of its server in a cluster
+            failed.append(error)
+            if isinstance(error, RefusedError):
+                self._connection.unexpected.log(f"Usage entries of {member(wallet)} can't be read", error)
         return page
 
     async def _delete(self, entries: list[_Entry]) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from pomelo.errors import PomeloError
@@ -19,7 +20,7 @@ from pomelo.runtime.process import periodically, stop
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.fleet import MAX_CLOCK_DIFFERENCE, Process
 from pomelo.stores.redis.connection import Connection, RefusedError
-from pomelo.stores.redis.key_names import PROCESSES, WORKERS, names
+from pomelo.stores.redis.key_names import PROCESSES, WORKERS, member, names
 from pomelo.stores.redis.scripts import CLOCK, HEARTBEAT, MARK_DEAD, RECOVER
 from pomelo.stores.redis.wallet_index import StoredReservation, WalletIndex
 
@@ -89,7 +90,8 @@ class Worker:
         while True:
             try:
                 await self._register_unknown_workers()
-                await self._check_workers()
+                with suppress(RefusedError):  # of a task that can't be ended, which must stop nobody else
+                    await self._check_workers()
                 return
             except RefusedError:
                 raise
@@ -240,6 +242,7 @@ class Worker:
                 recovered += await self._recover(orphan)
             except RefusedError as error:
                 failed = error  # the others must not wait until an operator has repaired this one
+                self._connection.unexpected.log(f"A task of {member(orphan.wallet)} can't be ended", error)
         if recovered:
             log.warning("%d tasks of processes that ended were recovered", recovered)
         if failed is not None:
