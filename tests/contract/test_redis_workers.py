@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from pomelo.stores.acts import Act
 from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.redis import Timing, open_redis
-from pomelo.stores.redis.key_names import WALLETS, WORKERS, names
+from pomelo.stores.redis.key_names import WALLETS, WORKERS, names, search_turn
 from pomelo.stores.redis.workers import Worker
 from tests.contract.ledger_rig import WALLET, abandon, request, run_task, settlement
 from tests.contract.redis_rig import (
@@ -194,6 +194,30 @@ async def test_the_process_that_recovers_a_task_is_the_only_one_that_logs_it(
     logged = [message for message in caplog.messages if "were recovered" in message]
     assert logged == ["2 tasks of processes that ended were recovered"]
     server.do("DEL", damaged)
+
+
+async def test_all_wallets_are_not_searched_in_each_round_for_a_task_that_can_not_be_ended(
+    server: RedisServer, opened: Opener
+) -> None:
+    dying, store = [await opened(**IDLE) for _ in range(2)]
+    await dying.reserve(request("a"))
+    await abandon(dying)
+    server.do("HSET", WORKERS, dying._worker.id, "dead")
+    server.do("SET", NAMES.usage, "not a stream")
+    server.do("SET", search_turn("reservations"), "")
+    searches = []
+
+    def searched(command: tuple[Any, ...]) -> bool:
+        if command[0] == "SSCAN":
+            searches.append(store._worker._rounds)
+        return False
+
+    FaultyClient(store, 20.0).hits = searched
+    for _ in range(20):
+        with suppress(PomeloError):
+            await store._worker._watch()
+    assert searches == [1, 10, 20]
+    server.do("DEL", NAMES.usage)
 
 
 async def test_a_worker_that_is_alive_is_not_marked_dead(server: RedisServer, tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ class Worker:
         """Whether the last heartbeat failed."""
         self._counts: dict[str, tuple[bytes, float]] = {}
         """The heartbeats of each worker, and since when their count has not changed."""
+        self._stuck: set[str] = set()
+        """The dead workers that have a task that can't be ended."""
         self._last_sign = 0.0
         """When this process last knew that it and the server work."""
         self._resumed = 0.0
@@ -221,7 +223,8 @@ class Worker:
             if silent and await self._connection.run(MARK_DEAD, [WORKERS], [worker, count]):
                 dead.add(worker)
         self._counts = latest
-        if dead:
+        # The search of all wallets takes long: it is not repeated in each round until an operator has helped.
+        if dead - self._stuck or (dead and self._rounds % _FULL_CHECK == 0):
             await self._recover_all(dead, await self._wallet_index.reservations())
 
     def _note_sign(self) -> float:
@@ -245,6 +248,7 @@ class Worker:
                 self._connection.unexpected.log(f"A task of {member(orphan.wallet)} can't be ended", error)
         if recovered:
             log.warning("%d tasks of processes that ended were recovered", recovered)
+        self._stuck = set() if failed is None else workers
         if failed is not None:
             raise failed
         for worker in workers:
