@@ -39,7 +39,15 @@ from pomelo.stores.redis.key_names import (
     member,
     names,
 )
-from pomelo.stores.redis.scripts import ADD_ACCOUNT, BALANCES, GRANT, SET_CREDIT_LIMIT, SET_DISABLED, SET_PLAN
+from pomelo.stores.redis.scripts import (
+    ADD_ACCOUNT,
+    BALANCES,
+    GRANT,
+    READ_FIELDS,
+    SET_CREDIT_LIMIT,
+    SET_DISABLED,
+    SET_PLAN,
+)
 from pomelo.stores.redis.wallet_index import Role
 
 
@@ -57,12 +65,13 @@ class Accounts(Role):
 
     @one_deadline
     async def get_account(self, name: str) -> AccountRecord | None:
-        created = await self._connection.send("HGET", ACCOUNTS, name)
-        if created is None:
-            return None
-        plan = await self._connection.send("HGET", PLANS, name)
-        disabled = await self._connection.send("HGET", DISABLED, name)
-        return AccountRecord(*_decode(name.encode(), plan, created, disabled))
+        ((created, plan, disabled),) = await self._read_accounts([name])
+        return None if created is None else AccountRecord(*_decode(name.encode(), created, plan, disabled))
+
+    async def _read_accounts(self, names: Sequence[str | bytes]) -> list[tuple[Any, Any, Any]]:
+        """When each account was created, its plan, and since when it is disabled."""
+        found = await self._connection.run(READ_FIELDS, [ACCOUNTS, PLANS, DISABLED], names)
+        return list(zip(*found, strict=True))
 
     @translated_errors
     async def list_accounts(self, *, limit: int = PAGE, after: str = "") -> list[AccountSummary]:
@@ -73,17 +82,15 @@ class Accounts(Role):
         if not found:
             return []
         with self._connection.one_deadline(REPORT_TIMEOUT):
-            created = await self._connection.send("HMGET", ACCOUNTS, *found)
-            plans = await self._connection.send("HMGET", PLANS, *found)
-            disabled = await self._connection.send("HMGET", DISABLED, *found)
+            accounts = await self._read_accounts(found)
         wallets = [Wallet(name.decode(), live) for name in found for live in (True, False)]
         balances = [
             _balance(amounts[n : n + 4])
             for _, amounts in await self._wallet_index.run(BALANCES, wallets, lambda w: [key(w, "wallet")])
             for n in range(0, len(amounts), 4)
         ]
-        rows = zip(found, plans, created, disabled, balances[::2], balances[1::2], strict=True)
-        return [AccountSummary(*_decode(*account), live, test) for *account, live, test in rows]
+        rows = zip(found, accounts, balances[::2], balances[1::2], strict=True)
+        return [AccountSummary(*_decode(name, *account), live, test) for name, account, live, test in rows]
 
     async def _complete_account_order(self) -> None:
         """Adds the accounts that an earlier Pomelo, without ACCOUNT_ORDER, has stored."""
@@ -190,7 +197,7 @@ def _decode_grant(wallet: Wallet, grant_id: str, text: bytes) -> tuple[int, Gran
 
 
 def _decode(
-    name: bytes, plan: bytes, created: bytes, disabled: bytes | None
+    name: bytes, created: bytes, plan: bytes, disabled: bytes | None
 ) -> tuple[str, str, float, float | None]:
     # The time is followed by the id of the call.
     since = None if disabled is None else float(disabled)

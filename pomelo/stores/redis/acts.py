@@ -12,12 +12,7 @@ from pydantic_core import from_json, to_json
 
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.acts import Act
-from pomelo.stores.redis.connection import (
-    REPORT_TIMEOUT,
-    Argument,
-    scan,
-    translated_errors,
-)
+from pomelo.stores.redis.connection import REPORT_TIMEOUT, Argument, scan, translated_errors
 from pomelo.stores.redis.key_names import ACCOUNT_ACTS, KEY_ACTS, act_log, key_position, names
 from pomelo.stores.redis.wallet_index import Role, for_each
 

@@ -17,13 +17,7 @@ from pomelo.stores.acts import Act
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.redis.accounts import check_account
 from pomelo.stores.redis.acts import act_args
-from pomelo.stores.redis.connection import (
-    REPORT_TIMEOUT,
-    Argument,
-    one_deadline,
-    scan,
-    translated_errors,
-)
+from pomelo.stores.redis.connection import REPORT_TIMEOUT, Argument, one_deadline, scan, translated_errors
 from pomelo.stores.redis.key_names import (
     BUDGETS,
     KEY_ACTS,
@@ -36,14 +30,7 @@ from pomelo.stores.redis.key_names import (
     key_order,
     key_position,
 )
-from pomelo.stores.redis.scripts import (
-    ADD_KEY,
-    READ_KEYS,
-    REHASH_KEY,
-    REPLACE_KEY,
-    REVOKE_KEY,
-    SET_BUDGET,
-)
+from pomelo.stores.redis.scripts import ADD_KEY, READ_FIELDS, REHASH_KEY, REPLACE_KEY, REVOKE_KEY, SET_BUDGET
 from pomelo.stores.redis.wallet_index import Role, for_each
 
 _FIELDS = ("key_id", "account", "live", "models", "created", "expires")
@@ -58,7 +45,7 @@ class Keys(Role):
         return found
 
     async def _read(self, key_ids: Sequence[str | bytes]) -> list[KeyRecord | None]:
-        found = await self._connection.run(READ_KEYS, [KEYS, REVOKED, KEY_NAMES, BUDGETS, USED], key_ids)
+        found = await self._connection.run(READ_FIELDS, [KEYS, REVOKED, KEY_NAMES, BUDGETS, USED], key_ids)
         return [
             None if text is None else _decode_key(text, *more) for text, *more in zip(*found, strict=True)
         ]
