@@ -101,7 +101,11 @@ class Faults:
 
 
 _TASK_SCRIPTS = {
-    one.digest for one in (scripts.RESERVE, scripts.SETTLE, scripts.VOID, scripts.NOTE, scripts.LIMIT_STATUS)
+    one.digest
+    for one in (
+        *(scripts.READ_FIELDS, scripts.LIMIT_STATUS),
+        *(scripts.RESERVE, scripts.NOTE, scripts.SETTLE, scripts.VOID),
+    )
 }
 """The scripts that a task runs."""
 
