@@ -82,6 +82,15 @@ async def test_an_archive_waits_for_another_process_that_writes(tmp_path: Path) 
         assert await archive.get("a") == record("a")
 
 
+async def test_an_archive_is_always_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    await check_archive("sqlite::memory:")
+    async with open_archive("sqlite::memory:") as archive:
+        await archive.add([record("a")])
+    async with open_archive(f"sqlite:{tmp_path / ':memory:'}") as archive:
+        assert await archive.get("a") == record("a")
+
+
 async def test_a_file_of_another_program_is_no_archive(tmp_path: Path) -> None:
     path = tmp_path / "usage.db"
     with closing(sqlite3.connect(path)) as other:

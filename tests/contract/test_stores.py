@@ -343,6 +343,22 @@ async def test_a_folder_that_can_not_be_created_is_refused(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     assert "can't be opened" in await opening_error(tmp_path / "file" / "pomelo.db")
 
+@pytest.mark.parametrize("exists", [False, True])
+async def test_a_linked_file_has_its_log_and_its_lock_beside_itself(tmp_path: Path, exists: bool) -> None:
+    link, path = tmp_path / "data" / "pomelo.db", tmp_path / "disk" / "pomelo.db"
+    for folder in (link.parent, path.parent):
+        folder.mkdir()
+    if exists:
+        async with open_sqlite(path):
+            pass
+    link.symlink_to(path)
+    async with open_store(f"sqlite:{link}"):
+        assert list(link.parent.iterdir()) == [link]
+        files = {each.name for each in path.parent.iterdir()}
+        assert files == {"pomelo.db", "pomelo.db-wal", "pomelo.db-shm", "pomelo.db.lock"}
+        assert "is used by another process" in await opening_error(path)
+
+
 
 async def test_each_migration_is_recorded_once(tmp_path: Path) -> None:
     path = tmp_path / "pomelo.db"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractAsyncContextManager
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +25,8 @@ def open_archive(url: str) -> AbstractAsyncContextManager[Archive]:
     if scheme == "sqlite" and rest:
         from pomelo.stores.archive.sqlite import open_sqlite_archive
 
-        return open_sqlite_archive(Path(rest))
+        # SQLite takes the relative path `:memory:` for a database that is in no file.
+        return open_sqlite_archive(Path(os.path.realpath(rest)))
     if scheme == _POSTGRES:
         archive: AbstractAsyncContextManager[Archive] = _postgres().open_postgres_archive(url)
         return archive

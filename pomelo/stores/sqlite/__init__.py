@@ -8,6 +8,7 @@ log.
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -20,7 +21,8 @@ __all__ = ["SqliteStore", "check_url", "open_sqlite", "open_url"]
 
 def open_url(url: str, archive: str) -> AbstractAsyncContextManager[Store]:
     """Opens the store of `sqlite:PATH`. Usage records stay in its file, so `archive` is not used."""
-    return open_sqlite(Path(url.removeprefix("sqlite:")))
+    # SQLite puts the log of a linked file beside the file itself, where its lock belongs too.
+    return open_sqlite(Path(os.path.realpath(url.removeprefix("sqlite:"))))
 
 
 async def check_url(url: str, archive: str) -> None:
