@@ -156,7 +156,7 @@ async def test_checking_an_archive_finds_what_opening_it_would_find(tmp_path: Pa
         ("/", "can't be used: unable to open database file"),
         ("folder", "can't be used: unable to open database file"),
         ("text/usage.db", "can't be opened: Not a directory"),
-        ("text", "is damaged: file is not a database"),
+        ("text", "is damaged or no Pomelo database: file is not a database"),
         ("empty", "is damaged: it is empty"),
         ("other", "is no archive of Pomelo"),
         ("newer", "was written by a newer Pomelo"),

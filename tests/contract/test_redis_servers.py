@@ -98,7 +98,7 @@ async def test_a_missing_archive_is_refused(server: RedisServer, tmp_path: Path)
         async with open_store(server.url):
             pass
     (tmp_path / "usage.db").write_bytes(b"my diary " * 1000)
-    assert "can't be used" in await refusal_message(server.url, tmp_path)
+    assert "is damaged or no Pomelo database" in await refusal_message(server.url, tmp_path)
 
 
 @pytest.mark.parametrize(

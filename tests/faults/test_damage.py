@@ -157,6 +157,7 @@ async def test_a_log_without_its_file_is_refused_and_not_initialised(tmp_path: P
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [
+        (sqlite3.SQLITE_BUSY, "End the other program that has locked it"),
         (sqlite3.SQLITE_FULL, "Free or mend the disk"),
         (sqlite3.SQLITE_IOERR | 1 << 8, "Free or mend the disk"),
         (sqlite3.SQLITE_CANTOPEN, "Let this user read and write it, the files beside it and its folder"),

@@ -6,9 +6,9 @@ import asyncio
 import errno
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import TypeVar
 
@@ -128,7 +128,7 @@ def check_sqlite_archive(path: Path) -> None:
     Raises:
         StoreError: it can't be opened.
     """
-    with _store_errors(path):
+    with damage.store_errors(f"The archive {path}"):
         damage.check_exists(path)
         folder = next((parent for parent in path.absolute().parents if parent.exists()), path)
         for needed, access in ((folder, os.W_OK | os.X_OK), (path, os.R_OK | os.W_OK)):
@@ -142,7 +142,7 @@ def check_sqlite_archive(path: Path) -> None:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    with _store_errors(path):
+    with damage.store_errors(f"The archive {path}"):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         damage.check_exists(path)
         # SQLite gives its journal the mode of this file, which is 0600.
@@ -154,21 +154,6 @@ def _open(path: Path) -> sqlite3.Connection:
             connection.close()
             raise
         return connection
-
-
-@contextmanager
-def _store_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(f"The archive {path} can't be opened: {error.strerror}") from error
-    except UnicodeDecodeError as error:  # SQLite raises it for some damage
-        raise damage.damaged(path, "a text in it can't be read") from error
-    except sqlite3.Error as error:
-        detail = f"{error}. {damage.disk_remedy(error)}"
-        if damage.reports_damage(error):
-            detail = f"it is damaged: {damage.message_of(error)}. {damage.REMEDY}"
-        raise StoreError(f"The archive {path} can't be used: {detail}") from error
 
 
 def _connect(path: Path) -> sqlite3.Connection:

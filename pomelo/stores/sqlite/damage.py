@@ -13,7 +13,7 @@ import sqlite3
 import struct
 import tempfile
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pomelo.stores.base import StoreError
@@ -29,6 +29,15 @@ _AUDITED = frozenset(f"CHECK constraint failed in {table}" for table in ("wallet
 """Ignored here: the audit recomputes the numbers in these tables."""
 
 _DAMAGE_CODES = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_REMEDIES = {
+    sqlite3.SQLITE_FULL: "Free or mend the disk",
+    sqlite3.SQLITE_IOERR: "Free or mend the disk",
+    sqlite3.SQLITE_CANTOPEN: "Let this user read and write it, the files beside it and its folder",
+    sqlite3.SQLITE_READONLY: "Let this user read and write it, the files beside it and its folder",
+    sqlite3.SQLITE_BUSY: "End the other program that has locked it",
+}
+"""What to do about errors that don't mean that the file is damaged."""
+
 _WAL_HEADER = struct.Struct(">8I")
 _WAL_FRAME = struct.Struct(">4I")
 _WAL_MAGIC = frozenset({0x377F0682, 0x377F0683})
@@ -43,15 +52,24 @@ def message_of(error: object) -> str:
     return "a text in it can't be read" if text.startswith("Could not decode") else text[:200]
 
 
-def damaged(path: Path, detail: object) -> StoreError:
-    return StoreError(f"{path} is damaged: {detail}. {REMEDY}")
+def damaged(name: Path | str, detail: object) -> StoreError:
+    return StoreError(f"{name} is damaged: {detail}. {REMEDY}")
 
 
-def disk_remedy(error: sqlite3.Error) -> str:
-    """Returns what to do about an error of the disk, or of the permissions of a file."""
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
-        return "Let this user read and write it, the files beside it and its folder"
-    return "Free or mend the disk"
+@contextlib.contextmanager
+def store_errors(name: Path | str) -> Iterator[None]:
+    """Raises a StoreError, which says what to do, in place of an error of the body, which opens the file of
+    that name."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"{name} can't be opened: {error.strerror}") from error
+    except UnicodeDecodeError as error:  # SQLite raises it for some damage
+        raise damaged(name, "a text in it can't be read") from error
+    except sqlite3.Error as error:
+        if (remedy := _REMEDIES.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)) is not None:
+            raise StoreError(f"{name} can't be used: {error}. {remedy}") from error
+        raise StoreError(f"{name} is damaged or no Pomelo database: {message_of(error)}. {REMEDY}") from error
 
 
 def reports_damage(error: BaseException | None) -> bool:

@@ -27,11 +27,6 @@ _MIN_SQLITE = (3, 37, 0)
 _BUSY_TIMEOUT = 1000
 """Milliseconds that a transaction waits for another program's lock. All callers wait meanwhile."""
 
-_DISK_CODES = frozenset(
-    {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY}
-)
-"""Errors of the disk. They don't mean that the file is damaged."""
-
 
 class WritableFile:
     """The file, open for writing, with its lock. Use it in one thread."""
@@ -54,27 +49,18 @@ class WritableFile:
         self._monitor = monitor
         if sqlite3.sqlite_version_info < _MIN_SQLITE:
             raise StoreError(f"SQLite {sqlite3.sqlite_version} is too old; Pomelo needs 3.37 or later")
-        try:
-            with ExitStack() as opened:
-                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                opened.callback(os.close, _lock(path, lock_wait))
-                damage.check_exists(path)
-                # SQLite gives its -wal and -shm files the mode of this file, which is 0600.
-                damage.create(path, partial(_migrate, path=path))
-                commits = damage.last_commits(path)
-                self.connection = sqlite3.connect(path, isolation_level=None)
-                opened.callback(self.connection.close)
-                _prepare(self.connection, path, commits, begin)
-                self._moved_files = MovedFiles(path, self.connection)
-                self._opened = opened.pop_all()
-        except OSError as error:
-            raise StoreError(f"{path} can't be opened: {error.strerror}") from error
-        except UnicodeDecodeError as error:  # SQLite raises it for some damage
-            raise damage.damaged(path, "a text in it can't be read") from error
-        except sqlite3.DatabaseError as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _DISK_CODES:
-                raise StoreError(f"{path} can't be used: {error}. {damage.disk_remedy(error)}") from error
-            raise _not_a_database(path, error) from error
+        with damage.store_errors(path), ExitStack() as opened:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            opened.callback(os.close, _lock(path, lock_wait))
+            damage.check_exists(path)
+            # SQLite gives its -wal and -shm files the mode of this file, which is 0600.
+            damage.create(path, partial(_migrate, path=path))
+            commits = damage.last_commits(path)
+            self.connection = sqlite3.connect(path, isolation_level=None)
+            opened.callback(self.connection.close)
+            _prepare(self.connection, path, commits, begin)
+            self._moved_files = MovedFiles(path, self.connection)
+            self._opened = opened.pop_all()
 
     def failed(self, error: BaseException) -> None:
         """Receives the error of a failed operation: damage is logged."""
@@ -100,19 +86,13 @@ def check_version(path: Path) -> None:
     Raises:
         StoreError: it is damaged, another program's or a newer version's.
     """
-    if not path.exists():
-        return
-    damage.check_exists(path)
-    try:
+    with damage.store_errors(path):
+        if not path.exists():
+            return
+        damage.check_exists(path)
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)) as connection:
             _check_application(connection, path)
             _version(connection, path)
-    except sqlite3.DatabaseError as error:
-        raise _not_a_database(path, error) from error
-
-
-def _not_a_database(path: Path, error: sqlite3.DatabaseError) -> StoreError:
-    return StoreError(f"{path} is damaged or no Pomelo database: {damage.message_of(error)}. {damage.REMEDY}")
 
 
 def connect_read_only(path: Path) -> sqlite3.Connection:

@@ -23,7 +23,7 @@ from pomelo.stores.base import Store
 from pomelo.stores.sqlite import accounts, acts, keys, usage
 from pomelo.stores.sqlite.balances import Balances
 from pomelo.stores.sqlite.checks import Checks, interrupt
-from pomelo.stores.sqlite.damage import DamageMonitor
+from pomelo.stores.sqlite.damage import DamageMonitor, store_errors
 from pomelo.stores.sqlite.file import WritableFile, connect_read_only
 from pomelo.stores.sqlite.ledger import Ledger
 from pomelo.stores.sqlite.log_size import LogSize
@@ -65,7 +65,7 @@ async def open_sqlite(
     try:
         with ThreadPoolExecutor(1, thread_name_prefix="sqlite-reports") as reader:
             loop = asyncio.get_running_loop()
-            connecting = loop.run_in_executor(reader, connect_read_only, path)
+            connecting = loop.run_in_executor(reader, _connect, path)
             try:
                 connection = await shielded(connecting)
                 yield SqliteStore(writer, clock, reader, connection, checks, monitor, log_size)
@@ -78,6 +78,11 @@ async def open_sqlite(
                 await closed
     finally:
         await writer.close()
+
+def _connect(path: Path) -> sqlite3.Connection:
+    with store_errors(path):
+        return connect_read_only(path)
+
 
 
 def _steady_clock(now: Callable[[], float], monotonic: Callable[[], float]) -> Callable[[], float]:

@@ -16,9 +16,9 @@ import pytest
 from pomelo.stores.base import StoreError
 from pomelo.stores.records import encode_record
 from pomelo.stores.schema import APPLICATION_ID
-from pomelo.stores.sqlite import damage, open_sqlite
+from pomelo.stores.sqlite import damage, open_sqlite, store
 from pomelo.stores.sqlite.damage import DamageMonitor, last_commits, message_of, reports_damage
-from pomelo.stores.sqlite.file import check_version
+from pomelo.stores.sqlite.file import check_version, connect_read_only
 from pomelo.stores.usage import UsageRecord
 
 
@@ -145,6 +145,16 @@ def test_a_file_that_this_version_cannot_open_is_named(tmp_path: Path, statement
         connection.execute(statement)
     with pytest.raises(StoreError, match=message):
         check_version(path)
+
+
+async def test_an_unreadable_file_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = "can't be used: unable to open database file. Let this user read and write it"
+    with pytest.raises(StoreError, match=message):
+        check_version(tmp_path)
+    monkeypatch.setattr(store, "connect_read_only", lambda path: connect_read_only(tmp_path))
+    with pytest.raises(StoreError, match=message):
+        async with open_sqlite(tmp_path / "pomelo.db"):
+            pytest.fail("it was opened")
 
 
 def log_of(path: Path, transactions: int) -> tuple[int, list[int]]:
