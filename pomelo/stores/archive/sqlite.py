@@ -20,7 +20,7 @@ from pomelo.stores.schema import ARCHIVE_MIGRATIONS
 from pomelo.stores.sqlite import damage, usage
 from pomelo.stores.sqlite.checks import interrupt
 from pomelo.stores.sqlite.transaction import Transaction
-from pomelo.stores.usage import Grouping, UsageQuery, UsageRecord, UsageTotal
+from pomelo.stores.usage import UsageRecord
 
 _APPLICATION_ID = 0x504D4C41
 """Identifies a SQLite file as an archive of Pomelo."""
@@ -59,6 +59,9 @@ class _SqliteArchive:
         self._failures = FailureLog()
         self._checked: sqlite3.Connection | None = None
         """The connection of the last check."""
+        reports = usage.Reports(self._run)
+        self.list_usage = reports.list_usage
+        self.sum_usage = reports.sum_usage
 
     async def close(self) -> None:
         """Ends a check, and closes the file."""
@@ -78,27 +81,6 @@ class _SqliteArchive:
 
     async def get(self, task_id: str) -> UsageRecord | None:
         return await self._run(lambda connection: usage.find_record(connection, task_id))
-
-    async def list_usage(
-        self, query: UsageQuery, *, limit: int, after: str = ""
-    ) -> tuple[list[UsageRecord], str]:
-        page = usage.UsagePage(query, limit, after)
-        while (result := await self._run(page.step)) is None:
-            pass
-        return result
-
-    async def sum_usage(
-        self,
-        query: UsageQuery,
-        by: Sequence[Grouping],
-        *,
-        limit: int | None = None,
-        after: tuple[str, ...] | None = None,
-    ) -> list[UsageTotal]:
-        sums = usage.UsageSum(query, by, limit, after)
-        while (result := await self._run(sums.step)) is None:
-            pass
-        return result
 
     async def damage(self) -> list[tuple[str, str]]:
         def connect(path: Path) -> sqlite3.Connection:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -29,7 +29,7 @@ from pomelo.stores.sqlite.ledger import Ledger
 from pomelo.stores.sqlite.log_size import LogSize
 from pomelo.stores.sqlite.stored import recover_all
 from pomelo.stores.sqlite.writer import Writer
-from pomelo.stores.usage import Grouping, UsageQuery, UsageRecord, UsageTotal, WalletState
+from pomelo.stores.usage import UsageRecord, WalletState
 
 LOCK_WAIT = 2.0
 """Seconds to wait for another process: commands of the CLI open the store only for a moment."""
@@ -143,6 +143,9 @@ class SqliteStore:
         self.set_disabled = _method(accounts.set_disabled, writer.do)
         self.get_grant = _method(accounts.get_grant, self._read)
         self.list_grants = _method(accounts.list_grants, self._read)
+        reports = usage.Reports(self._report)
+        self.list_usage = reports.list_usage
+        self.sum_usage = reports.sum_usage
         self.list_acts = _method(acts.list_acts, self._report)
 
     async def check(self) -> None:
@@ -158,21 +161,6 @@ class SqliteStore:
 
     # --- UsageStore
 
-    async def list_usage(
-        self, query: UsageQuery, *, limit: int, after: str = ""
-    ) -> tuple[list[UsageRecord], str]:
-        return await self._run_steps(usage.UsagePage(query, limit, after).step)
-
-    async def sum_usage(
-        self,
-        query: UsageQuery,
-        by: Sequence[Grouping],
-        *,
-        limit: int | None = None,
-        after: tuple[str, ...] | None = None,
-    ) -> list[UsageTotal]:
-        return await self._run_steps(usage.UsageSum(query, by, limit, after).step)
-
     async def drafts(self) -> list[UsageRecord]:
         return [reservation.record for reservation in await self._ledger.reservations()]
 
@@ -187,13 +175,6 @@ class SqliteStore:
 
     async def damage(self) -> list[tuple[str, str]]:
         return self._monitor.report(await self._translated(self._checks.run))
-
-    async def _run_steps(self, step: Callable[[sqlite3.Connection], T | None]) -> T:
-        """Runs a report that may take long: `step` until it returns the result. Other reports may run between
-        two steps."""
-        while (result := await self._report(step)) is None:
-            pass
-        return result
 
     def _read(self, work: Callable[[sqlite3.Connection], T]) -> Awaitable[T]:
         return self._writer.do(work, reads=True)

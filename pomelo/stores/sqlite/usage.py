@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from heapq import nlargest, nsmallest
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 from pomelo.stores import records
 from pomelo.stores.accounts import PAGE, Balance, Wallet
@@ -40,6 +40,8 @@ _SUMS = ", ".join(["count(*)", *(f"sum({column})" for column in records.SUMMED)]
 _INSERT = f"INSERT INTO usage ({records.COLUMNS}) VALUES ({records.PLACEHOLDERS})"  # noqa: S608
 _SELECT = f"SELECT {records.COLUMNS} FROM usage WHERE task_id = ?"  # noqa: S608
 
+T = TypeVar("T")
+
 _Position = tuple[float, int]
 """The time and rowid of a record: the order of all reports."""
 
@@ -56,6 +58,35 @@ def insert_new_records(connection: sqlite3.Connection, ended: Iterable[UsageReco
 def find_record(connection: sqlite3.Connection, task_id: str) -> UsageRecord | None:
     row = connection.execute(_SELECT, (task_id,)).fetchone()
     return None if row is None else records.from_row(row)
+
+
+class Reports:
+    """Lists and sums the records of a file. `read` calls a function with the file's connection; others may
+    read between two steps of a report."""
+
+    def __init__(self, read: Callable[[Callable[[sqlite3.Connection], Any]], Awaitable[Any]]) -> None:
+        self._read = read
+
+    async def list_usage(
+        self, query: UsageQuery, *, limit: int, after: str = ""
+    ) -> tuple[list[UsageRecord], str]:
+        return await self._steps(UsagePage(query, limit, after).step)
+
+    async def sum_usage(
+        self,
+        query: UsageQuery,
+        by: Sequence[Grouping],
+        *,
+        limit: int | None = None,
+        after: tuple[str, ...] | None = None,
+    ) -> list[UsageTotal]:
+        return await self._steps(UsageSum(query, by, limit, after).step)
+
+    async def _steps(self, step: Callable[[sqlite3.Connection], T | None]) -> T:
+        result: T | None = None
+        while result is None:
+            result = await self._read(step)
+        return result
 
 
 class UsagePage:
