@@ -105,11 +105,16 @@ class Engine:
                 deadline = CancelScope(call.deadline).start()
                 reservation = await self._begin(spec, options, call, principal, task, deadline, stream=True)
                 if isinstance(reservation, idempotency.ReplayedTask):
-                    deadline.ended_by(None)
                     task.replayed = True
                     self._delete_upload(spec, call, principal)
-                    async with aclosing(in_turns(reservation.events(), self._turns.stream())) as events:
-                        yield events
+                    try:
+                        async with aclosing(in_turns(reservation.events(), self._turns.stream())) as events:
+                            yield events
+                    except BaseException as error:
+                        if deadline.ended_by(error):
+                            raise PomeloError("deadline_exceeded") from error
+                        raise
+                    deadline.ended_by(None)
                     return
                 task.reservation = reservation
                 collector = self._collect(reservation, deadline)

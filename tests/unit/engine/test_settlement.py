@@ -23,6 +23,7 @@ from pomelo.testing import error_reply as openai_error
 from tests.calls import call_of, refusal
 from tests.tasks import small_task, text_body, to_task
 from tests.unit.engine.apps import STREAM, Answer, EngineApp, open_engine
+from tests.unit.refusals import refused
 
 INLINE_LIMIT = 5_000
 AUDIO = b"OggS" + b"some audio" * 100
@@ -211,6 +212,20 @@ async def test_a_repeated_request_costs_nothing_and_reports_the_same_adjustments
 
 
 async def test_a_replay_is_refused_while_its_caller_has_too_much_to_read(engine: EngineApp) -> None:
+async def test_a_replay_that_its_caller_reads_slowly_ends_at_the_deadline(engine: EngineApp) -> None:
+    account, spec, key = await engine.account(), small_task("text"), {"idempotency-key": "slow"}
+    assert (await engine.ask(account, spec, headers=key)).code == "ok"
+    call = call_of(account.key, 2.0, idempotency_key="slow")
+    with refused("deadline_exceeded"):
+        async with (
+            asyncio.timeout(20),
+            engine.app.services.tasks.stream_task(spec, TaskOptions(), call) as events,
+        ):
+            assert (await anext(events)).HasField("started")
+            assert call.response_headers["Idempotent-Replayed"] == "true"
+            await asyncio.Event().wait()
+
+
     account, spec = await engine.account(), small_task("text_to_speech")
     run, call = engine.app.services.tasks.run_task, call_of(account.key, idempotency_key="k")
     first = await run(spec, TaskOptions(), call_of(account.key, idempotency_key="k"))
