@@ -141,10 +141,12 @@ def store_answer(
     Raises:
         PomeloError: store_unavailable.
     """
+    if not (outputs := media_outputs(result)):
+        return result.SerializeToString()
     answer = TaskResult()
     answer.CopyFrom(result)
     streamed = stream and result.HasField("speech")
-    for part, shown in zip(media_outputs(answer), media_outputs(result), strict=True):
+    for part, shown in zip(media_outputs(answer), outputs, strict=True):
         media.keep(part.media.id, REPLAY_SECONDS + MEDIA_GRACE_SECONDS)
         part.ClearField("data")
         if delivery == MediaDelivery.MEDIA_DELIVERY_INLINE and (shown.data or streamed):
