@@ -39,9 +39,6 @@ counted, as the size that an image declares can be wrong."""
 SUFFICIENT_OUTPUT_TOKENS = 1_024
 """Output tokens to allow without max_tokens if the balance covers them."""
 
-MAX_OUTPUT_TOKENS = 128_000
-"""Output tokens of a model without a limit in the catalogue."""
-
 _LONG_PART = 130
 """Bytes from which a part with a text has a length of several bytes."""
 
@@ -108,11 +105,9 @@ def estimate(task_input: TextInput, model: Model, route: Route, audio: AudioInfo
     if has_others:
         size += sum([len(text.encode()) for text in other_texts(task_input)])
         tokens += MAX_TOOLS_TOKENS + MAX_TOOL_TOKENS * len(tools) + MAX_CALL_TOKENS * calls
-    possible = tokens = tokens + size
-    limits = model.limits
-    if limits.max_input_tokens:
-        tokens = min(tokens, limits.max_input_tokens)
-    max_output = limits.max_output_tokens or MAX_OUTPUT_TOKENS
+    possible = tokens + size
+    tokens = min(possible, model.limits.max_input_tokens)
+    max_output = model.limits.max_output_tokens
     requested = min(task_input.max_tokens, max_output) if task_input.HasField("max_tokens") else 0
     return Estimate(
         minimum=Usage(input_tokens=tokens, output_tokens=requested or 1),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pomelo.catalog.pricing import MAX_TOKENS, Usage
+from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
 from pomelo.gen.v1.text_pb2 import (
@@ -189,7 +189,7 @@ class TextCollector(Collector):
     def _validate_usage(self, usage: Usage) -> tuple[bool, bool]:
         """Whether a provider's counts of input and of output are possible; impossible ones are logged."""
         min_output = 1 if self.output_bytes else 0
-        max_output = self._context.model.limits.max_output_tokens or MAX_TOKENS
+        max_output = self._context.model.limits.max_output_tokens
         valid_input = self._is_valid_input(usage)
         valid_output = min_output <= usage.output_tokens <= max_output
         if not (valid_input and valid_output):
@@ -208,10 +208,8 @@ class TextCollector(Collector):
     def _is_valid_input(self, usage: Usage) -> bool:
         cached, written = usage.cached_input_tokens, usage.cache_write_input_tokens
         # The vendor's model may take more than the catalogue's.
-        maximum = max(
-            self._context.model.limits.max_input_tokens or MAX_TOKENS,
-            self._context.estimate.possible_input_tokens,
-        )
+        context = self._context
+        maximum = max(context.model.limits.max_input_tokens, context.estimate.possible_input_tokens)
         return (
             1 <= usage.input_tokens <= maximum
             and min(cached, written) >= 0
