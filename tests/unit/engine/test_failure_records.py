@@ -9,11 +9,9 @@ import pytest
 from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, error_reply
 from pomelo.testing.reply import Stop, json_reply
-from tests.calls import call_of
 from tests.tasks import to_task
 from tests.unit.engine.apps import CREDITS, STREAM, EngineApp
 from tests.unit.engine.failing_store import failing_ledger, reserve
@@ -64,22 +62,6 @@ async def test_a_task_whose_caller_leaves_before_any_output_is_cancelled(engine:
     assert (record.code, record.cost, record.provider) == ("cancelled", 0, "openai")
     assert not await engine.records(account)
     assert (await engine.used(account)).tokens > 9, "as they were reserved: the provider may have answered"
-
-
-async def test_a_stream_that_is_left_is_cancelled_and_billed(engine: EngineApp) -> None:
-    account = await engine.account()
-    engine.upstream.when("half heard", Words("one two three", at={2: Gate()}))
-    opened = engine.app.services.tasks.stream_task(
-        to_task(text_task("half heard")), TaskOptions(), call_of(account.key)
-    )
-    async with opened as events:
-        async for event in events:
-            if event.text_delta.text:
-                break
-    await engine.settled(account)
-    (record,) = await engine.failures(account)
-    assert record.code == "cancelled"
-    assert await engine.records(account) == [record]
 
 
 async def test_a_task_that_is_past_its_deadline_leaves_a_record(engine: EngineApp) -> None:

@@ -45,6 +45,11 @@ RECORD = UsageRecord("speech_1", "req_1", "ann", True, "k", "rest", "eleven-labs
                      characters=2, cost=160)  # fmt: skip
 
 
+@pytest.fixture
+def media(tmp_path: Path) -> MediaStore:
+    return MediaStore(tmp_path / "media", b"s" * 32)
+
+
 def answer(media: MediaStore, data: bytes = b"ID3 some audio") -> TaskResult:
     """The result of a speech task whose audio was stored."""
     result = TaskResult(id="speech_1", model="eleven-labs-tts")
@@ -55,8 +60,7 @@ def answer(media: MediaStore, data: bytes = b"ID3 some audio") -> TaskResult:
     return result
 
 
-def test_what_a_replay_has_inline_is_counted_before_it_is_read(tmp_path: Path) -> None:
-    media = MediaStore(tmp_path / "media", b"s" * 32)
+def test_what_a_replay_has_inline_is_counted_before_it_is_read(media: MediaStore) -> None:
     stored = idempotency.store_answer(answer(media), UNSPECIFIED, media, stream=False)
     for delivery, counted in ((UNSPECIFIED, [14]), (MediaDelivery.MEDIA_DELIVERY_LINK, [])):
         sizes: list[int] = []
@@ -64,8 +68,7 @@ def test_what_a_replay_has_inline_is_counted_before_it_is_read(tmp_path: Path) -
         assert sizes == counted
 
 
-def test_media_outlives_the_answer_that_it_belongs_to(tmp_path: Path) -> None:
-    media = MediaStore(tmp_path / "media", b"s" * 32)
+def test_media_outlives_the_answer_that_it_belongs_to(media: MediaStore) -> None:
     result = answer(media)
     idempotency.store_answer(result, UNSPECIFIED, media, stream=False)
     # The lifetime of the answer starts at its settlement, a little after this point.
@@ -74,8 +77,7 @@ def test_media_outlives_the_answer_that_it_belongs_to(tmp_path: Path) -> None:
     assert REPLAY_SECONDS + 30 < lifetime <= REPLAY_SECONDS + 60
 
 
-def test_a_stored_answer_is_replayed_only_to_its_owner(tmp_path: Path) -> None:
-    media = MediaStore(tmp_path / "media", b"s" * 32)
+def test_a_stored_answer_is_replayed_only_to_its_owner(media: MediaStore) -> None:
     stored = idempotency.store_answer(answer(media), UNSPECIFIED, media, stream=False)
     assert (
         restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False)[0].speech.data
@@ -91,9 +93,8 @@ def test_a_stored_answer_is_replayed_only_to_its_owner(tmp_path: Path) -> None:
     [(45 * 1024, True, True), (45 * 1024 + 1, True, False), (45 * 1024 + 1, False, True)],
 )
 def test_a_large_image_is_replayed_in_a_stream_as_a_link(
-    tmp_path: Path, size: int, stream: bool, inline: bool
+    media: MediaStore, size: int, stream: bool, inline: bool
 ) -> None:
-    media = MediaStore(tmp_path / "media", b"s" * 32)
     result = TaskResult(id="img_1", model="flux-1-pro")
     image = result.image.images.add(content_type="image/png", data=bytes(size))
     with media.writer("ann/live", "image/png") as writer:
@@ -195,8 +196,7 @@ async def test_only_a_digest_of_an_idempotency_key_is_stored() -> None:
 # --- links and bytes
 
 
-def test_the_bytes_of_media_are_not_stored_in_the_answer(tmp_path: Path) -> None:
-    media = MediaStore(tmp_path / "media", b"s" * 32)
+def test_the_bytes_of_media_are_not_stored_in_the_answer(media: MediaStore) -> None:
     result = answer(media, bytes(100_000))
     assert len(idempotency.store_answer(result, UNSPECIFIED, media, stream=False)) < 1_000
     assert len(result.speech.data) == 100_000, "the caller receives the bytes"
@@ -212,9 +212,8 @@ def test_the_bytes_of_media_are_not_stored_in_the_answer(tmp_path: Path) -> None
     ],
 )
 def test_an_unrequested_link_is_omitted_if_the_bytes_are_inline(
-    tmp_path: Path, requested: Any, data: bool, stream: bool, linked: bool
+    media: MediaStore, requested: Any, data: bool, stream: bool, linked: bool
 ) -> None:
-    media = MediaStore(tmp_path / "media", b"s" * 32)
     size = 10 if data or stream else MAX_INLINE + 1
     result = answer(media, bytes(size))
     if not data:
@@ -226,8 +225,7 @@ def test_an_unrequested_link_is_omitted_if_the_bytes_are_inline(
         assert len(speech_result.speech.data) == (size if data else 0)
 
 
-def test_a_replayed_answer_has_a_link_that_is_valid_as_long_as_its_media(tmp_path: Path) -> None:
-    media = MediaStore(tmp_path / "media", b"s" * 32)
+def test_a_replayed_answer_has_a_link_that_is_valid_as_long_as_its_media(media: MediaStore) -> None:
     result = answer(media)
     stored = idempotency.store_answer(result, UNSPECIFIED, media, stream=False)
     link = restore_answer(stored, UNSPECIFIED, "ann/live", media, stream=False)[0].speech.media
@@ -236,8 +234,7 @@ def test_a_replayed_answer_has_a_link_that_is_valid_as_long_as_its_media(tmp_pat
 
 
 @pytest.mark.parametrize("gone", [True, False])
-def test_a_stored_answer_whose_file_is_gone_asks_for_no_repetition(tmp_path: Path, gone: bool) -> None:
-    media = MediaStore(tmp_path / "media", b"s" * 32)
+def test_a_stored_answer_whose_file_is_gone_asks_for_no_repetition(media: MediaStore, gone: bool) -> None:
     stored = idempotency.store_answer(answer(media), UNSPECIFIED, media, stream=False)
     (path,) = [one for one in media.folder.iterdir() if one.name.startswith("media_")]
     path.unlink()
@@ -249,8 +246,7 @@ def test_a_stored_answer_whose_file_is_gone_asks_for_no_repetition(tmp_path: Pat
     assert ("is gone" in refusal.value.message) is gone
 
 
-def test_a_stored_answer_whose_file_was_truncated_by_a_power_cut_is_not_returned(tmp_path: Path) -> None:
-    media = MediaStore(tmp_path / "media", b"s" * 32)
+def test_a_stored_answer_whose_file_was_truncated_by_a_power_cut_is_not_returned(media: MediaStore) -> None:
     stored = idempotency.store_answer(answer(media, bytes(10)), UNSPECIFIED, media, stream=False)
     (path,) = [one for one in media.folder.iterdir() if one.name.startswith("media_")]
     os.truncate(path, 9)
@@ -260,8 +256,7 @@ def test_a_stored_answer_whose_file_was_truncated_by_a_power_cut_is_not_returned
         assert not refusal.value.repeatable
 
 
-async def test_a_replayed_stream_has_the_order_of_the_first_one(tmp_path: Path) -> None:
-    media = MediaStore(tmp_path / "media", b"s" * 32)
+async def test_a_replayed_stream_has_the_order_of_the_first_one(media: MediaStore) -> None:
     data = b"ID3" + bytes(3 * MAX_AUDIO_BYTES)
     result = answer(media, data)
     result.create_time.seconds = 1_700_000_000

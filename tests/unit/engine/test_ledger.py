@@ -12,7 +12,6 @@ from pomelo.call import KeyBudget
 from pomelo.catalog.pricing import Prices, Usage
 from pomelo.engine import ledger as ledgers
 from pomelo.engine.ledger import Ledger
-from pomelo.engine.reservation import Reservation
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.stores.accounts import Wallet
@@ -135,17 +134,6 @@ async def test_only_an_exact_cost_is_reported_before_the_task_runs(
     job = accepted_job("img_1", MODEL, usage, CALLER, exact=exact, prices=prices)
     await failing_ledger()[1].reserve(job, BUILTIN["unlimited"], call)
     assert call.response_headers.get("X-Credits-Charged") == charged
-
-
-async def test_a_failed_task_whose_reservation_is_lost_reports_limits_and_no_cost() -> None:
-    plan, call, (store, ledger) = BUILTIN["unlimited"], call_of(""), failing_ledger()
-    reservation = await ledger.reserve(accepted_job("img_1", MODEL, Usage(), CALLER), plan, call)
-    assert isinstance(reservation, Reservation)
-    reservation.lost = True
-    await reservation.fail()
-    assert store.calls == ["reserve"]  # whoever took the reservation has ended it
-    assert call.response_trailers["X-Credits-Remaining"] == "0"
-    assert "X-Credits-Charged" not in call.response_trailers
 
 
 async def test_a_refused_caller_that_has_left_has_nothing_to_void() -> None:

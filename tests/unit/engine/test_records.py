@@ -90,14 +90,16 @@ async def test_a_task_ends_once() -> None:
     assert store.calls == ["reserve", "settle img_1"]
 
 
-async def test_a_lost_task_is_not_ended_again_and_its_cost_is_not_reported() -> None:
+async def test_a_lost_task_is_not_ended_again_and_reports_limits_and_no_cost() -> None:
     store, reservation = await running(Clock())
+    call = reservation._call
     reservation.lost = True
-    reservation._call.response_headers["X-Credits-Charged"] = "0.04"  # the price of a complete result
+    call.response_headers["X-Credits-Charged"] = "0.04"  # the price of a complete result
     await reservation.fail("store_unavailable")
-    assert store.calls == ["reserve"]
-    assert "X-Credits-Charged" not in reservation._call.response_trailers
-    assert "X-Credits-Charged" not in reservation._call.response_headers
+    assert store.calls == ["reserve"]  # whoever took the reservation has ended it
+    assert call.response_trailers["X-Credits-Remaining"] == "0"
+    assert "X-Credits-Charged" not in call.response_trailers
+    assert "X-Credits-Charged" not in call.response_headers
 
 
 async def test_a_cost_that_could_not_be_charged_is_not_reported() -> None:

@@ -124,6 +124,7 @@ async def test_a_stream_whose_caller_leaves_costs_its_input_and_its_delivered_ou
     await engine.settled(account)
     (record,) = await engine.records(account)
     assert record.code == "cancelled"
+    assert await engine.failures(account) == [record]
     assert (record.complete, record.source, record.output_tokens) == (False, "estimated", 2)
     assert record.output_bytes == len("one two")
     assert record.cost == record.input_tokens * 4 + 2 * 20
@@ -211,7 +212,6 @@ async def test_a_repeated_request_costs_nothing_and_reports_the_same_adjustments
     assert len(await engine.records(account)) == 1
 
 
-async def test_a_replay_is_refused_while_its_caller_has_too_much_to_read(engine: EngineApp) -> None:
 async def test_a_replay_that_its_caller_reads_slowly_ends_at_the_deadline(engine: EngineApp) -> None:
     account, spec, key = await engine.account(), small_task("text"), {"idempotency-key": "slow"}
     assert (await engine.ask(account, spec, headers=key)).code == "ok"
@@ -226,6 +226,7 @@ async def test_a_replay_that_its_caller_reads_slowly_ends_at_the_deadline(engine
             await asyncio.Event().wait()
 
 
+async def test_a_replay_is_refused_while_its_caller_has_too_much_to_read(engine: EngineApp) -> None:
     account, spec = await engine.account(), small_task("text_to_speech")
     run, call = engine.app.services.tasks.run_task, call_of(account.key, idempotency_key="k")
     first = await run(spec, TaskOptions(), call_of(account.key, idempotency_key="k"))
