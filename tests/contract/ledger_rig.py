@@ -29,7 +29,7 @@ from pomelo.stores.ledger import (
     Settlement,
 )
 from pomelo.stores.redis import Timing, open_redis
-from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.sqlite import SqliteStore, open_sqlite
 from pomelo.stores.usage import UsageRecord, WalletState
 from tests.limits import counters
 from tests.redis_server import any_server
@@ -65,7 +65,10 @@ class Clock:
 class Rig(Protocol):
     """A store under test, and its clock."""
 
-    store: Store
+    @property
+    def store(self) -> Store:
+        """The open store."""
+        ...
 
     @property
     def clock(self) -> Clock:
@@ -89,7 +92,7 @@ class SqliteRig:
     """A file in a folder. After a crash the rig uses copies of its files, with the log not yet read. It crashes
     after the counts of reserved tasks were written, which is at most COUNTS_DELAY later."""
 
-    store: Store
+    store: SqliteStore
 
     def __init__(self, folder: Path) -> None:
         self.clock = Clock()

@@ -23,7 +23,6 @@ from pomelo.stores.base import Store, StoreError
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.schema import MIGRATIONS
 from pomelo.stores.sqlite import open_sqlite
-from pomelo.stores.sqlite.store import SqliteStore
 from tests.redis_server import any_server
 from tests.unit.refusals import refused
 
@@ -343,6 +342,7 @@ async def test_a_folder_that_can_not_be_created_is_refused(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     assert "can't be opened" in await opening_error(tmp_path / "file" / "pomelo.db")
 
+
 @pytest.mark.parametrize("exists", [False, True])
 async def test_a_linked_file_has_its_log_and_its_lock_beside_itself(tmp_path: Path, exists: bool) -> None:
     link, path = tmp_path / "data" / "pomelo.db", tmp_path / "disk" / "pomelo.db"
@@ -359,7 +359,6 @@ async def test_a_linked_file_has_its_log_and_its_lock_beside_itself(tmp_path: Pa
         assert "is used by another process" in await opening_error(path)
 
 
-
 async def test_each_migration_is_recorded_once(tmp_path: Path) -> None:
     path = tmp_path / "pomelo.db"
     for _ in range(2):
@@ -370,12 +369,3 @@ async def test_each_migration_is_recorded_once(tmp_path: Path) -> None:
         strict = connection.execute("SELECT count(*) FROM pragma_table_list WHERE strict = 1").fetchone()[0]
     assert versions == list(range(1, len(MIGRATIONS) + 1))
     assert strict == 10
-
-
-async def test_commits_are_synced_to_disk(tmp_path: Path) -> None:
-    async with open_sqlite(tmp_path / "pomelo.db") as store:
-        assert isinstance(store, SqliteStore)
-        settings = await store._writer.do(
-            lambda c: [c.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
-        )
-    assert settings == ["wal", 2]

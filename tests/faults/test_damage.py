@@ -285,7 +285,7 @@ async def test_damage_found_by_a_write_is_logged_too(path: Path, caplog: pytest.
             connection.execute("INSERT INTO keys SELECT * FROM keys").fetchall()
 
         with pytest.raises(PomeloError):
-            await store._writer.do(meets)  # type: ignore[attr-defined]
+            await store._writer.do(meets)
         assert sum("is damaged" in record.getMessage() for record in caplog.records) == 1
         assert await store.list_accounts() != []
 

@@ -19,7 +19,6 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 from pomelo.errors import PomeloError
 from pomelo.runtime.process import shielded
 from pomelo.stores.accounts import DEFAULT_ACCOUNT, PAGE, AccountSummary, Wallet
-from pomelo.stores.base import Store
 from pomelo.stores.sqlite import accounts, acts, keys, usage
 from pomelo.stores.sqlite.balances import Balances
 from pomelo.stores.sqlite.checks import Checks, interrupt
@@ -47,7 +46,7 @@ async def open_sqlite(
     lock_wait: float = LOCK_WAIT,
     now: Callable[[], float] = time.time,
     monotonic: Callable[[], float] = time.monotonic,
-) -> AsyncIterator[Store]:
+) -> AsyncIterator[SqliteStore]:
     """Opens the file, creates or migrates it if needed, and closes it on exit.
 
     Recovers the tasks that were running when the last process died.
@@ -79,10 +78,10 @@ async def open_sqlite(
     finally:
         await writer.close()
 
+
 def _connect(path: Path) -> sqlite3.Connection:
     with store_errors(path):
         return connect_read_only(path)
-
 
 
 def _steady_clock(now: Callable[[], float], monotonic: Callable[[], float]) -> Callable[[], float]:
@@ -143,10 +142,10 @@ class SqliteStore:
         self.set_disabled = _method(accounts.set_disabled, writer.do)
         self.get_grant = _method(accounts.get_grant, self._read)
         self.list_grants = _method(accounts.list_grants, self._read)
+        self.list_acts = _method(acts.list_acts, self._report)
         reports = usage.Reports(self._report)
         self.list_usage = reports.list_usage
         self.sum_usage = reports.sum_usage
-        self.list_acts = _method(acts.list_acts, self._report)
 
     async def check(self) -> None:
         # While writes fail, it writes, so that an idle server notices when the disk has space again.

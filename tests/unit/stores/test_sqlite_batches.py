@@ -19,11 +19,10 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Balance, Grant, Wallet
-from pomelo.stores.base import Store, StoreError
+from pomelo.stores.base import StoreError
 from pomelo.stores.ledger import Counter, Reserved
-from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.sqlite import SqliteStore, open_sqlite
 from pomelo.stores.sqlite.journal import Batch, Operation
-from pomelo.stores.sqlite.store import SqliteStore
 from pomelo.stores.sqlite.wallets import LoadedWallet
 from pomelo.stores.sqlite.writer import Writer, nothing
 from tests.contract.ledger_rig import SqliteRig, record
@@ -37,7 +36,7 @@ LIVE = Wallet("default", True)
 
 
 @pytest.fixture
-async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
+async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SqliteStore]:
     """A store whose connections fail with SQLite's error, as `Failing.fails` says."""
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
     Failing.fails, Failing.error, Failing.late = ("", 0), sqlite3.OperationalError, False
@@ -45,16 +44,14 @@ async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         yield store
 
 
-async def version(store: Store) -> int:
+async def version(store: SqliteStore) -> int:
     """The number that a write changes if it must not be left out."""
-    assert isinstance(store, SqliteStore)
     sql = "PRAGMA user_version"
     (found,) = await store._writer.do(lambda connection: connection.execute(sql).fetchone(), reads=True)
     return int(found)
 
 
-async def test_the_operations_of_a_failed_batch_are_repeated_before_its_ends(failing: Store) -> None:
-    assert isinstance(failing, SqliteStore)
+async def test_the_operations_of_a_failed_batch_are_repeated_before_its_ends(failing: SqliteStore) -> None:
     await failing.reserve(own_request("a"))
     Failing.fails = ("INSERT INTO usage", 1)
     order: list[str] = []
@@ -71,7 +68,7 @@ async def test_the_operations_of_a_failed_batch_are_repeated_before_its_ends(fai
 
 
 async def test_a_write_after_a_failure_changes_the_file_even_if_it_has_all_of_it_already(
-    failing: Store,
+    failing: SqliteStore,
 ) -> None:
     await failing.reserve(own_request("a"))
     before = await version(failing)
@@ -88,7 +85,7 @@ async def test_a_write_after_a_failure_changes_the_file_even_if_it_has_all_of_it
 
 
 async def test_the_counts_of_a_failed_batch_are_written_with_the_next_one(
-    failing: Store, tmp_path: Path
+    failing: SqliteStore, tmp_path: Path
 ) -> None:
     await failing.reserve(replace(own_request("a"), counters=(CALLS,)))
     Failing.fails = ("BEGIN", 1)
@@ -100,7 +97,7 @@ async def test_the_counts_of_a_failed_batch_are_written_with_the_next_one(
     assert json.loads(counters)["calls"][0] == 1
 
 
-async def test_credits_that_could_not_be_taken_back_are_available_again(failing: Store) -> None:
+async def test_credits_that_could_not_be_taken_back_are_available_again(failing: SqliteStore) -> None:
     granted = (await limits(failing, WALLET)).available
     Failing.fails = ("BEGIN", 2)
     with pytest.raises(PomeloError):
@@ -241,7 +238,6 @@ async def test_a_cancelled_close_is_continued_by_the_next_one() -> None:
 async def test_a_caller_who_no_longer_waits_is_no_error(
     rig: SqliteRig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert isinstance(rig.store, SqliteStore)
     waiting = rig.store._writer.do(nothing)
     waiting.cancel()
     await rig.store._writer.do(nothing)
@@ -287,7 +283,6 @@ async def test_a_cancelled_opening_ends_if_the_file_can_not_be_opened() -> None:
 
 
 async def test_counts_are_not_written_before_their_batch_is(rig: SqliteRig) -> None:
-    assert isinstance(rig.store, SqliteStore)
     writer, ledger = rig.store._writer, rig.store._ledger
     await rig.store.reserve(own_request("a"))
     wallet = ledger._wallets["default", False]
@@ -300,7 +295,6 @@ async def test_counts_are_not_written_before_their_batch_is(rig: SqliteRig) -> N
 
 
 async def test_changed_counts_set_one_timer_and_none_after_closing(rig: SqliteRig) -> None:
-    assert isinstance(rig.store, SqliteStore)
     writer = rig.store._writer
     first, second = LoadedWallet("first", True), LoadedWallet("second", True)
     writer.counts_changed(first)

@@ -15,7 +15,6 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Balance, Grant, UnknownAccountError
-from pomelo.stores.base import Store
 from pomelo.stores.ledger import (
     Budget,
     BudgetUse,
@@ -26,9 +25,8 @@ from pomelo.stores.ledger import (
     Settled,
     UnknownOutcomeError,
 )
-from pomelo.stores.sqlite import open_sqlite, writer
+from pomelo.stores.sqlite import SqliteStore, open_sqlite, writer
 from pomelo.stores.sqlite.damage import REMEDY
-from pomelo.stores.sqlite.store import SqliteStore
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import record
 from tests.limits import Used, limits
@@ -63,7 +61,7 @@ class Failing(sqlite3.Connection):
 
 
 @pytest.fixture
-async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
+async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SqliteStore]:
     """A store whose connections are Failing."""
     monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Failing))
     monkeypatch.setattr(writer, "COUNTS_DELAY", 3600.0)  # a write of counts alone would take a failure
@@ -75,7 +73,7 @@ async def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 @pytest.mark.parametrize("error", [RuntimeError, KeyError, MemoryError, sqlite3.OperationalError])
 @pytest.mark.parametrize("start", ["BEGIN", "SELECT a.name", "INSERT INTO usage", "UPDATE wallets", "COMMIT"])
 async def test_any_error_of_a_statement_is_store_unavailable_and_the_thread_continues(
-    failing: Store, start: str, error: type[Exception]
+    failing: SqliteStore, start: str, error: type[Exception]
 ) -> None:
     Failing.error = error
     Failing.fails = (start, 3)
@@ -103,7 +101,7 @@ async def test_any_error_of_a_statement_is_store_unavailable_and_the_thread_cont
 
 @pytest.mark.parametrize("start", ["INSERT INTO usage", "COMMIT"])
 async def test_damage_that_a_write_finds_is_logged_with_its_remedy(
-    failing: Store, caplog: pytest.LogCaptureFixture, start: str
+    failing: SqliteStore, caplog: pytest.LogCaptureFixture, start: str
 ) -> None:
     def damaged() -> Exception:
         error = sqlite3.DatabaseError("database disk image is malformed")
@@ -117,13 +115,12 @@ async def test_damage_that_a_write_finds_is_logged_with_its_remedy(
     assert REMEDY in caplog.text
 
 
-async def test_a_failed_rollback_is_repeated(failing: Store) -> None:
+async def test_a_failed_rollback_is_repeated(failing: SqliteStore) -> None:
     def work(connection: sqlite3.Connection) -> None:
         connection.execute("INSERT INTO accounts (name) VALUES ('half')")
         Failing.fails = ("ROLLBACK", 4)
         raise KeyError
 
-    assert isinstance(failing, SqliteStore)
     with pytest.raises(PomeloError):
         await failing._writer.do(work)
     # The transaction is still open; the next operation must not be part of it.
@@ -135,7 +132,9 @@ async def test_a_failed_rollback_is_repeated(failing: Store) -> None:
     assert await failing.get_account("half") is None
 
 
-async def test_the_outcome_is_known_after_an_sqlite_error_and_unknown_after_others(failing: Store) -> None:
+async def test_the_outcome_is_known_after_an_sqlite_error_and_unknown_after_others(
+    failing: SqliteStore,
+) -> None:
     errors = ((lambda: sqlite3.OperationalError("disk I/O error"), False), (RuntimeError, True))
     await failing.reserve(own_request("a"))
     for start in ("INSERT INTO usage", "COMMIT"):
@@ -149,7 +148,7 @@ async def test_the_outcome_is_known_after_an_sqlite_error_and_unknown_after_othe
 
 
 async def test_after_a_failed_write_a_task_is_reserved_only_once_its_counts_are_written(
-    failing: Store, caplog: pytest.LogCaptureFixture
+    failing: SqliteStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     await failing.reserve(own_request("a"))
     Failing.error = lambda: sqlite3.OperationalError("database or disk is full")
@@ -170,7 +169,7 @@ async def test_after_a_failed_write_a_task_is_reserved_only_once_its_counts_are_
     assert Failing.fails == ("BEGIN", 1)
 
 
-async def test_the_check_of_a_store_fails_while_it_can_not_be_written(failing: Store) -> None:
+async def test_the_check_of_a_store_fails_while_it_can_not_be_written(failing: SqliteStore) -> None:
     await failing.reserve(own_request("a"))
     Failing.error = lambda: sqlite3.OperationalError("database or disk is full")
     Failing.fails = ("COMMIT", 4)
@@ -189,15 +188,15 @@ async def test_the_check_of_a_store_fails_while_it_can_not_be_written(failing: S
 
 @pytest.mark.parametrize("error", [UnknownAccountError("b"), LostReservationError("a")])
 async def test_a_refused_operation_is_no_failure_to_write(
-    failing: Store, caplog: pytest.LogCaptureFixture, error: Exception
+    failing: SqliteStore, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     def refuse(connection: sqlite3.Connection) -> None:
         raise error
 
     await failing.reserve(own_request("a"))
     with pytest.raises(type(error)):
-        await failing._writer.do(refuse)  # type: ignore[attr-defined]
-    assert not failing._writer.failing  # type: ignore[attr-defined]
+        await failing._writer.do(refuse)
+    assert not failing._writer.failing
     await failing.settle(own_settlement("a"))
     Failing.error = lambda: sqlite3.OperationalError("database or disk is full")
     Failing.fails = ("BEGIN", 1)
@@ -207,7 +206,7 @@ async def test_a_refused_operation_is_no_failure_to_write(
     assert not caplog.records
 
 
-async def test_the_check_of_a_store_fails_while_it_can_not_be_read(failing: Store) -> None:
+async def test_the_check_of_a_store_fails_while_it_can_not_be_read(failing: SqliteStore) -> None:
     Failing.fails = ("SELECT", 2)
     with pytest.raises(PomeloError):
         await failing.check()
@@ -216,7 +215,7 @@ async def test_the_check_of_a_store_fails_while_it_can_not_be_read(failing: Stor
 
 
 @pytest.mark.parametrize("end", ["settle", "void", "recover"])
-async def test_a_commit_that_fails_after_it_was_made_charges_once(failing: Store, end: str) -> None:
+async def test_a_commit_that_fails_after_it_was_made_charges_once(failing: SqliteStore, end: str) -> None:
     await failing.reserve(own_request("a"))
     await failing.reserve(own_request("b"))
     await failing.note([record("a", account="default", live=False, cost=2)])
@@ -242,7 +241,7 @@ async def test_a_commit_that_fails_after_it_was_made_charges_once(failing: Store
     assert [found.cost for found in records] == [3]
 
 
-async def test_a_charge_that_is_found_later_is_not_available_to_a_waiting_task(failing: Store) -> None:
+async def test_a_charge_that_is_found_later_is_not_available_to_a_waiting_task(failing: SqliteStore) -> None:
     await failing.reserve(own_request("a", minimum=60_000_000))
     Failing.late = True
     with pytest.raises(UnknownOutcomeError):
@@ -256,7 +255,7 @@ async def test_a_charge_that_is_found_later_is_not_available_to_a_waiting_task(f
 
 
 async def test_credits_that_were_taken_back_are_not_missing_twice_after_a_commit_that_failed(
-    failing: Store,
+    failing: SqliteStore,
 ) -> None:
     await failing.grant(Grant("back", WALLET, -40_000_000, 1.0))
     await failing.reserve(own_request("a"))
@@ -267,7 +266,7 @@ async def test_credits_that_were_taken_back_are_not_missing_twice_after_a_commit
     assert (await limits(failing, WALLET)).available == 60_000_000 - 3
 
 
-async def test_a_task_whose_settlement_fails_is_recovered_with_what_was_noted(failing: Store) -> None:
+async def test_a_task_whose_settlement_fails_is_recovered_with_what_was_noted(failing: SqliteStore) -> None:
     await failing.reserve(own_request("a"))
     await failing.note([record("a", account="default", live=False, cost=2)])
     Failing.error, Failing.fails = sqlite3.OperationalError, ("COMMIT", 2)
@@ -279,7 +278,9 @@ async def test_a_task_whose_settlement_fails_is_recovered_with_what_was_noted(fa
     assert await failing.balance(WALLET) == Balance(100_000_000, 2, 0)
 
 
-async def test_a_charge_above_the_reservation_that_was_not_written_is_taken_back(failing: Store) -> None:
+async def test_a_charge_above_the_reservation_that_was_not_written_is_taken_back(
+    failing: SqliteStore,
+) -> None:
     budget = Budget("budget:key", 1_000, 0.0)
     tokens = Counter("tokens", 10, 1_000, 60.0)
     await failing.reserve(replace(own_request("a"), budget=budget, counters=(tokens,)))
@@ -299,7 +300,7 @@ async def test_a_charge_above_the_reservation_that_was_not_written_is_taken_back
 
 
 async def test_a_task_that_was_noted_and_settled_in_a_failed_batch_leaves_no_reservation(
-    failing: Store,
+    failing: SqliteStore,
 ) -> None:
     await failing.reserve(own_request("a"))
     Failing.error, Failing.fails = sqlite3.OperationalError, ("INSERT INTO usage", 1)
@@ -310,7 +311,6 @@ async def test_a_task_that_was_noted_and_settled_in_a_failed_batch_leaves_no_res
         failing.settle(own_settlement("a")),
     )
     assert Failing.fails[1] == 0
-    assert isinstance(failing, SqliteStore)
     assert (
         await failing._writer.do(lambda connection: connection.execute("SELECT * FROM holds").fetchall())
         == []

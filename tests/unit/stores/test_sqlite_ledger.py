@@ -21,7 +21,6 @@ from pomelo.stores.ledger import (
     ReserveRequest,
     Settlement,
 )
-from pomelo.stores.sqlite.store import SqliteStore
 from pomelo.stores.usage import UsageRecord
 from tests.contract.ledger_rig import SqliteRig
 from tests.unit.refusals import refused
@@ -42,7 +41,6 @@ async def reserve(rig: SqliteRig, task_id: str, *counters: Counter) -> None:
 
 def counts(rig: SqliteRig) -> dict[str, list[Any]]:
     """The counts of the wallet in memory."""
-    assert isinstance(rig.store, SqliteStore)
     return rig.store._ledger._wallets[WALLET.account, WALLET.live].counts
 
 
@@ -104,7 +102,6 @@ async def test_wallets_that_no_task_uses_are_dropped_from_memory(
         await rig.store.reserve(ReserveRequest(draft, 0, 0, calls))
         if number > 1:
             await rig.store.settle(Settlement(draft))
-    assert isinstance(rig.store, SqliteStore)
     known = rig.store._ledger._wallets
     assert len(known) <= 3 + 2
     assert {("a0", True), ("a1", True)} <= set(known)  # their tasks run
@@ -137,7 +134,6 @@ async def test_no_wallet_is_in_use_when_all_operations_have_ended(rig: SqliteRig
     await rig.store.set_credit_limit(WALLET, 7)
     with pytest.raises(OverdrawnError):
         await rig.store.grant(Grant("g2", WALLET, -(10**12), 1.0))
-    assert isinstance(rig.store, SqliteStore)
     assert [wallet for wallet in rig.store._ledger._wallets.values() if wallet.in_use] == []
 
 

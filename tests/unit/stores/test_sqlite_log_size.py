@@ -13,10 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pomelo.stores.base import Store
 from pomelo.stores.ledger import IdempotencyKey, ReserveRequest, Settlement
-from pomelo.stores.sqlite import log_size, open_sqlite, usage
-from pomelo.stores.sqlite.store import SqliteStore
+from pomelo.stores.sqlite import SqliteStore, log_size, open_sqlite, usage
 from pomelo.stores.usage import UsageQuery
 from tests.load.process_usage import queued_seconds
 from tests.many_accounts import fill_sqlite
@@ -34,7 +32,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-async def store(path: Path) -> AsyncIterator[Store]:
+async def store(path: Path) -> AsyncIterator[SqliteStore]:
     """A store with 4,000 records, and an account that has credits."""
     async with open_sqlite(path):
         pass
@@ -53,7 +51,7 @@ def clock() -> float:
     return time.perf_counter() - sum(queued_seconds(thread.id) for thread in psutil.Process().threads())
 
 
-async def task(store: Store, number: int) -> float:
+async def task(store: SqliteStore, number: int) -> float:
     """Runs a task whose answer is stored; returns the duration of its longest step in seconds."""
     began = clock()
     await store.reserve(
@@ -70,7 +68,7 @@ async def task(store: Store, number: int) -> float:
 
 
 async def test_the_log_stays_small_while_sums_are_read_back_to_back(
-    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(usage, "STEP", 100)
     numbers, ended, largest, sums = itertools.count(), 0, 0, 0
@@ -105,7 +103,7 @@ async def test_the_log_stays_small_while_sums_are_read_back_to_back(
 
 
 async def test_a_large_log_is_emptied_at_the_next_commit_and_nothing_is_lost(
-    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_size, "LARGE", 10**12)
     for number in range(80):
@@ -121,7 +119,7 @@ async def test_a_large_log_is_emptied_at_the_next_commit_and_nothing_is_lost(
 
 
 async def test_the_file_of_the_log_is_overwritten_until_it_is_twice_as_large(
-    store: Store, path: Path
+    store: SqliteStore, path: Path
 ) -> None:
     sizes = [0]
     for number in range(300):
@@ -137,7 +135,7 @@ async def test_the_file_of_the_log_is_overwritten_until_it_is_twice_as_large(
 
 
 async def test_commits_do_not_wait_for_another_program_that_reads(
-    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_size, "BUSY_PAUSE", 0.05)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
@@ -155,10 +153,9 @@ async def test_commits_do_not_wait_for_another_program_that_reads(
 
 
 async def test_commits_do_not_wait_for_a_long_step_of_a_report(
-    store: Store, path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_size, "STEP_PAUSE", 0.1)
-    assert isinstance(store, SqliteStore)
     reading = store._log_size.reading()
     await asyncio.get_running_loop().run_in_executor(None, reading.__enter__)
     try:
@@ -194,7 +191,7 @@ def test_after_a_long_step_of_a_report_the_log_is_not_emptied_until_a_pause_is_o
 
 
 async def test_a_large_log_left_by_a_crash_is_emptied(
-    store: Store, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: SqliteStore, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(log_size, "LARGE", 10**12)
     for number in range(80):

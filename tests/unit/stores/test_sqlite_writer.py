@@ -22,18 +22,11 @@ from pomelo.stores.ledger import (
     UnknownOutcomeError,
 )
 from pomelo.stores.sqlite import open_sqlite, writer
-from pomelo.stores.sqlite.store import SqliteStore
 from pomelo.stores.sqlite.writer import BATCH
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import SqliteRig, record, settlement
 from tests.limits import limits
 from tests.unit.stores.own_tasks import WALLET, own_request, own_settlement
-
-
-def inner(rig: SqliteRig) -> SqliteStore:
-    """The store behind its interface."""
-    assert isinstance(rig.store, SqliteStore)
-    return rig.store
 
 
 async def test_an_operation_that_fails_is_undone_without_affecting_its_batch(rig: SqliteRig) -> None:
@@ -42,7 +35,7 @@ async def test_an_operation_that_fails_is_undone_without_affecting_its_batch(rig
             connection.execute("INSERT INTO accounts (name) VALUES ('half')")
             connection.execute("INSERT INTO accounts (name) VALUES ('default')")
 
-        await inner(rig)._writer.do(work)
+        await rig.store._writer.do(work)
 
     outcomes = await asyncio.gather(
         rig.store.reserve(own_request("a")),
@@ -72,7 +65,7 @@ async def running(rig: SqliteRig, task_ids: str) -> None:
     """Starts tasks, and lets a batch begin."""
     for task_id in task_ids:
         await rig.store.reserve(own_request(task_id))
-    await inner(rig)._writer.do(writer.nothing, reads=True)
+    await rig.store._writer.do(writer.nothing, reads=True)
 
 
 def settle(rig: SqliteRig, task_ids: str) -> list[asyncio.Future[Settled]]:
@@ -83,7 +76,7 @@ async def assert_waiting(rig: SqliteRig, ends: list[asyncio.Future[Settled]]) ->
     """Checks that the ends wait for others, and that none is being written."""
     for _ in range(10):
         await asyncio.sleep(0)
-    assert len(inner(rig)._writer._ends) == len(ends)
+    assert len(rig.store._writer._ends) == len(ends)
     assert not any(end.done() for end in ends)
 
 
@@ -95,7 +88,7 @@ async def test_ends_that_follow_a_batch_closely_share_a_commit_unless_one_task_i
     ends = settle(rig, "abc")
     await assert_waiting(rig, ends)
     async with asyncio.timeout(60):
-        await inner(rig)._writer.do(writer.nothing, reads=True)  # what else is written takes them along
+        await rig.store._writer.do(writer.nothing, reads=True)  # what else is written takes them along
         await asyncio.gather(*ends)
         await rig.store.settle(own_settlement("d"))
 
@@ -115,7 +108,7 @@ async def test_a_task_that_is_alone_ends_with_the_batch_after_the_one_that_is_be
 ) -> None:
     timing(monkeypatch, interval=3600.0, quiet=3600.0)
     await rig.store.reserve(own_request("a"))
-    writing = inner(rig)._writer.do(writer.nothing, reads=True)
+    writing = rig.store._writer.do(writer.nothing, reads=True)
     async with asyncio.timeout(60):
         await asyncio.gather(writing, *settle(rig, "a"))
 
@@ -138,7 +131,7 @@ async def test_after_a_wait_in_vain_the_next_two_batches_do_not_wait_once_all_ta
     ends = settle(rig, "gh")
     await assert_waiting(rig, ends)
     async with asyncio.timeout(60):
-        await inner(rig)._writer.do(writer.nothing, reads=True)
+        await rig.store._writer.do(writer.nothing, reads=True)
         await asyncio.gather(*ends)
 
 
@@ -147,7 +140,7 @@ async def test_a_beginning_during_the_wait_lets_later_batches_wait_again(
 ) -> None:
     await wait_in_vain_and_skip_two(rig, monkeypatch)
     timing(monkeypatch, interval=3600.0, quiet=0.0)
-    queue = inner(rig)._writer
+    queue = rig.store._writer
     await running(rig, "gh")
     ends = settle(rig, "gh")
     for number in range(10):
@@ -184,14 +177,14 @@ async def test_declared_errors_are_raised_and_all_others_are_store_unavailable(
     for declared in (LostReservationError("a"), UnknownAccountError("b"), PomeloError("invalid_parameter")):
         for reads in (False, True):
             with pytest.raises(type(declared)):
-                await inner(rig)._writer.do(raising(declared), reads=reads)
+                await rig.store._writer.do(raising(declared), reads=reads)
     with caplog.at_level(logging.ERROR, "pomelo.stores"):
         for _ in range(5):
             for reads in (False, True):
                 with pytest.raises(UnknownOutcomeError):
-                    await inner(rig)._writer.do(raising(KeyError("secret")), reads=reads)
+                    await rig.store._writer.do(raising(KeyError("secret")), reads=reads)
             with pytest.raises(PomeloError):
-                await inner(rig)._report(raising(KeyError("secret")))
+                await rig.store._report(raising(KeyError("secret")))
     logged = [one.getMessage() for one in caplog.records]
     assert len(logged) == 1, "once, however often it happened"
     assert "builtins.KeyError" in logged[0]
@@ -210,7 +203,7 @@ async def test_reservations_do_not_wait_for_reports(rig: SqliteRig) -> None:
     endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
     # The second one begins only once the first one has been ended.
     reports = [
-        asyncio.ensure_future(inner(rig)._report(lambda c: c.execute(endless).fetchone())) for _ in range(2)
+        asyncio.ensure_future(rig.store._report(lambda c: c.execute(endless).fetchone())) for _ in range(2)
     ]
     for number in range(50):
         await rig.store.reserve(own_request(f"t{number}"))
@@ -225,8 +218,8 @@ async def test_reservations_do_not_wait_for_reports(rig: SqliteRig) -> None:
 
 async def test_reports_can_not_write(rig: SqliteRig) -> None:
     with pytest.raises(PomeloError):
-        await inner(rig)._report(lambda c: c.execute("INSERT INTO accounts (name) VALUES ('x')"))
-    settings = await inner(rig)._report(lambda c: c.execute("PRAGMA wal_autocheckpoint").fetchone())
+        await rig.store._report(lambda c: c.execute("INSERT INTO accounts (name) VALUES ('x')"))
+    settings = await rig.store._report(lambda c: c.execute("PRAGMA wal_autocheckpoint").fetchone())
     assert settings == (0,)
 
 
@@ -249,7 +242,7 @@ async def test_a_note_that_is_written_after_the_end_of_its_task_has_no_effect(
     rig: SqliteRig, end: str
 ) -> None:
     await rig.store.reserve(own_request("a"))
-    others = [inner(rig)._writer.do(lambda _: None, reads=True) for _ in range(BATCH + 1)]
+    others = [rig.store._writer.do(lambda _: None, reads=True) for _ in range(BATCH + 1)]
     note = asyncio.create_task(rig.store.note([record("a", account="default", live=False, cost=2)]))
     await asyncio.sleep(0)
     if end == "settled":
@@ -369,6 +362,6 @@ async def test_connections_check_what_they_read_and_write_durably(rig: SqliteRig
         ]
 
     names = "cell_size_check trusted_schema wal_autocheckpoint query_only"
-    assert await inner(rig)._report(pragmas(names)) == [1, 0, 0, 1]
+    assert await rig.store._report(pragmas(names)) == [1, 0, 0, 1]
     names += " journal_mode synchronous foreign_keys ignore_check_constraints"
-    assert await inner(rig)._writer.do(pragmas(names), reads=True) == [1, 0, 0, 0, "wal", 2, 1, 0]
+    assert await rig.store._writer.do(pragmas(names), reads=True) == [1, 0, 0, 0, "wal", 2, 1, 0]
