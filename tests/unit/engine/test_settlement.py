@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import time
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
@@ -18,24 +16,17 @@ from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.runtime.in_flight import MIB
 from pomelo.tasks.base import LARGE
 from pomelo.testing import Answer as Words
-from pomelo.testing import Gate, Speech, Transcript
+from pomelo.testing import Gate, Speech
 from pomelo.testing import error_reply as openai_error
 from tests.calls import call_of, refusal
 from tests.tasks import small_task, text_body, to_task
-from tests.unit.engine.apps import STREAM, Answer, EngineApp, open_engine
+from tests.unit.engine.apps import STREAM, Answer, EngineApp
 from tests.unit.refusals import refused
 
-INLINE_LIMIT = 5_000
 AUDIO = b"OggS" + b"some audio" * 100
 USAGE = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
 COST = 100 * 4 + 7 * 20
 """Microcredits of USAGE at the prices of gpt-4."""
-
-
-@pytest.fixture(scope="module", name="opened_engine")
-async def _opened_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[EngineApp]:
-    async with open_engine(tmp_path_factory.mktemp("settled"), inline_limit=INLINE_LIMIT) as opened:
-        yield opened
 
 
 def text_task(text: str, **more: Any) -> dict[str, Any]:
@@ -314,24 +305,6 @@ async def test_the_upload_of_a_repeated_request_is_deleted(engine: EngineApp) ->
         assert (await engine.ask(account, task, headers={"idempotency-key": "upload"})).code == "ok"
         assert task.speech_to_text.audio.media_id not in engine.media()
     assert len(await engine.records(account)) == 1
-
-
-@pytest.mark.parametrize(
-    ("size", "protocol", "code"),
-    [
-        (INLINE_LIMIT, "grpc", "ok"),
-        (INLINE_LIMIT + 1, "grpc", "payload_too_large"),
-        (INLINE_LIMIT + 1, "rest", "ok"),
-    ],
-)
-async def test_inline_audio_of_a_grpc_call_may_have_exactly_the_limit(
-    engine: EngineApp, size: int, protocol: str, code: str
-) -> None:
-    account = await engine.account()
-    audio = (b"OggS" + b"x" * size)[:size]
-    engine.upstream.script(*([Transcript("text")] if code == "ok" else []))
-    body = {"model": "eleven-labs-stt", "audio": base64.b64encode(audio).decode()}
-    assert (await engine.ask(account, body, protocol=protocol)).code == code
 
 
 async def test_an_invalid_header_is_refused_before_the_task_is_validated(engine: EngineApp) -> None:
