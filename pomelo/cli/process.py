@@ -52,20 +52,25 @@ def run_process(
     signals: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM),
     worker: int | None = None,
 ) -> None:
-    """Runs `main` to its end. The first signal sets its event, the second ends the process. `main` also gets
-    the observer that logs tasks; `worker` is the number of this process among several."""
+    """Runs `main` to its end. The first signal sets its event, the second ends the process, unless it is a
+    worker. `main` also gets the observer that logs tasks; `worker` is the number of this process among
+    several."""
     process.raise_descriptor_limit()
     with open_log(settings.log_level, settings.log_format, worker) as task_log:
-        _run(lambda stop: main(stop, task_log), signals)
+        _run(lambda stop: main(stop, task_log), signals, worker)
 
 
-def _run(main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], signals: tuple[int, ...]) -> None:
+def _run(
+    main: Callable[[asyncio.Event], Coroutine[Any, Any, None]], signals: tuple[int, ...], worker: int | None
+) -> None:
     async def run() -> None:
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
 
         def handle_signal() -> None:
             stop.set()
+            if worker is not None:
+                return  # what is sent to all processes, the supervisor sends again
             for number in signals:
                 loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_DFL)

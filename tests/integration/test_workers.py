@@ -157,6 +157,25 @@ async def test_a_second_signal_ends_the_workers_immediately(
                 assert running == []
 
 
+async def test_a_signal_to_all_processes_lets_running_tasks_finish(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    with RedisServer() as redis:
+        variables = {"POMELO_STORE": redis.url, "POMELO_WORKERS": "2", "POMELO_GRACE": "600"}
+        async with serve(tmp_path, **variables) as served:
+            body = text_body("[[words:100]] [[pace:0.1]]", stream=True)
+            async with http.post(f"{served.url}/api/v1/task", json=body, headers=served.headers) as answer:
+                await answer.content.readline()
+                for worker in workers(served):
+                    worker.terminate()
+                await until(lambda: len(workers(served)) == 1)  # the other one has no task
+                async with asyncio.timeout(20):
+                    while (await http.get(f"{served.url}/healthz")).status == 200:
+                        pass  # the signal may not have been handled yet
+                os.kill(served.pid, signal.SIGTERM)
+                assert (await answer.text()).endswith("data: [DONE]\n\n")
+
+
 async def test_a_worker_whose_supervisor_is_gone_does_not_spin_while_it_drains() -> None:
     class CountedEvent(asyncio.Event):
         count = 0
