@@ -14,27 +14,7 @@ from pydantic import BaseModel, ByteSize, ConfigDict, Field, ValidationError, mo
 
 from pomelo import secrets
 from pomelo.network.addresses import is_loopback, split_address
-from pomelo.settings.types import (
-    Address,
-    AlertSecrets,
-    AlertUrls,
-    ApiKey,
-    Archive,
-    Bucket,
-    File,
-    MessageSize,
-    Networks,
-    Origins,
-    PlanName,
-    PlanSettings,
-    Secret,
-    Secrets,
-    Size,
-    Store,
-    Url,
-    Urls,
-    describe_refusal,
-)
+from pomelo.settings import types
 
 PREFIX = "POMELO_"
 CONFIG = Path("pomelo.toml")
@@ -63,8 +43,8 @@ class ProviderSettings(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
 
-    api_key: ApiKey = Field(default=None, repr=False)
-    base_url: Url = ""
+    api_key: types.ApiKey = Field(default=None, repr=False)
+    base_url: types.Url = ""
 
     def further(self, name: str, schema: type[BaseModel] | None) -> BaseModel | None:
         """Returns the further settings as an instance of `schema`; None if the provider `name` declares none.
@@ -93,52 +73,52 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
-    rest: Address = "127.0.0.1:8080"
-    grpc: Address = "127.0.0.1:50051"
-    admin: Address = "127.0.0.1:9090"
+    rest: types.Address = "127.0.0.1:8080"
+    grpc: types.Address = "127.0.0.1:50051"
+    admin: types.Address = "127.0.0.1:9090"
     """The address of metrics and health, for the operator only; it has neither keys nor TLS."""
-    data: Path = Path(".pomelo")
-    store: Store = Field(default="sqlite:", repr=False)
-    archive: Archive = Field(default="", repr=False)
+    data: types.Folder = Path(".pomelo")
+    store: types.Store = Field(default="sqlite:", repr=False)
+    archive: types.Archive = Field(default="", repr=False)
     """The database that usage records move to from Redis; empty: a file in the data folder."""
-    media: Bucket = ""
+    media: types.Bucket = ""
     """The bucket of images and audio, which several machines share; empty: the data folder."""
     workers: int = Field(default=1, ge=1, le=64)
     """Number of serving processes; more than 1 needs a store that they can share."""
-    public_url: Url = ""
+    public_url: types.PublicUrl = ""
     """The URL at which callers reach REST; empty: its address."""
     page: bool = True
     """Whether REST serves the page for developers at `/`."""
-    cors_origins: Origins = ()
+    cors_origins: types.Origins = ()
     """Origins whose pages may call REST from a browser, such as https://app.example; `*` alone: all."""
-    secret: Secret = Field(default="", repr=False)
+    secret: types.Secret = Field(default="", repr=False)
     """The root secret, from which key peppers and link signatures derive; empty: that of the data folder."""
-    secret_previous: Secrets = Field(default=(), repr=False)
+    secret_previous: types.Secrets = Field(default=(), repr=False)
     """Root secrets that are accepted beside `secret` while it is rotated."""
-    tls_cert: File = None
-    tls_key: File = None
-    tls_client_ca: File = None
+    tls_cert: types.File = None
+    tls_key: types.File = None
+    tls_client_ca: types.File = None
     insecure: bool = False
-    catalog: File = None
+    catalog: types.File = None
     """The operator's catalogue, whose entries are added to the built-in ones or replace them."""
-    delivery_origins: Urls = ()
+    delivery_origins: types.Urls = ()
     """Private origins that vendors' files may be downloaded from, such as http://10.0.0.5:9000."""
-    trusted_proxies: Networks = ()
+    trusted_proxies: types.Networks = ()
     """Addresses and networks of reverse proxies, such as 10.0.0.0/8. One caller's fault does not close their
     gRPC connections; for REST see `idle_timeout`. Their X-Forwarded-For has the address of the caller."""
     providers: Mapping[str, ProviderSettings] = Field(default_factory=dict, repr=False)
     """By name; `acme_api_key` and `acme_base_url` are short forms for the provider acme."""
     variables: Mapping[str, str] = Field(default_factory=dict, repr=False)
     """Environment variables that may be a provider's, such as ACME_API_KEY; they override `providers`."""
-    json_limit: MessageSize = ByteSize(8 * _MIB)
-    upload_limit: Annotated[Size, Field(gt=0)] = ByteSize(50 * _MIB)
-    inline_limit: MessageSize = ByteSize(4 * _MIB)
+    json_limit: types.MessageSize = ByteSize(8 * _MIB)
+    upload_limit: Annotated[types.Size, Field(gt=0)] = ByteSize(50 * _MIB)
+    inline_limit: types.MessageSize = ByteSize(4 * _MIB)
     upstream_connections: int = Field(default=256, ge=1, le=65536)
     """Concurrent connections of one process to each vendor's host."""
-    media_limit: Annotated[Size, Field(gt=0)] = ByteSize(10 * 1024 * _MIB)
+    media_limit: Annotated[types.Size, Field(gt=0)] = ByteSize(10 * 1024 * _MIB)
     """Maximum bytes of all media; `media_account_limit` applies to one account and mode."""
-    media_account_limit: Annotated[Size, Field(gt=0)] = ByteSize(1024 * _MIB)
-    disk_reserve: Annotated[Size, Field(ge=0)] | None = None
+    media_account_limit: Annotated[types.Size, Field(gt=0)] = ByteSize(1024 * _MIB)
+    disk_reserve: Annotated[types.Size, Field(ge=0)] | None = None
     """Disk bytes that media leave free for the ledger; None: 512 MiB, or a tenth of a smaller disk."""
     max_calls: int = Field(default=2000, ge=1, le=1_000_000)
     """Concurrent calls of both protocols; one account has at most half of them."""
@@ -146,14 +126,14 @@ class Settings(BaseModel):
     """REST connections of all callers together, in each process."""
     idle_timeout: float | None = Field(default=None, ge=1, le=86_400)
     """Seconds that a REST connection may be idle; None: 75, and 650 from `trusted_proxies`."""
-    plans: Mapping[PlanName, PlanSettings] = Field(default_factory=dict)
+    plans: Mapping[types.PlanName, types.PlanSettings] = Field(default_factory=dict)
     """Plans that are added to the built-in ones or replace those of the same name."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] | None = None
     """None: text on a terminal, otherwise JSON."""
-    alert_url: AlertUrls = Field(default=(), repr=False)
+    alert_url: types.AlertUrls = Field(default=(), repr=False)
     """Receivers of alerts: https, or http on this machine."""
-    alert_secret: AlertSecrets = Field(default=(), repr=False)
+    alert_secret: types.AlertSecrets = Field(default=(), repr=False)
     """Secrets that alerts are signed with; empty: derived from the root secret."""
     alert_balance: float = Field(default=0.2, ge=0, le=1)
     """The share of its last grant below which the balance of an account is reported."""
@@ -385,7 +365,7 @@ def _suggestion(name: str, known: Collection[str]) -> str:
 def _first_error(error: ValidationError, variables: Mapping[str, str] | None = None) -> str:
     """Describes the first error, without the value; `variables` are those of the fields."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    message = describe_refusal(first["type"], first["msg"])
+    message = types.describe_refusal(first["type"], first["msg"])
     if not first["loc"]:
         return message
     name = str(first["loc"][0])

@@ -74,6 +74,12 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+def _public_url(text: str) -> str:
+    if "?" in text or "#" in text:
+        raise ValueError("must have no ? and no #: the paths of links are appended to it")
+    return text
+
+
 def _store(text: str) -> str:
     if text in ("", "sqlite:"):
         return "sqlite:"
@@ -114,6 +120,12 @@ def _secret(text: str) -> str:
     if text and len(text) < secrets.MIN_LENGTH:
         raise ValueError(f"must have at least {secrets.MIN_LENGTH} characters. Run: openssl rand -hex 32")
     return text
+
+
+def _folder(path: Any) -> Any:
+    if path == "":  # else it would be the working directory
+        raise ValueError("must be a folder, such as .pomelo")
+    return path
 
 
 def _file(path: Path | None) -> Path | None:
@@ -159,8 +171,9 @@ def _split_secrets(text: Any) -> Any:
     if not isinstance(text, str):
         return text
     # POMELO_SECRET may have had a line end, as the files of some secret stores do: then it is part of it.
-    both = [(part.strip(), part.strip(" ")) for part in text.split(",") if part.strip()]
-    return [secret for pair in both for secret in dict.fromkeys(pair)]
+    parts = [part.strip(" ") for part in text.split(",") if part.strip()]
+    both = [secret for part in parts for secret in dict.fromkeys((part.strip(), part))]
+    return [secret for secret in both if secret in parts or len(secret) >= secrets.MIN_LENGTH]
 
 
 def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:
@@ -188,8 +201,10 @@ Limit = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
 ApiKey = Annotated[str | None, AfterValidator(_api_key)]
 """A vendor's key, without the line end that a file of it has."""
 Url = Annotated[str, AfterValidator(_url)]
+PublicUrl = Annotated[Url, AfterValidator(_public_url)]
 Origin = Annotated[str, AfterValidator(normalize_origin)]
 Network = Annotated[str, AfterValidator(check_network)]
+Folder = Annotated[Path, BeforeValidator(_folder)]
 File = Annotated[Path | None, AfterValidator(_file)]
 Origins = Annotated[tuple[Origin, ...], BeforeValidator(_split), AfterValidator(_origins)]
 Secrets = Annotated[tuple[Secret, ...], BeforeValidator(_split_secrets)]

@@ -105,22 +105,19 @@ def test_the_byte_order_mark_of_a_file_is_skipped(tmp_path: Path) -> None:
     assert load(config, {}).grace == 3
 
 
-def test_the_paths_of_a_file_are_relative_to_its_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "etc"
-    folder.mkdir()
-    for name in ("cert.pem", "key.pem", "ca.pem", "catalog.toml"):
-        (folder / name).write_text("")
-    config = folder / "p.toml"
-    paths = {
-        "tls_cert": "cert.pem",
-        "tls_key": "key.pem",
-        "tls_client_ca": "ca.pem",
-        "catalog": "catalog.toml",
-    }
-    config.write_text("".join(f'{name} = "{path}"\n' for name, path in paths.items()) + 'data = "d"\n')
-    settings = load(config, {})
-    assert settings.data == folder / "d"
-    assert {name: getattr(settings, name) for name in paths} == {n: folder / p for n, p in paths.items()}
+def test_an_empty_data_folder_of_a_file_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "p.toml"
+    config.write_text('data = ""\n')
+    with pytest.raises(SettingsError, match=r"^POMELO_DATA: must be a folder, such as \.pomelo$"):
+        load(config, {})
+
+
+def test_a_previous_secret_may_be_long_enough_only_with_its_line_end() -> None:
+    secret = SHORT + "\n"
+    assert load(None, {"POMELO_SECRET": secret}).secret == secret
+    assert load(None, {"POMELO_SECRET_PREVIOUS": secret}).previous_secrets() == (secret.encode(),)
+    with pytest.raises(SettingsError, match="32 characters"):
+        load(None, {"POMELO_SECRET_PREVIOUS": secret[1:]})
 
 
 def test_usage_records_move_to_the_archive_that_is_set_or_to_the_data_folder() -> None:

@@ -243,7 +243,7 @@ def test_an_empty_variable_turns_a_server_off_and_counts_as_absent_otherwise() -
         *[
             ("ALERT_URL", "https://"),
             ("ALERT_URL", "https://hooks.example /x"),
-            ("PUBLIC_URL", "https://a b"),
+            *[("PUBLIC_URL", f"https://a{rest}") for rest in (" b", "?x=1", "/y?", "/#z")],
         ],
         *[("MEDIA", "/srv/media"), ("MEDIA", "file:///srv"), ("MEDIA", "s3://"), ("MEDIA", "az://account")],
         *[
