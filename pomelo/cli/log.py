@@ -15,7 +15,6 @@ from pomelo.cli.terminal import (
     print_array,
     print_table,
     read_time,
-    refuse_empty,
     unix_time,
 )
 
@@ -35,7 +34,6 @@ def log(
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    refuse_empty({"--account": account, "--since": since})
     query = pb.ListActsRequest(account_id=account or "")
     if since:
         read_time(since, "--since", query.start_time)

@@ -254,18 +254,6 @@ def read_time(text: str, hint: str, field: Any) -> None:
     field.CopyFrom(to_timestamp(seconds))
 
 
-def refuse_empty(filters: Mapping[str, str | None]) -> None:
-    """Refuses filters that are empty, such as from an unset variable of a script: they would select all.
-    `filters` are the values of options by their names.
-
-    Raises:
-        typer.BadParameter: one is empty.
-    """
-    for option, value in filters.items():
-        if value == "":
-            raise typer.BadParameter("must not be empty", param_hint=option)
-
-
 def format_time(message: Any, field: str) -> str | None:
     """Returns a Timestamp field as text in UTC, None if it is absent."""
     if not message.HasField(field):

@@ -23,7 +23,6 @@ from pomelo.cli.terminal import (
     print_array,
     print_table,
     read_time,
-    refuse_empty,
     task_type_name,
     value_name,
 )
@@ -89,8 +88,6 @@ def usage(
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
     from pomelo.settings import load
 
-    filters = {"--account": account, "--model": model, "--key": key, "--from": since, "--to": until}
-    refuse_empty(filters)
     request: Any
     if by is None:
         request = pb.ListUsageRequest(account_id=account or "")

@@ -157,15 +157,6 @@ async def usage_output(folder: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("option", ["--account", "--model", "--key", "--from", "--to"])
-async def test_an_empty_filter_is_refused(tmp_path: Path, option: str) -> None:
-    result = await pomelo(tmp_path, "usage", option, "", "--format", "csv")
-    assert (result.status, result.out) == (2, "")
-    assert "must not be empty" in result.error
-    if option == "--account":
-        assert (await pomelo(tmp_path, "log", option, "")).status == 2
-
-
 async def test_usage_is_filtered_by_account_mode_time_model_and_key(
     served: Served, http: aiohttp.ClientSession
 ) -> None:

@@ -38,7 +38,8 @@ ADJUST = ("accounts", "adjust", "nobody", "5", "--note", "because")
 def test_an_option_with_an_empty_value_is_refused(command: tuple[str, ...], option: str, value: str) -> None:
     result = CliRunner().invoke(program(), [*command, option, value])
     assert result.exit_code == 2
-    assert f"Invalid value for {option}: must not be empty" in result.output
+    assert f"Invalid value for {option}: must not be empty" in result.stderr
+    assert result.stdout == ""
 
 
 def test_an_empty_account_does_not_list_the_keys_of_all_accounts() -> None:
