@@ -93,18 +93,19 @@ def get_status(url: str, headers: dict[str, str], context: SSLContext | None = N
         OSError: there is no response.
     """
     from http.client import HTTPConnection, HTTPException, HTTPSConnection
-    from urllib.parse import urlsplit
 
-    parts = urlsplit(url)
-    host = parts.hostname or ""
+    from yarl import URL
+
+    parts = URL(url)  # it encodes other characters than those of ASCII, as the server does
+    host = parts.raw_host or ""
     if parts.scheme == "https":
         connection: HTTPConnection = HTTPSConnection(host, parts.port, timeout=TIMEOUT, context=context)
     else:
         connection = HTTPConnection(host, parts.port, timeout=TIMEOUT)
     try:
-        connection.request("GET", parts.path, headers=headers)
+        connection.request("GET", parts.raw_path, headers=headers)
         return connection.getresponse().status
-    except HTTPException as error:
+    except (HTTPException, UnicodeError) as error:  # UnicodeError: of a host that can't be looked up
         raise OSError(str(error)) from error
     finally:
         connection.close()

@@ -59,6 +59,21 @@ def test_a_host_that_needs_no_key_is_asked_without_one(tmp_path: Path) -> None:
     assert ("closed" in names, "twin" in names) == (True, False), "one key is reported once"
 
 
+async def test_the_base_url_of_a_provider_is_asked_as_the_server_asks_it(tmp_path: Path) -> None:
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_get("/é/v1/models", answer)
+    async with serve_application(app) as url:
+        for base_url, words in ((f"{url}/é/v1", "takes the key"), ("http://a..b/v1", "can't be reached")):
+            settings = Settings(variables={"OPENAI_API_KEY": "sk-x", "OPENAI_BASE_URL": base_url})
+            registry = find_providers(settings)
+            configured = credentials(settings, registry)
+            found = await asyncio.to_thread(_provider, registry.entries["openai"], configured)
+            assert found.detail == f"{base_url} {words}"
+
+
 def test_links_that_only_this_machine_can_reach_are_reported() -> None:
     for rest in ("0.0.0.0:8080", "[::]:8080"):
         (found,) = _links(Settings(rest=rest, insecure=True))
