@@ -116,6 +116,7 @@ class Metrics(Observer):
         self.ready = Gauge(
             "pomelo_ready", "1 if health checks say that the process accepts calls, otherwise 0."
         )
+        self.draining = Gauge("pomelo_draining", "1 while the process drains before it ends, otherwise 0.")
         self.loop_lag = Histogram(
             "pomelo_event_loop_lag_seconds", "Delay of a timer of the event loop.", bounds=LAG_SECONDS
         )

@@ -1,4 +1,4 @@
-"""Measures the process itself: whether it is ready, and how late its event loop runs what is due."""
+"""Measures the process itself: whether it is ready or drains, and how late its event loop is."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ INTERVAL = 0.25
 async def measure_process(metrics: Metrics, readiness: Readiness) -> AsyncIterator[None]:
     """Measures this process while the body runs."""
     metrics.ready.read_one(lambda: not readiness.code)
+    metrics.draining.read_one(lambda: readiness.draining)
     async with in_background(_measure_lag(metrics.loop_lag)):
         yield
 

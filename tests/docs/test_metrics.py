@@ -220,6 +220,39 @@ def test_promtool_accepts_the_alerts_and_the_queries_of_the_dashboard(tmp_path: 
         assert found.returncode == 0, found.stderr
 
 
+def check_alerts(
+    folder: Path, alert: str, series: dict[str, str], expected: list[tuple[int, list[dict[str, Any]]]]
+) -> None:
+    """Evaluates an alert on series of one value a minute. `expected` are minutes and what fires then."""
+    case = {
+        "interval": "1m",
+        "input_series": [{"series": name, "values": values} for name, values in series.items()],
+        "alert_rule_test": [
+            {"eval_time": f"{minute}m", "alertname": alert, "exp_alerts": alerts}
+            for minute, alerts in expected
+        ],
+    }
+    file = folder / "case.yml"
+    file.write_text(json.dumps({"rule_files": [str(ALERTS)], "tests": [case]}))
+    found = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+@NEEDS_PROMTOOL
+def test_a_server_that_is_not_ready_is_an_alert_unless_it_drains(tmp_path: Path) -> None:
+    (rule,) = [each for each in rules() if each["alert"] == "PomeloNotReady"]
+    labels = {"severity": "critical", "instance": "b", "worker": "0"}
+    annotations = {**rule["annotations"], "summary": "Worker 0 of b accepts no calls"}
+    series = {
+        "pomelo_ready{instance='a', worker='0'}": "1x5 0x20",
+        "pomelo_draining{instance='a', worker='0'}": "0x5 1x20",
+        "pomelo_ready{instance='b', worker='0'}": "1x5 0x20",
+        "pomelo_draining{instance='b', worker='0'}": "0x25",
+    }
+    fires = [{"exp_labels": labels, "exp_annotations": annotations}]
+    check_alerts(tmp_path, "PomeloNotReady", series, [(5, []), (10, fires)])
+
+
 @NEEDS_PROMTOOL
 def test_an_open_circuit_is_an_alert_until_no_call_has_failed_for_a_while(tmp_path: Path) -> None:
     """Its first failures are all between two scrapes, so the counter begins with them."""
@@ -233,15 +266,4 @@ def test_an_open_circuit_is_an_alert_until_no_call_has_failed_for_a_while(tmp_pa
         "pomelo_attempts_failed_total{instance='b', provider='openai', code='c', upstream_status='5xx'}": "9x30 0x30",
         "pomelo_circuit_state{instance='a', provider='openai', provider_model='m'}": "_x20 2x40",
     }
-    case = {
-        "interval": "1m",
-        "input_series": [{"series": name, "values": values} for name, values in series.items()],
-        "alert_rule_test": [
-            {"eval_time": f"{minute}m", "alertname": "PomeloCircuitOpen", "exp_alerts": expected}
-            for minute, expected in ((22, fires), (34, fires), (37, []))
-        ],
-    }
-    file = tmp_path / "case.yml"
-    file.write_text(json.dumps({"rule_files": [str(ALERTS)], "tests": [case]}))
-    found = subprocess.run(["promtool", "test", "rules", str(file)], capture_output=True, text=True)
-    assert found.returncode == 0, found.stdout + found.stderr
+    check_alerts(tmp_path, "PomeloCircuitOpen", series, [(22, fires), (34, fires), (37, [])])

@@ -41,8 +41,10 @@ async def test_readiness_is_a_metric() -> None:
     metrics, readiness = Metrics(), Readiness()
     async with measure_process(metrics, readiness):
         assert dict(metrics.ready.readings()) == {(): 1}
+        assert dict(metrics.draining.readings()) == {(): 0}
         readiness.drain()
         assert dict(metrics.ready.readings()) == {(): 0}
+        assert dict(metrics.draining.readings()) == {(): 1}
 
 
 @pytest.mark.parametrize(
