@@ -44,7 +44,7 @@ def check_fleet(config: Any) -> Iterator[Finding]:
     from pomelo.stores.redis.processes import read_fleet
 
     try:
-        processes, clock = asyncio.run(read_fleet(settings.store_url()))
+        processes, clock = asyncio.run(read_fleet(settings.store_url(), living=True))
     except Exception as error:
         yield Finding("store", "broken", explain(error))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from pomelo.cli.fleet import check_fleet
 from pomelo.configuration import read_configuration
 from pomelo.configuration.fleet import check_command, check_server, describe_process
 from pomelo.settings import Settings, SettingsError
@@ -181,10 +183,30 @@ async def test_servers_that_were_all_killed_refuse_no_other_secret_or_archive(
             settings = Settings(data=tmp_path / "data", store=redis.url, **new)  # type: ignore[arg-type]
             with pytest.raises(SettingsError, match=f"The server on {killed.host} has the same store"):
                 await check(settings)
-        for key, entries in ((PROCESSES, listed), (WORKERS, workers)):
-            redis.do("HSET", key, *[part for entry in entries.items() for part in entry])
+        list_again(redis, listed, workers)
         await check(settings)
         assert redis.do("EXISTS", PROCESSES, WORKERS) == 0
+
+
+def list_again(redis: RedisServer, processes: dict[bytes, bytes], workers: dict[bytes, bytes]) -> None:
+    """Lists processes as if they had been killed instead of ended."""
+    for key, entries in ((PROCESSES, processes), (WORKERS, workers)):
+        redis.do("HSET", key, *[part for entry in entries.items() for part in entry])
+
+
+async def test_a_server_that_was_killed_is_not_reported(
+    redis: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = Timing(heartbeat=0.05, dead_after=0.5, timeout=20.0, attempt_timeout=5.0)
+    monkeypatch.setattr("pomelo.stores.redis.processes.Timing", lambda: quick)
+    for name, value in {**SHARED, "POMELO_STORE": redis.url}.items():
+        monkeypatch.setenv(name, value)
+    async with another_machine(redis, tmp_path, POMELO_MEDIA=""):
+        listed, workers = redis.do("HGETALL", PROCESSES), redis.do("HGETALL", WORKERS)
+    list_again(redis, listed, workers)
+    found = await asyncio.to_thread(lambda: {each.name: each for each in check_fleet(None)})
+    assert found["processes"].detail == "no server runs with this store. Start one with: pomelo serve"
+    assert {each.state for name, each in found.items() if name != "processes"} == {"ok"}
 
 
 async def test_a_server_that_differs_from_another_says_in_what(redis: RedisServer, tmp_path: Path) -> None:
