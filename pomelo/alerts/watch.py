@@ -104,10 +104,12 @@ class Watch(Observer):
     def task_ended(self, report: TaskReport) -> None:
         principal = report.call.principal
         if principal is not None and principal.budget is not None and principal.live:
-            refused = report.code == "insufficient_credits"
-            if len(self._keys) < MAX_MARKED:
-                known = self._keys.get(principal.key_id)
-                self._keys[principal.key_id] = principal, refused or (known is not None and known[1])
+            self._mark_key(principal, report.code == "insufficient_credits")
+
+    def _mark_key(self, principal: Principal, refused: bool) -> None:
+        if len(self._keys) < MAX_MARKED:
+            known = self._keys.get(principal.key_id)
+            self._keys[principal.key_id] = principal, refused or (known is not None and known[1])
 
     def charged(self, record: UsageRecord) -> None:
         if record.live and len(self._accounts) < MAX_MARKED:
@@ -136,7 +138,9 @@ class Watch(Observer):
                 await self._check_budget(principal, refused)
         except BaseException:
             self._accounts |= accounts
-            self._keys = keys | self._keys
+            newer, self._keys = self._keys, keys
+            for principal, refused in newer.values():
+                self._mark_key(principal, refused)
             raise
 
     def _report_uncollected(self, record: UsageRecord) -> None:

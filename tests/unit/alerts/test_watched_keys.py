@@ -70,6 +70,7 @@ async def test_a_refusal_is_reported_after_an_outage(store: Store, sent: list[Al
 
     async def note_state(subject: str, state: str, seconds: float) -> bool:
         if failures:
+            watch.task_ended(ended("store_unavailable"))
             raise failures.pop()
         return True
 
