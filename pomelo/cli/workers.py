@@ -87,7 +87,12 @@ async def supervise(
                 worker.reload(running)
 
         try:
-            ready = [await worker.start() for worker in workers]
+            ready = []
+            for worker in workers:
+                ready.append(await worker.start())
+                if stop.is_set():
+                    await wait_for_signal(stop, settings)  # it logs what happens
+                    return
             first = ready[0]
             print_greeting(settings, first.configured, first.rest, first.grpc, first.admin, new_key)
             tasks = [asyncio.create_task(worker.keep_running()) for worker in workers]

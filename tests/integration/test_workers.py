@@ -16,7 +16,7 @@ import pytest
 
 from pomelo.cli.workers import _Worker, stop_without_supervisor
 from pomelo.settings import load
-from tests.integration.commands import free_addresses, pomelo
+from tests.integration.commands import free_addresses, pomelo, start_command
 from tests.redis_server import RedisServer
 from tests.serving import Served, serve
 from tests.tasks import text_body
@@ -155,6 +155,18 @@ async def test_a_second_signal_ends_the_workers_immediately(
                 os.kill(served.pid, signal.SIGTERM)
                 _, running = await asyncio.to_thread(psutil.wait_procs, [busy], 20)
                 assert running == []
+
+
+async def test_a_signal_during_the_start_starts_no_further_workers(tmp_path: Path) -> None:
+    with RedisServer() as redis:
+        variables = free_addresses() | {"POMELO_STORE": redis.url, "POMELO_WORKERS": "3"}
+        async with start_command(tmp_path, "serve", **variables) as server:
+            supervisor = psutil.Process(server.process.pid)
+            await until(lambda: any(map(is_worker, supervisor.children())))
+            server.process.send_signal(signal.SIGTERM)
+            assert await server.wait() == 0
+        assert "Ending: " in "".join(server.lines)
+        assert variables["POMELO_REST"] not in "".join(server.lines), "it has served"
 
 
 async def test_a_signal_to_all_processes_lets_running_tasks_finish(
