@@ -28,6 +28,10 @@ class NobodyError(FailureError):
     """No server listens at the address."""
 
 
+class NoCallerError(FailureError):
+    """The server of the settings asks for a client certificate, and its own is not one."""
+
+
 @asynccontextmanager
 async def open_client(
     opener: Callable[..., AbstractAsyncContextManager[T]],
@@ -72,7 +76,11 @@ async def open_client(
         if error.code != "server_unavailable":
             raise
         reason = trust.diagnose(host, port, context)
-        raise (_nobody(address) if reason is None else FailureError(f"{address}: {reason}")) from error
+        if reason is None:
+            raise _nobody(address) from error
+        if own and reason == trust.NO_CLIENT:
+            raise NoCallerError(f"{address}: {trust.NO_OWN_CLIENT}") from error
+        raise FailureError(f"{address}: {reason}") from error
     finally:
         log.setLevel(level)
 

@@ -21,7 +21,11 @@ _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0,
 
 _SILENT = "it listens, but does not answer: it hangs, or is overloaded"
 _NO_TLS = "it listens, but speaks no gRPC without TLS. For TLS, name its authority with --ca FILE"
-_NO_CLIENT = "it asks for a client certificate of its authority: set POMELO_TLS_CERT and POMELO_TLS_KEY"
+NO_CLIENT = "it asks for a client certificate of its authority: set POMELO_TLS_CERT and POMELO_TLS_KEY"
+NO_OWN_CLIENT = (
+    "it asks for a client certificate of POMELO_TLS_CLIENT_CA, and the server's own is not one. Set "
+    "POMELO_TLS_CERT and POMELO_TLS_KEY to a caller's, and name the server's authority with --ca FILE"
+)
 _BEGIN, _END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 
 
@@ -97,7 +101,7 @@ def diagnose(host: str, port: int, context: ssl.SSLContext | None) -> str | None
             with _handshake(plain, host, context) as connection:
                 # A server reports a missing client certificate after the handshake; gRPC just disconnects.
                 if connection.selected_alpn_protocol() == "h2" and not connection.recv(1):
-                    return _NO_CLIENT
+                    return NO_CLIENT
         except TimeoutError:
             return _SILENT
         except ssl.SSLError as error:
@@ -118,7 +122,7 @@ def explain_handshake(error: ssl.SSLError, *, own: bool = False) -> str:
             hint = "Name its authority with --ca FILE"
         return f"its certificate is not trusted: {error.verify_message.rstrip('.')}. {hint}"
     if error.reason and "CERTIFICATE" in error.reason:
-        return _NO_CLIENT
+        return NO_CLIENT
     return "it listens, but speaks no TLS, or no version that is accepted here"
 
 

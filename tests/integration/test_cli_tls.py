@@ -136,6 +136,21 @@ async def test_a_missing_client_certificate_is_reported(tmp_path: Path, pairs: P
         assert (await pomelo(tmp_path, "models", *target, **tls(pairs, "here"))).status == 0
 
 
+async def test_a_server_whose_own_certificate_is_not_a_callers_is_reached_with_one_that_is(
+    tmp_path: Path, pairs: Path
+) -> None:
+    addresses = free_addresses()
+    settings = addresses | tls(pairs, "here", POMELO_TLS_CLIENT_CA=str(pairs / "ca.pem"))
+    async with start_server(tmp_path, **settings):
+        bare = await pomelo(tmp_path, "models", **settings)
+        assert (bare.status, "and the server's own is not one" in bare.error) == (1, True)
+        status, states = await doctor(tmp_path, **settings)
+        assert (status, states["gRPC"][0]) == (0, "ok")
+        assert states["gRPC"][1].endswith("its health was not asked")
+        authority = ("--ca", str(pairs / "here.pem"))
+        assert (await pomelo(tmp_path, "models", *authority, **addresses, **tls(pairs, "issued"))).status == 0
+
+
 async def test_a_gateway_uses_tls_according_to_its_options(
     tmp_path: Path, pairs: Path, http: aiohttp.ClientSession
 ) -> None:
