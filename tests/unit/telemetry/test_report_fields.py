@@ -36,6 +36,9 @@ def test_the_metrics_of_a_task_have_its_labels_and_times() -> None:
     assert sum(metrics.first_byte.values[labels].counts) == 1
     metrics.task_ended(task(live=True, model="unknown", code="provider_failed", outcome="failed", attempts=0))
     assert metrics.tasks.values["rest", "live", "text", "", "mistral", "provider_failed"] == 1
+    metrics.task_ended(task(outcome="cancelled", attempts=0))
+    assert metrics.tasks.values["rest", "test", "text", "gpt-4", "mistral", "cancelled"] == 1
+    assert metrics.duration.values.keys() == {labels}, "only tasks that called a provider have one"
 
 
 def test_the_metrics_of_attempts_calls_and_charges_have_their_labels() -> None:
@@ -191,10 +194,43 @@ def test_lines_below_the_level_are_not_written(level: int, events: list[str]) ->
     assert log.lines_dropped() == 0
 
 
-def test_a_requested_model_of_the_longest_length_is_logged_whole() -> None:
+def test_a_requested_model_is_logged_short_and_printable() -> None:
     log, lines = logged()
-    log.task_ended(task(task_id="", model="x" * MAX_MODEL))
-    assert lines[0]["model"] == "x" * MAX_MODEL
+    for model in ("x" * MAX_MODEL, "\x1b[31m" + "x" * 500):
+        log.task_ended(task(task_id="", model=model))
+    assert [line["model"] for line in lines] == [
+        "x" * MAX_MODEL,
+        "\\x1b[31m" + "x" * (MAX_MODEL - 5) + "…",
+    ]
+
+
+def test_calls_that_no_provider_was_asked_for_have_few_lines_and_a_sum() -> None:
+    log, lines = logged()
+    call = call_of(None)
+    call.principal = Principal("other", "k1", True)
+    refused = task(task_id="", attempts=0, code="unsupported_model", outcome="refused")
+    for _ in range(30):
+        for report in (refused, task(attempts=0), task(attempts=0, outcome="cancelled")):
+            log.task_ended(report)
+        log.call_ended(CallReport(call, "GET /api/v1/models/{name}", "not_found", 404))
+    assert len(lines) == 40
+    log.close()
+    assert [(line["event"], line["account"], line["code"], line["suppressed"]) for line in lines[40:]] == [
+        ("similar lines suppressed", "acme", "unsupported_model", 20),
+        ("similar lines suppressed", "acme", "ok", 20),
+        ("similar lines suppressed", "acme", "cancelled", 20),
+        ("similar lines suppressed", "other", "not_found", 20),
+    ]
+
+
+def test_every_task_that_a_provider_was_asked_for_or_that_failed_has_a_line() -> None:
+    log, lines = logged()
+    for _ in range(30):
+        log.task_ended(task())
+        log.task_ended(task(attempts=0, code="provider_unavailable", outcome="failed"))
+        log.task_ended(task(code="provider_failed", outcome="failed"))
+    log.close()
+    assert len(lines) == 90
 
 
 def test_a_call_is_reported_unless_its_task_was() -> None:

@@ -166,6 +166,18 @@ def test_no_call_has_a_span_beyond_the_failed_ones(spans: Spans, exporter: InMem
     assert times(call) == (0, 0)  # never longer than the task's calls
 
 
+def test_the_failed_calls_of_a_task_are_kept_until_it_ends_and_bounded(
+    spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.telemetry.spans.MAX_FAILED", 3)
+    for number in range(5):
+        spans.attempt_failed(attempt(task_id=f"task_{number}"))
+    assert set(spans._failed) == {"task_0", "task_1", "task_2"}
+    for number in range(5):
+        spans.task_ended(task(task_id=f"task_{number}"))
+    assert not spans._failed
+
+
 def test_a_span_continues_the_trace_of_the_call(spans: Spans, exporter: InMemorySpanExporter) -> None:
     call = Call.from_headers({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}.get, protocol="rest")
     spans.task_ended(task(call=call, attempts=0))
