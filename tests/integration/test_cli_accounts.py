@@ -76,7 +76,6 @@ async def test_an_account_is_created_funded_moved_to_another_plan_and_shown(comm
         ("usage --account nobody", "pomelo: not_found: There is no account 'nobody'"),
         ("keys create nobody", "pomelo: not_found: There is no account 'nobody'"),
         ("keys create --models gpt-4,nothing", "'nothing' is not a model"),
-        ("keys create --expires 2020-01-01", "must be in the future"),
         ("keys rotate nothing", "not_found: There is no key 'nothing'"),
         ("keys revoke nothing", "not_found: There is no key 'nothing'"),
         ("keys create --expires 2020-01-01", "Invalid --expires: must be in the future"),

@@ -26,6 +26,8 @@ from tests.ports import free_port
 from tests.redis_server import RedisServer, any_server
 
 OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT"
+SERVERS = {"POMELO_REST": "REST", "POMELO_GRPC": "gRPC", "POMELO_ADMIN": "admin"}
+"""The findings of addresses."""
 
 
 def make_expired(folder: Path, name: str) -> None:
@@ -70,20 +72,16 @@ async def test_a_running_server_passes_and_its_addresses_are_taken_for_others(tm
         status, found = await check(tmp_path, **addresses)
         assert status == 0
         assert found["store"] == ("ok", "SQLite, used by the running server")
-        for name in ("REST", "gRPC", "admin"):
+        for name in SERVERS.values():
             assert "is in use; a server of this data folder runs" in found[name][1]
-        for variable, name in (("POMELO_REST", "REST"), ("POMELO_GRPC", "gRPC"), ("POMELO_ADMIN", "admin")):
+        for variable, name in SERVERS.items():
             used = free_addresses() | {variable: addresses[variable]}
             status, found = await check(tmp_path, **used, POMELO_DATA=str(tmp_path / "other"))
             assert (status, found[name][0]) == (1, "broken")
             assert "Address already in use" in found[name][1]
         with socket.create_server(("127.0.0.1", 0)) as other_program:
             address = f"127.0.0.1:{other_program.getsockname()[1]}"
-            for variable, name in (
-                ("POMELO_REST", "REST"),
-                ("POMELO_GRPC", "gRPC"),
-                ("POMELO_ADMIN", "admin"),
-            ):
+            for variable, name in SERVERS.items():
                 status, found = await check(tmp_path, **addresses | {variable: address})
                 assert (status, found[name][0]) == (1, "broken")
                 assert f"{variable}: {address}: Address already in use" in found[name][1]
@@ -174,16 +172,15 @@ def test_traces_without_their_extra_are_refused_and_name_the_command_that_instal
         assert out in ran.stdout
 
 
-@pytest.mark.parametrize("variable", ["POMELO_REST", "POMELO_GRPC", "POMELO_ADMIN"])
+@pytest.mark.parametrize("variable", SERVERS)
 async def test_an_address_of_every_family_is_in_use_if_it_is_in_one(tmp_path: Path, variable: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other_program:
         address = f"[::]:{other_program.getsockname()[1]}"
         variables = free_addresses() | {variable: address, "POMELO_INSECURE": "1"}
         status, found = await check(tmp_path, **variables)
-        names = {"POMELO_REST": "REST", "POMELO_GRPC": "gRPC", "POMELO_ADMIN": "admin"}
         message = f"{variable}: {address}: Address already in use"
-        assert (status, found[names[variable]][0]) == (1, "broken")
-        assert message in found[names[variable]][1]
+        assert (status, found[SERVERS[variable]][0]) == (1, "broken")
+        assert message in found[SERVERS[variable]][1]
         started = await pomelo(tmp_path, "serve", **variables)
         assert (started.status, started.error.count("\n")) == (1, 1)
         assert message in started.error
