@@ -16,9 +16,10 @@ def hold_hangup() -> None:
 
 
 @contextmanager
-def hangup_held() -> Iterator[None]:
-    """A process that is started within the context holds SIGHUP until it can reload."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+def signals_held() -> Iterator[None]:
+    """A process that is started within the context holds SIGHUP until it can reload, and SIGINT for ever:
+    Ctrl-C reaches all processes, and the one that has started it ends it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     hold_hangup()
     try:
         yield

@@ -15,10 +15,11 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-from pomelo.cli.hangup import hangup_held
+from pomelo.cli.hangup import signals_held
 from pomelo.cli.process import (
     addresses,
     create_development_key,
@@ -89,7 +90,11 @@ async def supervise(
         try:
             ready = []
             for worker in workers:
-                ready.append(await worker.start())
+                try:
+                    ready.append(await worker.start())
+                except FailureError:
+                    if not stop.is_set():  # a signal to all processes ends one that starts
+                        raise
                 if stop.is_set():
                     await wait_for_signal(stop, settings)  # it logs what happens
                     return
@@ -158,7 +163,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self._pipe, worker_pipe = context.Pipe()
         process = context.Process(target=_work, args=(self._settings, self._load, self._number, worker_pipe))
-        with hangup_held():
+        resource_tracker.ensure_running()  # else the first process starts it, which unblocks SIGINT
+        with signals_held():
             process.start()
         self._process = process
         worker_pipe.close()
@@ -236,7 +242,6 @@ class _Worker:
 
 
 def _work(settings: Settings, load: Callable[[], Settings], number: int, pipe: Connection) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the supervisor ends this one
     run_process(partial(_serve, settings, load, number, pipe), settings, (signal.SIGTERM,), worker=number)
 
 

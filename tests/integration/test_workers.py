@@ -157,16 +157,21 @@ async def test_a_second_signal_ends_the_workers_immediately(
                 assert running == []
 
 
-async def test_a_signal_during_the_start_starts_no_further_workers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_during_the_start_ends_all_processes(tmp_path: Path, number: signal.Signals) -> None:
     with RedisServer() as redis:
         variables = free_addresses() | {"POMELO_STORE": redis.url, "POMELO_WORKERS": "3"}
         async with start_command(tmp_path, "serve", **variables) as server:
             supervisor = psutil.Process(server.process.pid)
             await until(lambda: any(map(is_worker, supervisor.children())))
-            server.process.send_signal(signal.SIGTERM)
+            (worker,) = filter(is_worker, supervisor.children())
+            server.process.send_signal(number)
+            worker.send_signal(number)
             assert await server.wait() == 0
-        assert "Ending: " in "".join(server.lines)
-        assert variables["POMELO_REST"] not in "".join(server.lines), "it has served"
+        printed = "".join(server.lines)
+        assert "Ending: " in printed
+        assert "Traceback" not in printed
+        assert variables["POMELO_REST"] not in printed, "it has served"
 
 
 async def test_a_signal_to_all_processes_lets_running_tasks_finish(
