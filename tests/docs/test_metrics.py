@@ -239,18 +239,26 @@ def check_alerts(
 
 
 @NEEDS_PROMTOOL
-def test_a_server_that_is_not_ready_is_an_alert_unless_it_drains(tmp_path: Path) -> None:
-    (rule,) = [each for each in rules() if each["alert"] == "PomeloNotReady"]
-    labels = {"severity": "critical", "instance": "b", "worker": "0"}
-    annotations = {**rule["annotations"], "summary": "Worker 0 of b accepts no calls"}
+@pytest.mark.parametrize(
+    ("alert", "metric", "worker"),
+    [("PomeloNotReady", "pomelo_ready", "0"), ("PomeloWorkerDown", "pomelo_worker_up", "1")],
+)
+def test_a_server_that_is_not_ready_or_whole_is_an_alert_unless_it_drains(
+    tmp_path: Path, alert: str, metric: str, worker: str
+) -> None:
+    (rule,) = [each for each in rules() if each["alert"] == alert]
+    summary = rule["annotations"]["summary"]
+    for name, value in (("worker", worker), ("instance", "b")):
+        summary = summary.replace(f"{{{{ $labels.{name} }}}}", value)
+    labels = {**rule["labels"], "instance": "b", "worker": worker}
+    fires = [{"exp_labels": labels, "exp_annotations": {**rule["annotations"], "summary": summary}}]
     series = {
-        "pomelo_ready{instance='a', worker='0'}": "1x5 0x20",
+        f"{metric}{{instance='a', worker='{worker}'}}": "1x5 0x20",
         "pomelo_draining{instance='a', worker='0'}": "0x5 1x20",
-        "pomelo_ready{instance='b', worker='0'}": "1x5 0x20",
+        f"{metric}{{instance='b', worker='{worker}'}}": "1x5 0x20",
         "pomelo_draining{instance='b', worker='0'}": "0x25",
     }
-    fires = [{"exp_labels": labels, "exp_annotations": annotations}]
-    check_alerts(tmp_path, "PomeloNotReady", series, [(5, []), (10, fires)])
+    check_alerts(tmp_path, alert, series, [(5, []), (10, fires)])
 
 
 @NEEDS_PROMTOOL
