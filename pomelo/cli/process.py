@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -73,7 +74,10 @@ def _run(
                 return  # what is sent to all processes, the supervisor sends again
             for number in signals:
                 loop.remove_signal_handler(number)
-                signal.signal(number, signal.SIG_DFL)
+                if os.getpid() == 1:  # of a container: Linux ignores what it has no handler for
+                    loop.add_signal_handler(number, os._exit, 128 + number)
+                else:
+                    signal.signal(number, signal.SIG_DFL)
 
         for number in signals:
             loop.add_signal_handler(number, handle_signal)

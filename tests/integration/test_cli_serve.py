@@ -9,6 +9,7 @@ import os
 import resource
 import signal
 import stat
+import subprocess
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 import aiohttp
 import grpc
+import psutil
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_health.v1.health_pb2_grpc import HealthStub
@@ -168,11 +170,56 @@ async def test_a_second_signal_ends_the_server_immediately(
         pass
 
 
+IN_A_CONTAINER = ("unshare", "--pid", "--fork", "--kill-child")
+"""Runs a program as the first process of a namespace, as that of a container is."""
+
+
+@pytest.mark.skipif(subprocess.run([*IN_A_CONTAINER, "true"]).returncode != 0, reason="needs root")
+async def test_a_second_signal_ends_the_server_of_a_container_immediately(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    addresses = free_addresses()
+    server = await asyncio.create_subprocess_exec(
+        *(*IN_A_CONTAINER, sys.executable, "-m", "pomelo.cli", "serve"),
+        cwd=tmp_path,
+        env=environment(tmp_path, **addresses, POMELO_GRACE="600"),
+        stdout=DEVNULL,
+        stderr=DEVNULL,
+    )
+    try:
+        await until_healthy(http, addresses["POMELO_REST"], server)
+        headers = {"Authorization": f"Bearer {development_key(tmp_path)}"}
+        url = f"http://{addresses['POMELO_REST']}"
+        stalled = text_body("[[stall]]", stream=True)
+        async with http.post(f"{url}/api/v1/task", json=stalled, headers=headers) as answer:
+            await answer.content.readline()
+            (first,) = psutil.Process(server.pid).children()
+            first.terminate()
+            async with asyncio.timeout(20):
+                while await is_healthy(http, addresses["POMELO_REST"]):
+                    pass  # the signal may not have been handled yet
+                first.terminate()
+                assert await server.wait() == 128 + signal.SIGTERM
+    finally:
+        if server.returncode is None:
+            server.kill()
+            await server.wait()
+
+
 async def is_healthy(http: aiohttp.ClientSession, address: str) -> bool:
     with contextlib.suppress(aiohttp.ClientConnectionError):
         async with http.get(f"http://{address}/healthz") as answer:
             return answer.status == 200
     return False
+
+
+async def until_healthy(
+    http: aiohttp.ClientSession, address: str, server: asyncio.subprocess.Process
+) -> None:
+    async with asyncio.timeout(20):
+        while not await is_healthy(http, address):
+            assert server.returncode is None
+            await asyncio.sleep(0.05)
 
 
 async def test_a_greeting_that_can_not_be_written_does_not_stop_the_server(
@@ -189,10 +236,8 @@ async def test_a_greeting_that_can_not_be_written_does_not_stop_the_server(
     )
     os.close(full)
     try:
+        await until_healthy(http, addresses["POMELO_REST"], server)
         async with asyncio.timeout(20):
-            while not await is_healthy(http, addresses["POMELO_REST"]):
-                assert server.returncode is None
-                await asyncio.sleep(0.05)
             server.send_signal(signal.SIGTERM)
             assert await server.wait() == 0
     finally:

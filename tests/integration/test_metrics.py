@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import psutil
 
 from pomelo import money
 from pomelo.stores.usage import UsageQuery
@@ -19,6 +18,7 @@ from pomelo.telemetry.metrics import Metrics
 from pomelo.testing import Answer, FaultUpstream, Gate, error_reply
 from tests.app import RunningApp, run_app
 from tests.integration.commands import live_key, pomelo_json
+from tests.integration.test_workers import workers
 from tests.ports import free_port
 from tests.redis_server import RedisServer
 from tests.scrapes import Scrape, scrape
@@ -129,12 +129,6 @@ async def ask(served: Served, http: aiohttp.ClientSession, key: str, count: int)
 
     for _ in range(count):
         await asyncio.gather(*[one() for _ in range(8)])
-
-
-def workers(served: Served) -> list[psutil.Process]:
-    """Returns the worker processes, oldest first."""
-    children = psutil.Process(served.pid).children()
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
 async def ledger_totals(folder: Path, **variables: str) -> dict[str, float]:

@@ -11,7 +11,6 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 
-from pomelo.call import Call
 from pomelo.telemetry.spans import Spans
 from tests.unit.telemetry.reports import attempt, record, task
 
@@ -176,11 +175,3 @@ def test_the_failed_calls_of_a_task_are_kept_until_it_ends_and_bounded(
     for number in range(5):
         spans.task_ended(task(task_id=f"task_{number}"))
     assert not spans._failed
-
-
-def test_a_span_continues_the_trace_of_the_call(spans: Spans, exporter: InMemorySpanExporter) -> None:
-    call = Call.from_headers({"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}.get, protocol="rest")
-    spans.task_ended(task(call=call, attempts=0))
-    (span,) = exporter.get_finished_spans()
-    assert span.parent is not None
-    assert (f"{span.parent.trace_id:x}", f"{span.parent.span_id:x}") == ("a" * 32, "b" * 16)
