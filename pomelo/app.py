@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -325,8 +326,8 @@ async def open_gateway(
         pomelo.settings.SettingsError: the root secret in the data folder or the catalogue can't be used.
     """
     if tls is None:
-        is_local = target.startswith("unix:") or is_loopback(target.rpartition(":")[0].strip("[]"))
-        tls = not is_local
+        host = re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?", "", target).rpartition(":")[0].strip("[]")
+        tls = not (target.startswith(("unix:", "unix-abstract:")) or is_loopback(host))
     client_tls = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
     secret = settings.shared_secret()
     reloader = reloader or GatewayReloader(settings)

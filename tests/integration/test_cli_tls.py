@@ -175,6 +175,8 @@ async def test_a_gateway_uses_tls_according_to_its_options(
     ("host", "options", "first"),
     [
         ("127.0.0.1", (), PLAIN),
+        ("ipv4:127.0.0.1", (), PLAIN),
+        ("dns:///127.0.0.1", (), PLAIN),
         ("127.0.0.1", ("--tls",), HANDSHAKE),
         (NOT_KNOWN_AS_LOOPBACK, (), HANDSHAKE),
         (NOT_KNOWN_AS_LOOPBACK, ("--no-tls",), PLAIN),
