@@ -9,7 +9,7 @@ import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -19,6 +19,8 @@ from pomelo.configuration import store_of
 from pomelo.settings import Settings
 from tests.integration.command_server import ForkedCommand, command_server, is_for_interpreter
 from tests.ports import free_port
+
+INTERPRETER = (sys.executable, "-m", "pomelo.cli")
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,11 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
     return inherited | {"POMELO_DATA": str(folder / "data"), "POMELO_ADMIN": ""} | variables
 
 
-async def _start_interpreter(
-    folder: Path, arguments: tuple[str, ...], variables: dict[str, str], *, stdin: int | None, stderr: int
+async def _start_program(
+    folder: Path, words: tuple[str, ...], variables: dict[str, str], *, stdin: int | None, stderr: int
 ) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "pomelo.cli", *arguments),
+        *words,
         cwd=folder,
         env=environment(folder, **variables),
         stdin=stdin,
@@ -62,7 +64,8 @@ async def pomelo(folder: Path, *arguments: str, stdin: str = "", **variables: st
     """Runs a command in `folder` and returns its result."""
     async with asyncio.timeout(60):
         if is_for_interpreter(variables):
-            process = await _start_interpreter(folder, arguments, variables, stdin=PIPE, stderr=PIPE)
+            words = (*INTERPRETER, *arguments)
+            process = await _start_program(folder, words, variables, stdin=PIPE, stderr=PIPE)
             out, error = await process.communicate(stdin.encode())
             assert process.returncode is not None
             status = process.returncode
@@ -147,10 +150,17 @@ async def start_command(folder: Path, *arguments: str, **variables: str) -> Asyn
         yield running
 
 
-@asynccontextmanager
-async def start_interpreter(folder: Path, *arguments: str, **variables: str) -> AsyncIterator[RunningCommand]:
+def start_interpreter(
+    folder: Path, *arguments: str, **variables: str
+) -> AbstractAsyncContextManager[RunningCommand]:
     """Starts a command in an interpreter of its own; kills it on leaving if it still runs."""
-    process = await _start_interpreter(folder, arguments, variables, stdin=None, stderr=STDOUT)
+    return start_program(folder, *INTERPRETER, *arguments, **variables)
+
+
+@asynccontextmanager
+async def start_program(folder: Path, *words: str, **variables: str) -> AsyncIterator[RunningCommand]:
+    """Starts a program in the environment of a command; kills it on leaving if it still runs."""
+    process = await _start_program(folder, words, variables, stdin=None, stderr=STDOUT)
     async with _kill_on_leaving(process) as running:
         yield running
 

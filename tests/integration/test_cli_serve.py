@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -26,6 +27,7 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.calls import bearer
 from tests.integration.commands import (
+    INTERPRETER,
     assert_refused,
     create_data,
     development_key,
@@ -36,6 +38,7 @@ from tests.integration.commands import (
     pomelo_json,
     start_command,
     start_interpreter,
+    start_program,
     start_server,
 )
 from tests.ports import free_port
@@ -150,60 +153,36 @@ async def test_calls_are_accepted_during_the_drain_delay_while_health_checks_fai
         assert await server.wait() == -signal.SIGTERM
 
 
+IN_A_CONTAINER = ("unshare", "--pid", "--fork", "--kill-child")
+"""Runs a program as the first process of a namespace, as that of a container is."""
+
+NEEDS_ROOT = pytest.mark.skipif(
+    not shutil.which("unshare") or subprocess.run([*IN_A_CONTAINER, "true"]).returncode != 0,
+    reason="needs root and its rights",
+)
+
+
+@pytest.mark.parametrize("runner", [(), pytest.param(IN_A_CONTAINER, marks=NEEDS_ROOT, id="in a container")])
 async def test_a_second_signal_ends_the_server_immediately(
-    tmp_path: Path, http: aiohttp.ClientSession
+    tmp_path: Path, http: aiohttp.ClientSession, runner: tuple[str, ...]
 ) -> None:
     addresses = free_addresses() | {"POMELO_GRACE": "600"}
-    async with start_interpreter(tmp_path, "serve", **addresses) as server:
+    async with start_program(tmp_path, *runner, *INTERPRETER, "serve", **addresses) as server:
         await server.read_until("curl ")
+        process = psutil.Process(server.process.pid)
+        (process,) = process.children() if runner else (process,)
         headers = {"Authorization": f"Bearer {development_key(tmp_path)}"}
         url = f"http://{addresses['POMELO_REST']}/api/v1/task"
         async with http.post(url, json=text_body("[[stall]]", stream=True), headers=headers) as answer:
             await answer.content.readline()
-            server.process.send_signal(signal.SIGTERM)
+            process.terminate()
             await server.read_until("Ending")
-            server.process.send_signal(signal.SIGTERM)
-            assert await server.wait() == -signal.SIGTERM
+            process.terminate()
+            assert await server.wait() == (128 + signal.SIGTERM if runner else -signal.SIGTERM)
     # The files that it left, such as its socket, do not prevent another start.
     assert (await pomelo(tmp_path, "keys", "list")).status == 0
     async with start_server(tmp_path, **addresses):
         pass
-
-
-IN_A_CONTAINER = ("unshare", "--pid", "--fork", "--kill-child")
-"""Runs a program as the first process of a namespace, as that of a container is."""
-
-
-@pytest.mark.skipif(subprocess.run([*IN_A_CONTAINER, "true"]).returncode != 0, reason="needs root")
-async def test_a_second_signal_ends_the_server_of_a_container_immediately(
-    tmp_path: Path, http: aiohttp.ClientSession
-) -> None:
-    addresses = free_addresses()
-    server = await asyncio.create_subprocess_exec(
-        *(*IN_A_CONTAINER, sys.executable, "-m", "pomelo.cli", "serve"),
-        cwd=tmp_path,
-        env=environment(tmp_path, **addresses, POMELO_GRACE="600"),
-        stdout=DEVNULL,
-        stderr=DEVNULL,
-    )
-    try:
-        await until_healthy(http, addresses["POMELO_REST"], server)
-        headers = {"Authorization": f"Bearer {development_key(tmp_path)}"}
-        url = f"http://{addresses['POMELO_REST']}"
-        stalled = text_body("[[stall]]", stream=True)
-        async with http.post(f"{url}/api/v1/task", json=stalled, headers=headers) as answer:
-            await answer.content.readline()
-            (first,) = psutil.Process(server.pid).children()
-            first.terminate()
-            async with asyncio.timeout(20):
-                while await is_healthy(http, addresses["POMELO_REST"]):
-                    pass  # the signal may not have been handled yet
-                first.terminate()
-                assert await server.wait() == 128 + signal.SIGTERM
-    finally:
-        if server.returncode is None:
-            server.kill()
-            await server.wait()
 
 
 async def is_healthy(http: aiohttp.ClientSession, address: str) -> bool:
@@ -211,15 +190,6 @@ async def is_healthy(http: aiohttp.ClientSession, address: str) -> bool:
         async with http.get(f"http://{address}/healthz") as answer:
             return answer.status == 200
     return False
-
-
-async def until_healthy(
-    http: aiohttp.ClientSession, address: str, server: asyncio.subprocess.Process
-) -> None:
-    async with asyncio.timeout(20):
-        while not await is_healthy(http, address):
-            assert server.returncode is None
-            await asyncio.sleep(0.05)
 
 
 async def test_a_greeting_that_can_not_be_written_does_not_stop_the_server(
@@ -236,8 +206,10 @@ async def test_a_greeting_that_can_not_be_written_does_not_stop_the_server(
     )
     os.close(full)
     try:
-        await until_healthy(http, addresses["POMELO_REST"], server)
         async with asyncio.timeout(20):
+            while not await is_healthy(http, addresses["POMELO_REST"]):
+                assert server.returncode is None
+                await asyncio.sleep(0.05)
             server.send_signal(signal.SIGTERM)
             assert await server.wait() == 0
     finally:
