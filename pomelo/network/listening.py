@@ -13,11 +13,11 @@ BACKLOG = 4096
 
 
 async def bind(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]:
-    """Returns sockets that listen on each address of `host`, all on one port (0: a free one). With
-    `reuse_port`, other processes may listen on it too.
+    """Returns sockets that listen on each address of `host` that this machine has, all on one port (0: a free
+    one). With `reuse_port`, other processes may listen on it too.
 
     Raises:
-        OSError: an address can't be used.
+        OSError: an address can't be used, or the machine has none of them.
     """
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -47,7 +47,13 @@ def _listen(host: str, port: int, found: Sequence[Any], reuse_port: bool) -> lis
                 # `[::]` alone is every address, of IPv4 too, as for gRPC. A name may have both.
                 only = address[0] != "::" or len(found) > 1
                 listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
-            listening.bind((address[0], port, *address[2:]))
+            try:
+                listening.bind((address[0], port, *address[2:]))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                sockets.pop().close()  # such as ::1 of `localhost`, while IPv6 is disabled
+                continue
             port = listening.getsockname()[1]
             listening.listen(BACKLOG)
     except OSError:
