@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pomelo.errors import PomeloError
 from pomelo.network.origin import GatewayProof
-from pomelo.runtime.in_flight import FairSemaphore
+from pomelo.runtime.in_flight import FairSemaphore, InFlight, InFlightLimits
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.unread_streams import UnreadStreams
 from pomelo.service import AccessService
@@ -31,10 +31,10 @@ _TIMER_ERROR = 0.001
 class CallLimits:
     """What calls may cost. Sizes are in bytes, times in seconds.
 
-    Calls without a key are limited to `unauthenticated` concurrent ones, each to `unauthenticated_time`. At
-    most `unauthenticated_reads` of them receive a message at a time; one that does not arrive immediately
-    loses its slot to the next, and its address is served last for a while. Health checks have a separate
-    limit, `health_reads`.
+    Calls without a key are limited to `unauthenticated` concurrent ones, half of them from one address, and
+    each to `unauthenticated_time`. At most `unauthenticated_reads` of them receive a message at a time; one
+    that does not arrive immediately loses its slot to the next, and its address is served last for a while.
+    Health checks have a separate limit, `health_reads`.
 
     An account receives at most `reads` messages at a time, each within `read_time` of the start of its call,
     and chunks of at most `uploads` uploads, each within `chunk_time` of the previous chunk. `lookups` bounds
@@ -118,7 +118,11 @@ class Running:
 
 
 class Pool:
-    """A semaphore of `limit` slots that refuses instead of waiting. As a context manager it takes a slot."""
+    """A semaphore of `limit` slots, a context manager that refuses instead of waiting.
+
+    Raises:
+        PomeloError: overloaded; no slot is free.
+    """
 
     __slots__ = ("_limit", "count")
 
@@ -126,20 +130,13 @@ class Pool:
         self._limit = limit
         self.count = 0
 
-    def take(self) -> None:
-        """Takes a slot, until `release`.
-
-        Raises:
-            PomeloError: overloaded; no slot is free.
-        """
+    def __enter__(self) -> None:
         if self.count >= self._limit:
             raise PomeloError("overloaded")
         self.count += 1
 
-    def release(self, *error: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self.count -= 1
-
-    __enter__, __exit__ = take, release
 
 
 class NewestFirst:
@@ -273,10 +270,11 @@ class ServerState:
         self.slow_reader = _late("No message was read for", limits.unread_time, "Read without such pauses")
         self.streams: UnreadStreams[Any] = UnreadStreams()
         self.running = Running()
-        self.unauthenticated = Pool(limits.unauthenticated)
+        of_one_address = (limits.unauthenticated + 1) // 2
+        self.unauthenticated = InFlight(InFlightLimits(limits.unauthenticated, of_one_address))
         self.unauthenticated_reads = NewestFirst(limits.unauthenticated_reads)
         self.health_reads = NewestFirst(limits.health_reads)
-        self.forwarded = Pool(limits.forwarded)
+        self.forwarded = InFlight(InFlightLimits(limits.forwarded, limits.forwarded))
         self.lookups = Pool(limits.lookups)
         self.reads = FairSemaphore(limits.reads)
         self.uploads = FairSemaphore(limits.uploads)

@@ -15,10 +15,10 @@ from google.protobuf.message import Message
 from pomelo.call import Call
 from pomelo.errors import BODY_ERRORS, PomeloError, without_traceback
 from pomelo.network.origin import FORWARDED_KEY, caller_address, network
-from pomelo.runtime.in_flight import FairSemaphore
+from pomelo.runtime.in_flight import FairSemaphore, Ticket
 from pomelo.runtime.process import CancelScope
 from pomelo.server import field_limit
-from pomelo.server.call_limits import DEADLINE, TOO_MANY_MESSAGES, Pool, ServerState, TimeoutReason
+from pomelo.server.call_limits import DEADLINE, TOO_MANY_MESSAGES, ServerState, TimeoutReason
 from pomelo.server.messages import check_request, check_size, parse, too_large
 from pomelo.server.unread_streams import UNREAD_PER_BYTE
 from pomelo.service import Visit
@@ -52,7 +52,7 @@ class Rpc:
     """One gRPC call: its `Call`, its messages, and its response."""
 
     __slots__ = (
-        "_authenticated", "_context", "_front", "_loop", "_pool", "_read", "_release", "_size", "_started",
+        "_authenticated", "_context", "_front", "_loop", "_read", "_release", "_size", "_started", "_ticket",
         "accepted", "call", "gateway", "model", "opening", "peer", "refused_body", "scope", "served",
         "timeout_error", "trusted", "unread", "visit", "write",
     )  # fmt: skip
@@ -72,7 +72,7 @@ class Rpc:
         self.unread: float | None = None  # as in `pomelo.server.unread_streams.Stream`
         self.write: Callable[[bytes], Awaitable[None]] = context.write
         """Sends one serialized message of a stream; waits until the caller reads."""
-        self._pool: Pool | None = None  # what counts the call as one without a key
+        self._ticket: Ticket | None = None  # which counts the call as one without a key
         self._authenticated = self._read = False
         self.served = False  # whether the message was passed to a service
         self._size = 0
@@ -161,9 +161,9 @@ class Rpc:
             return
         if self.trusted:
             self.unlimit()
-        pool = self._front.forwarded if self.trusted else self._front.unauthenticated
-        pool.take()
-        self._pool = pool
+            self._ticket = self._front.forwarded.enter("")  # gateways limit each address
+        else:
+            self._ticket = self._front.unauthenticated.enter(network(self.call.address))
 
     def signed(self) -> None:
         """Accepts a valid signature in place of a key: only the call's own deadline applies from now on."""
@@ -385,9 +385,8 @@ class Rpc:
         if sent:
             if self.visit is not None:
                 self.visit.close()
-            if self._pool is not None:
-                self._pool.release()
-                self._pool = None
+            if self._ticket is not None:
+                self._ticket.close()
             if self._release is not None:
                 self._release()
                 self._release = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
+from typing import Any
 
 import grpc
 import pytest
@@ -81,7 +82,7 @@ async def test_a_watch_without_a_key_is_ended_with_a_reason_and_one_with_a_key_c
 
 
 async def test_unauthenticated_calls_have_a_separate_small_limit(app: App, keys: Keys) -> None:
-    async with open_server_under_test(app, unauthenticated=3) as opened:
+    async with open_server_under_test(app, unauthenticated=6) as opened:
         health, listing = opened.health, ServerReflectionRequest(list_services="")
         watches = [health.Watch(HealthCheckRequest()) for _ in range(3)]
         for watch in watches:
@@ -99,6 +100,30 @@ async def test_unauthenticated_calls_have_a_separate_small_limit(app: App, keys:
         assert (await with_key.read()).status
         for watch in (*watches, with_key):
             watch.cancel()
+
+
+async def test_one_address_has_at_most_half_of_the_unauthenticated_calls(app: App) -> None:
+    async with (
+        asyncio.timeout(20),
+        open_server_under_test(app, proxies=["127.0.0.1"], unauthenticated=4) as opened,
+    ):
+
+        def watch(address: str) -> Any:
+            return opened.health.Watch(HealthCheckRequest(), metadata=[("x-forwarded-for", address)])
+
+        watches = []
+        for network in ("192.0.2.1", "2001:db8::"):
+            for address in (network, network.replace("::", "::1")):
+                watches.append(watch(address))
+                assert (await watches[-1].read()).status
+            await refusal(watch(network), StatusCode.UNAVAILABLE, "overloaded")
+        await refusal(watch("192.0.2.2"), StatusCode.UNAVAILABLE, "overloaded")
+        watches.pop(0).cancel()
+        await until(lambda: opened.server.running.count == len(watches))
+        watches.append(watch("192.0.2.2"))
+        assert (await watches[-1].read()).status
+        for each in watches:
+            each.cancel()
 
 
 async def test_an_unauthenticated_call_with_an_incomplete_message_is_replaced_by_the_next(app: App) -> None:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.runtime.in_flight import FairSemaphore
+from pomelo.runtime.in_flight import FairSemaphore, InFlight
 from pomelo.server import call_limits
 from pomelo.server.call_limits import CallLimits, NewestFirst, Pool, Running, ServerState
 from tests.unit.loop import iterations
@@ -278,15 +278,18 @@ async def test_the_patience_of_a_call_begins_with_its_slot() -> None:
         await older
 
 
-async def capacity(limit: Pool | NewestFirst | FairSemaphore) -> int:
-    """Returns how many of twenty calls get a slot immediately."""
+async def capacity(limit: Pool | InFlight | NewestFirst | FairSemaphore) -> int:
+    """Returns how many of twenty calls, of two owners, get a slot immediately."""
     inside = 0
     leave = asyncio.Event()
 
-    async def hold() -> None:
+    async def hold(number: int) -> None:
         nonlocal inside
         if isinstance(limit, FairSemaphore):
             await limit.acquire("owner")
+            inside += 1
+        elif isinstance(limit, InFlight):
+            limit.enter(str(number % 2))
             inside += 1
         elif isinstance(limit, Pool):
             with limit:
@@ -297,7 +300,7 @@ async def capacity(limit: Pool | NewestFirst | FairSemaphore) -> int:
                 inside += 1
                 await leave.wait()
 
-    calls = [asyncio.ensure_future(hold()) for _ in range(20)]
+    calls = [asyncio.ensure_future(hold(number)) for number in range(20)]
     await iterations()
     entered = inside
     for call in calls:
