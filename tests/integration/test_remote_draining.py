@@ -10,6 +10,7 @@ import pytest
 
 from pomelo.app import App
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
+from pomelo.network.origin import GatewayProof
 from pomelo.runtime.draining import Draining
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.remote import channel, open_remote, pool
@@ -22,6 +23,7 @@ from tests.calls import call_of, refusal
 from tests.conftest import Keys
 from tests.integration.server_under_test import PROOF
 from tests.tasks import text_task
+from tests.waiting import cancel, until
 
 
 class Balancer:
@@ -124,23 +126,27 @@ async def test_a_gateway_stays_ready_if_another_server_is(app: App) -> None:
         assert balancer.connections == 2
 
 
+@pytest.mark.parametrize("proof", [PROOF, GatewayProof()], ids=["proven", "not"])
 async def test_calls_go_on_with_another_server_if_one_does_not_respond(
-    app: App, keys: Keys, monkeypatch: pytest.MonkeyPatch
+    app: App, keys: Keys, monkeypatch: pytest.MonkeyPatch, proof: GatewayProof
 ) -> None:
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(serve(app.services))
         second = await stack.enter_async_context(serve(app.services))
         balancer = Balancer(first)
         address = await stack.enter_async_context(balancer.listen())
-        connections = ConnectionPool(address, None, stack, PROOF, {})
+        connections = ConnectionPool(address, None, stack, proof, {})
         models = RemoteModels(connections)
         assert await list_all_models(models, call_of(keys.test))
         balancer.freeze()
         balancer.lead_to(second)
+        hanging = asyncio.ensure_future(list_all_models(models, call_of(keys.test)))
+        await until(lambda: connections.pick().calls == 1)
         monkeypatch.setattr(pool, "_HEALTH_TIMEOUT", 0.5)
         assert (await refusal(connections.check_health())).code == "deadline_exceeded"
         assert await list_all_models(models, call_of(keys.test))
         assert balancer.connections == 2
+        await cancel(hanging)
 
 
 async def test_a_new_connection_to_a_draining_server_is_kept_for_a_while(
