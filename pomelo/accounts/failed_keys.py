@@ -48,10 +48,6 @@ class FailedKeys:
         self._monotonic = monotonic
         self._failures: OrderedDict[str, _Failures] = OrderedDict()
 
-    @property
-    def addresses(self) -> int:
-        return len(self._failures)
-
     def is_repeated(self, address: str, key: str) -> bool:
         """Whether an address that has reached the limit sends its last failed key again."""
         failures = self._failures.get(network(address))

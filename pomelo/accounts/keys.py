@@ -20,7 +20,7 @@ from pomelo.accounts.budgets import budget_of
 from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.accounts.key_format import ID, make_key, parse
 from pomelo.call import MODE_NAMES, Call, Principal
-from pomelo.errors import FAILED_KEYS_QUOTA, PomeloError, invalid
+from pomelo.errors import FAILED_KEYS_QUOTA, PomeloError, invalid, missing
 from pomelo.protobuf import times
 from pomelo.runtime.logs import UnexpectedErrors
 from pomelo.runtime.process import periodically
@@ -178,8 +178,8 @@ class Keyring:
         key's record and the key itself.
 
         Raises:
-            PomeloError: not_found; invalid_parameter (revoked, expired or rotated already);
-                store_unavailable.
+            PomeloError: missing_parameter, not_found; invalid_parameter (revoked, expired or rotated
+                already); store_unavailable.
         """
         old = await self._found(key_id)
         now = self._clock()
@@ -214,7 +214,7 @@ class Keyring:
         """Revokes a key: immediately in this process, within the cache's time in others. Idempotent.
 
         Raises:
-            PomeloError: not_found, store_unavailable.
+            PomeloError: missing_parameter, not_found, store_unavailable.
         """
         old = await self._found(key_id)
         now = self._clock()
@@ -227,7 +227,7 @@ class Keyring:
         time in others.
 
         Raises:
-            PomeloError: not_found, store_unavailable.
+            PomeloError: missing_parameter, not_found, store_unavailable.
         """
         record = await self._found(key_id)
         act = key_act("set_key_budget", record, self._clock(), new=budget)
@@ -283,6 +283,8 @@ class Keyring:
         self._epoch += 1
 
     async def _found(self, key_id: str) -> KeyRecord:
+        if not key_id:
+            raise missing("id")
         record = await self._store.get_key(key_id)
         if record is None:
             shown = key_id[:40]

@@ -14,7 +14,7 @@ from pomelo.accounts.keys import Keyring
 from pomelo.accounts.modes import is_live, to_mode
 from pomelo.accounts.plans import Plan
 from pomelo.accounts.usage import UsageReader, read_filter, read_groupings, read_time
-from pomelo.errors import invalid, missing
+from pomelo.errors import invalid
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
 from pomelo.gen.v1.account_service_pb2 import ModelSet
 from pomelo.protobuf import times
@@ -96,15 +96,15 @@ class LocalOperator(AccountOperator):
         grace = times.from_duration(request.grace)
         if not times.is_duration(request.grace) or not 0 <= grace <= MAX_GRACE:
             raise invalid("grace", "0 seconds to 30 days", minimum=0, maximum=MAX_GRACE)
-        record, secret = await self._keyring.rotate(_key_id(request.id), grace)
+        record, secret = await self._keyring.rotate(request.id, grace)
         return pb.RotateKeyResponse(key=_key(record), secret=secret)
 
     async def revoke_key(self, request: pb.RevokeKeyRequest) -> pb.RevokeKeyResponse:
-        return pb.RevokeKeyResponse(key=_key(await self._keyring.revoke(_key_id(request.id))))
+        return pb.RevokeKeyResponse(key=_key(await self._keyring.revoke(request.id)))
 
     async def set_key_budget(self, request: pb.SetKeyBudgetRequest) -> pb.SetKeyBudgetResponse:
         budget = budgets.read_budget(request.budget) if request.HasField("budget") else ""
-        return pb.SetKeyBudgetResponse(key=_key(await self._keyring.set_budget(_key_id(request.id), budget)))
+        return pb.SetKeyBudgetResponse(key=_key(await self._keyring.set_budget(request.id, budget)))
 
     async def list_usage(self, request: pb.ListUsageRequest) -> pb.ListUsageResponse:
         query = await self._read_query(request)
@@ -170,12 +170,6 @@ class LocalOperator(AccountOperator):
         if expires is not None and expires <= self._now():
             raise invalid("expire_time", "in the future")
         return expires
-
-
-def _key_id(key_id: str) -> str:
-    if not key_id:
-        raise missing("id")
-    return key_id
 
 
 def _key(record: KeyRecord, previous_secret: bool = False, budget_used: int = 0) -> pb.Key:

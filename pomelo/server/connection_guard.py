@@ -49,7 +49,7 @@ _MAX_FLOODING = 10_000
 class ConnectionGuard(ConnectionObserver):
     """Guards the connections of a gRPC server that accepts messages of up to `message_limit` bytes.
 
-    Each report costs one dictionary access. Before `watch` and after it, reports do nothing.
+    Each report costs one dictionary access. Before `watch` and after it, reports have no effect.
     """
 
     def __init__(self, limits: ConnectionLimits, message_limit: int) -> None:
@@ -75,9 +75,7 @@ class ConnectionGuard(ConnectionObserver):
     # --- reports of the server
 
     def checking(self, peer: str) -> None:
-        if (calls := self._calls_of(peer)) is None:
-            return
-        calls.checking += 1
+        self._calls_of(peer).checking += 1
 
     def checked(self, peer: str) -> None:
         calls = self._calls.get(peer)
@@ -85,8 +83,7 @@ class ConnectionGuard(ConnectionObserver):
             calls.checking -= 1
 
     def authenticated(self, peer: str) -> None:
-        if (calls := self._calls_of(peer)) is None:
-            return
+        calls = self._calls_of(peer)
         calls.total += 1
         calls.open += 1
 
@@ -97,8 +94,7 @@ class ConnectionGuard(ConnectionObserver):
             calls.size += size
 
     def reset(self, peer: str) -> None:
-        if (calls := self._calls_of(peer)) is None:
-            return
+        calls = self._calls_of(peer)
         calls.resets += 1
         if not calls.resets % _WAKE_EVERY:
             self._wake.set()
@@ -109,8 +105,7 @@ class ConnectionGuard(ConnectionObserver):
             calls.open -= 1
 
     def sending(self, peer: str) -> None:
-        if (calls := self._calls_of(peer)) is not None:
-            calls.sending += 1
+        self._calls_of(peer).sending += 1
 
     def sent(self, peer: str) -> None:
         calls = self._calls.get(peer)
@@ -122,11 +117,13 @@ class ConnectionGuard(ConnectionObserver):
         if calls is not None:
             calls.trusted = True
 
-    def _calls_of(self, peer: str) -> Calls | None:
-        """Returns the counters of a peer, new ones if it has none yet; None while nothing is watched."""
+    def _calls_of(self, peer: str) -> Calls:
+        """Returns the counters of a peer, new ones if it has none yet; they are kept while it is watched."""
         calls = self._calls.get(peer)
-        if calls is None and self._watching:
-            calls = self._calls[peer] = Calls()
+        if calls is None:
+            calls = Calls()
+            if self._watching:
+                self._calls[peer] = calls
         return calls
 
     # --- scans

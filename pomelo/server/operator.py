@@ -17,9 +17,8 @@ from pomelo.gen.admin.v1.admin_service_pb2 import DESCRIPTOR
 from pomelo.gen.admin.v1.admin_service_pb2_grpc import AdminServiceStub
 from pomelo.server.calls import FrontEnd
 from pomelo.server.messages import check_request, parse
-from pomelo.server.remote.channel import open_channel
+from pomelo.server.remote.channel import TRANSLATED_ERRORS, open_channel
 from pomelo.service import Operator
-from pomelo.status import from_rpc_error
 
 ADMIN_SERVICE = DESCRIPTOR.services_by_name["AdminService"]
 
@@ -50,10 +49,8 @@ def _checked(method: Callable[[Any], Awaitable[Any]], message_type: Any) -> Call
 
 def _remote(method: Any, timeout: float) -> Callable[[Any], Awaitable[Any]]:
     async def call(request: Any) -> Any:
-        try:
+        with TRANSLATED_ERRORS:
             return await method(request, timeout=timeout)
-        except grpc.aio.AioRpcError as error:
-            raise from_rpc_error(error) from error
 
     return call
 
