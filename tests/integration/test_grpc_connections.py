@@ -320,13 +320,6 @@ async def test_calls_are_served_and_one_line_is_logged_if_the_system_lists_no_co
     assert sum("not guarded" in record.getMessage() for record in caplog.records) == 1
 
 
-def test_the_limits_of_a_process_with_few_descriptors_are_lower() -> None:
-    assert ConnectionLimits().within(1 << 20) == ConnectionLimits()
-    small = ConnectionLimits().within(256)
-    assert (small.connections, small.hard_connections) == (32, 64)
-    assert ConnectionLimits().within(4).connections == 1
-
-
 def test_the_descriptor_limit_is_raised_as_far_as_the_system_allows() -> None:
     code = """
 import resource

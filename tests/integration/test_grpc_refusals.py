@@ -183,9 +183,10 @@ async def test_a_client_without_asyncio_receives_it_too(plain: ServerUnderTest, 
 
 async def test_a_request_must_have_exactly_one_message(plain: ServerUnderTest, keys: Keys) -> None:
     one = run_message()
-    for messages in ([], [one, one]):
+    for messages, reason in (([], "No message was sent"), ([one, one], "More than one message was sent")):
         call = plain.channel.stream_unary(RUN_TASK)(iter(messages), metadata=bearer(keys.test))
         error = await refusal(call, StatusCode.INVALID_ARGUMENT, "invalid_body")
+        assert error.details() == f"{reason}. Send one"
         assert as_dict(error.trailing_metadata())["x-credits-remaining"]
     assert await plain.channel.stream_unary(RUN_TASK)(iter([one]), metadata=bearer(keys.test))
 

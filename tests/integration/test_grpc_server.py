@@ -23,7 +23,6 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.network.tls import read_certificate
 from pomelo.server.call_limits import CallLimits
 from pomelo.server.remote import Tls, open_remote
-from pomelo.server.rpc import Rpc
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import list_all_models
 from pomelo.testing import Answer, FaultUpstream, Gate
@@ -34,7 +33,6 @@ from tests.tasks import text_task
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-SERVICES = ["", *(f"pomelo.v1.{name}Service" for name in ("Task", "Model", "Media", "Account"))]
 
 
 async def models(channel: grpc.aio.Channel, key: str) -> Any:
@@ -43,26 +41,6 @@ async def models(channel: grpc.aio.Channel, key: str) -> Any:
 
 
 # --- health
-
-
-@pytest.mark.parametrize("service", SERVICES)
-async def test_health_is_serving(service: str, channel: grpc.aio.Channel) -> None:
-    health = health_pb2_grpc.HealthStub(channel)
-    assert (await health.Check(health_pb2.HealthCheckRequest(service=service))).status == SERVING
-
-
-async def test_health_of_an_unknown_service_is_not_found(channel: grpc.aio.Channel) -> None:
-    health = health_pb2_grpc.HealthStub(channel)
-    error = await failure(health.Check(health_pb2.HealthCheckRequest(service="nope")))
-    assert error.code() == grpc.StatusCode.NOT_FOUND
-    watch = health.Watch(health_pb2.HealthCheckRequest(service="nope"))
-    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-    watch.cancel()
-
-
-async def test_health_of_all_services_is_listed(channel: grpc.aio.Channel) -> None:
-    listed = await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
-    assert {name: one.status for name, one in listed.statuses.items()} == dict.fromkeys(SERVICES, SERVING)
 
 
 async def test_a_watcher_receives_not_serving_and_does_not_delay_the_drain(app: App, keys: Keys) -> None:
@@ -85,25 +63,6 @@ async def test_a_watcher_receives_not_serving_and_does_not_delay_the_drain(app: 
             await open_watch.read()
             began = loop.time()
         assert loop.time() - began < 10, "it does not wait for the grace period"
-
-
-async def test_a_watcher_receives_a_drain_that_begins_during_its_first_message(
-    app: App, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with (
-        asyncio.timeout(20),
-        open_server(app.services, ServerOptions("127.0.0.1:0", grace=30)) as server,
-        grpc.aio.insecure_channel(server.address) as channel,
-    ):
-        write = Rpc.send
-
-        async def drain_after_write(rpc: Rpc, message: Any) -> None:
-            await write(rpc, message)
-            server.readiness.drain()
-
-        monkeypatch.setattr(Rpc, "send", drain_after_write)
-        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
-        assert [response.status async for response in watch] == [SERVING, NOT_SERVING]
 
 
 # --- reflection

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections import Counter
 
 import grpc
 import pytest
@@ -14,15 +12,11 @@ from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest
 from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
-from pomelo.gen.v1.model_service_pb2 import ListModelsRequest
-from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
-from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.field_limit import SMALL_MESSAGE
-from tests.calls import as_dict, bearer, end, failure, reason_of
+from tests.calls import bearer, end, failure, reason_of
 from tests.driver import METHOD
 from tests.integration.scripted_services import (
-    GATEWAY,
     KEY,
     PROOF,
     ScriptedServices,
@@ -37,27 +31,6 @@ LARGE = "x" * 70_000
 
 
 # --- what the services receive
-
-
-@METHOD
-async def test_the_deadline_is_that_of_the_caller_s_channel(method: str) -> None:
-    async with serve_scripted() as opened:
-        for timeout in (None, 5.0, 50.0):
-            began = time.monotonic()
-            await end(opened.task(method, timeout=timeout))
-            left = opened.services.calls[-1].deadline - began
-            assert (timeout or 600.0) - 3 < left < (timeout or 600.0) + 3
-
-
-@METHOD
-async def test_the_deadline_of_a_gateway_call_is_the_one_in_its_header(method: str) -> None:
-    metadata = [*bearer(KEY, x_request_timeout="50"), *GATEWAY]
-    async with serve_scripted() as opened:
-        began = time.monotonic()
-        await end(opened.task(method, timeout=5.0, metadata=metadata))
-        (call,) = opened.services.calls
-    assert 47 < call.deadline - began < 53
-    assert (call.protocol, call.address) == ("rest", "192.0.2.7")
 
 
 async def test_the_address_of_a_caller_that_is_not_a_gateway_is_that_of_its_connection() -> None:
@@ -147,91 +120,10 @@ async def test_a_message_of_a_stream_without_a_key_must_be_small(extra: int) -> 
             await end(call)
 
 
-async def test_the_services_end_a_late_call_with_their_own_error() -> None:
-    async def fail_late(call: Call) -> None:
-        await asyncio.sleep(call.deadline - time.monotonic() + 0.2)
-        raise PomeloError("deadline_exceeded", "Took too long")
-
-    async with serve_scripted(ScriptedServices(during=fail_late)) as opened:
-        failed = await failure(opened.task("RunTask", metadata=bearer(KEY, x_request_timeout="0.2")))
-    assert (reason_of(failed), failed.details()) == ("deadline_exceeded", "Took too long")
-
-
 # --- streams to a gateway
 
 
-@pytest.mark.parametrize(
-    "proof", [GATEWAY, PROOF.metadata("rest", "192.0.2.7", "")], ids=["proven", "not proven"]
-)
-async def test_a_gateway_is_informed_that_a_task_was_accepted_before_its_first_event(
-    proof: list[tuple[str, str]],
-) -> None:
-    go_on = asyncio.Event()
-
-    async def wait(call: Call) -> None:
-        await go_on.wait()
-
-    async with serve_scripted(ScriptedServices(during=wait)) as opened:
-        call = opened.task("StreamTask", metadata=[*bearer(KEY), *proof])
-        initial = as_dict(await call.initial_metadata())
-        assert initial["x-pomelo-open"] == "1"
-        assert initial.items() >= LIMITS.items()
-        go_on.set()
-        assert [response.event.WhichOneof("event") async for response in call] == ["started", "text_delta"]
-
-
 # --- what is reported of connections, and health
-
-
-class Counted(ConnectionObserver):
-    """Counts what is reported."""
-
-    def __init__(self) -> None:
-        self.reports: Counter[str] = Counter()
-
-    def checking(self, peer: str) -> None:
-        """A look-up of a key begins."""
-        self.reports["checking"] += 1
-
-    def checked(self, peer: str) -> None:
-        """A look-up has ended."""
-        self.reports["checked"] += 1
-
-    def authenticated(self, peer: str) -> None:
-        """A call with a good key has come."""
-        self.reports["authenticated"] += 1
-
-    def ended(self, peer: str) -> None:
-        """A call with a good key has ended."""
-        self.reports["ended"] += 1
-
-    def trust(self, peer: str) -> None:
-        """A gateway is at the other end."""
-        self.reports["trust"] += 1
-
-
-async def test_the_end_of_every_look_up_and_call_is_reported() -> None:
-    counted = Counted()
-    async with serve_scripted(connections=counted) as opened:
-        await end(opened.task("RunTask"))
-        await end(opened.task("StreamTask"))
-        await failure(opened.task("RunTask", metadata=bearer("nope")))
-        await ModelServiceStub(opened.channel).ListModels(ListModelsRequest(), metadata=bearer(KEY))
-        link = DownloadMediaRequest(id="media_1", signature="s")
-        await end(opened.media.DownloadMedia(link))
-        await opened.server.running.idle()
-    assert counted.reports == {"checking": 4, "checked": 4, "authenticated": 4, "ended": 4}
-
-
-@METHOD
-async def test_only_the_connection_of_a_gateway_is_trusted(method: str) -> None:
-    counted = Counted()
-    async with serve_scripted(connections=counted) as opened:
-        await end(opened.task(method))
-        await failure(opened.task(method, metadata=[*bearer("nope"), *GATEWAY]))
-        assert counted.reports["trust"] == 0
-        await end(opened.task(method, metadata=[*bearer(KEY), *GATEWAY]))
-        assert counted.reports["trust"] == 1
 
 
 async def test_health_checks_need_no_slot_of_other_calls_without_a_key() -> None:

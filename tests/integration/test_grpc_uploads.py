@@ -5,17 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
-import grpc
-import pytest
-
 from pomelo.call import Call
 from pomelo.errors import PomeloError
-from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaHeader, UploadMediaRequest
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from tests.calls import bearer, end, failure, reason_of
 from tests.driver import METHOD
 from tests.faults import http2
-from tests.integration.scripted_services import GATEWAY, KEY, PROOF, ScriptedServices, raises, serve_scripted
+from tests.integration.scripted_services import GATEWAY, KEY, ScriptedServices, raises, serve_scripted
 from tests.tasks import text_task
 from tests.waiting import soon
 
@@ -25,14 +22,6 @@ async def test_a_refused_upload_is_received_for_a_moment_so_that_its_caller_gets
     async with serve_scripted(ScriptedServices(upload=raises(PomeloError("payload_too_large")))) as opened:
         assert await opened.upload_seconds() > 0.9
         await soon(lambda _: opened.upload_seconds(*GATEWAY), 0.9)  # a gateway needs no such time
-
-
-async def test_an_upload_with_an_invalid_header_does_not_begin() -> None:
-    async with serve_scripted() as opened:
-        metadata = bearer(KEY, x_request_timeout="soon")
-        call = opened.media.UploadMedia(iter([UploadMediaRequest(chunk=b"x")]), metadata=metadata)
-        assert reason_of(await failure(call)) == "invalid_parameter"
-        assert opened.services.uploads == 0
 
 
 async def test_slots_of_uploads_and_messages_are_released() -> None:
@@ -49,50 +38,10 @@ async def test_slots_of_uploads_and_messages_are_released() -> None:
             await end(opened.task("RunTask"))
 
 
-async def test_an_upload_whose_caller_leaves_does_not_look_complete() -> None:
-    stored: list[bytes] = []
-    begun = asyncio.Event()
-
-    async def store(chunks: AsyncIterator[bytes]) -> None:
-        stored.append(await anext(chunks))
-        begun.set()
-        async for chunk in chunks:
-            stored.append(chunk)
-        stored.append(b"the end")
-
-    async with serve_scripted(ScriptedServices(upload=store)) as opened:
-        for _ in range(10):
-            stored.clear()
-            begun.clear()
-            call = opened.media.UploadMedia(metadata=bearer(KEY))
-            await call.write(UploadMediaRequest(chunk=b"x"))
-            await begun.wait()
-            call.cancel()
-            await opened.server.running.idle()
-            assert stored == [b"x"]
-
-
 async def test_an_upload_without_chunks_ends() -> None:
     async with serve_scripted() as opened:
         made = await opened.media.UploadMedia(iter([]), metadata=bearer(KEY))
         assert (made.media.size_bytes, made.media.content_type) == (0, "")
-
-
-@pytest.mark.parametrize(
-    ("first", "content_type", "size"),
-    [
-        ([UploadMediaRequest(header=UploadMediaHeader(content_type="audio/wav"))], "audio/wav", 1),
-        ([UploadMediaRequest(chunk=b"ab")], "", 3),
-        ([], "", 1),
-    ],
-)
-async def test_the_first_message_of_an_upload_may_be_its_type_or_its_first_chunk(
-    first: list[UploadMediaRequest], content_type: str, size: int
-) -> None:
-    async with serve_scripted() as opened:
-        pieces = [*first, UploadMediaRequest(chunk=b"x")]
-        made = await opened.media.UploadMedia(iter(pieces), metadata=bearer(KEY))
-    assert (made.media.content_type, made.media.size_bytes) == (content_type, size)
 
 
 @METHOD
@@ -148,25 +97,3 @@ async def test_a_download_by_a_signed_link_may_take_longer_than_an_unauthenticat
         request = DownloadMediaRequest(id="media_1", signature="s")
         messages = [message async for message in opened.media.DownloadMedia(request)]
     assert [message.chunk for message in messages] == [b"", b"abc"]
-
-
-async def test_downloads_that_gateways_forward_have_a_separate_limit() -> None:
-    go_on = asyncio.Event()
-    metadata = PROOF.metadata("rest", "192.0.2.7", "")
-    request = DownloadMediaRequest(id="media_1", signature="s")
-
-    async def wait() -> None:
-        await go_on.wait()
-
-    async with serve_scripted(ScriptedServices(download=wait), forwarded=1, unauthenticated=1) as opened:
-        first = opened.media.DownloadMedia(request, metadata=metadata)
-        assert (await first.read()).media.id == "media_1"
-        assert (
-            reason_of(await failure(opened.media.DownloadMedia(request, metadata=metadata))) == "overloaded"
-        )
-        direct = opened.media.DownloadMedia(request)
-        assert (await direct.read()).media.id == "media_1"
-        go_on.set()
-        assert (await first.read()).chunk == (await direct.read()).chunk == b"abc"
-        assert await first.read() is await direct.read() is grpc.aio.EOF
-        await end(opened.media.DownloadMedia(request, metadata=metadata))

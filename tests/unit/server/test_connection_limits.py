@@ -10,13 +10,13 @@ from tests.unit.server.guard_rig import MESSAGE, Guarded
 
 @pytest.mark.parametrize(
     ("descriptors", "connections", "hard"),
-    [(10**6, 1_024, 2_048), (8_192, 1_024, 2_048), (1_024, 128, 256), (7, 1, 2)],
+    [(10**6, 1_024, 2_048), (8_192, 1_024, 2_048), (256, 32, 64), (7, 1, 2)],
 )
 def test_connections_use_at_most_a_quarter_of_the_descriptors(
     descriptors: int, connections: int, hard: int
 ) -> None:
     limits = ConnectionLimits().within(descriptors)
-    assert (limits.connections, limits.hard_connections) == (connections, hard)
+    assert limits == ConnectionLimits(connections=connections, hard_connections=hard)
 
 
 @pytest.mark.parametrize(

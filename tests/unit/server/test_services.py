@@ -12,11 +12,9 @@ from pomelo.gen.v1 import account_service_pb2 as account_pb
 from pomelo.gen.v1 import model_service_pb2 as model_pb
 from pomelo.gen.v1.account_service_pb2_grpc import AccountServiceStub
 from pomelo.gen.v1.model_service_pb2_grpc import ModelServiceStub
-from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.server.reflection import Reflection
 from tests.calls import bearer, failure, reason_of
 from tests.integration.scripted_services import KEY, ScriptedServices, serve_scripted
-from tests.tasks import text_task
 
 UNKNOWN = b"\xba\x3e\x01x"
 
@@ -86,17 +84,6 @@ async def test_a_model_and_an_account_are_returned() -> None:
             model_pb.GetModelRequest(id="m"), metadata=bearer(KEY)
         )
     assert (account.account.id, model.model.id, services.requests) == ("acme", "m", [KEY])
-
-
-@pytest.mark.parametrize("over", [0, 1])
-async def test_a_message_may_have_exactly_the_limit(over: int) -> None:
-    size = RunTaskRequest(spec=text_task("Hi")).ByteSize()
-    async with serve_scripted(message=size - over) as opened:
-        call = opened.task("RunTask")
-        if over:
-            assert reason_of(await failure(call)) == "payload_too_large"
-        else:
-            assert (await call).result.id == "task_7"
 
 
 @pytest.mark.parametrize(
