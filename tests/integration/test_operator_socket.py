@@ -153,14 +153,6 @@ async def test_a_file_that_is_not_a_socket_is_never_removed(operator: LocalOpera
     assert path.read_text() == "precious"
 
 
-async def test_a_path_that_is_too_long_for_a_socket_is_an_error(
-    operator: LocalOperator, folder: Path
-) -> None:
-    with pytest.raises(OSError, match="shorter path"):
-        async with open_operator_socket(operator, folder / ("x" * 120)):
-            pass
-
-
 async def test_a_call_of_the_operator_may_take_longer_than_a_call_without_a_key() -> None:
     async def answer_late(request: bytes) -> bytes:
         await asyncio.sleep(0.4)

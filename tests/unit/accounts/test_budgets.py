@@ -93,6 +93,3 @@ def test_a_budget_is_a_microcredit_to_a_billion_credits() -> None:
     for limit in (1, 10**15):
         budget = pb.Budget(limit_micros=limit, period=pb.BUDGET_PERIOD_DAY)
         assert budgets.read_budget(budget) == f"{limit}/day"
-    for limit in (0, -1, 10**15 + 1):
-        with refused("invalid_parameter"):
-            budgets.read_budget(pb.Budget(limit_micros=limit, period=pb.BUDGET_PERIOD_DAY))

@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from pomelo.accounts.keys import Keyring
 from pomelo.accounts.operator import LocalOperator
+from pomelo.accounts.pages import MAX_PAGE_BYTES
 from pomelo.accounts.plans import BUILTIN, TEST_CREDITS
 from pomelo.accounts.usage import UsageReader
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
@@ -20,13 +21,18 @@ from tests.unit.accounts.audited_store import ACME, ACME_TEST, add_account, rese
 from tests.unit.clock import Clock
 from tests.unit.refusals import refused
 
+LONG = [f"model-{number:04}-{'x' * 200}" for number in range(2_000)]
+"""Names of models, which have more than a third of the bytes of a page."""
+
+UNKNOWN: Any = 9
+"""A mode that does not exist."""
+
 
 @pytest.fixture
 def operator(store: Store, keyring: Keyring, clock: Clock) -> LocalOperator:
     usage = UsageReader(store, b"s" * 32)
-    return LocalOperator(
-        store, keyring, BUILTIN, usage, {"gpt-4"}, clock, runs=lambda task_id: task_id == "task_1"
-    )
+    runs = {"task_1"}.__contains__
+    return LocalOperator(store, keyring, BUILTIN, usage, {"gpt-4", *LONG}, clock, runs=runs)
 
 
 async def test_a_key_is_created_listed_rotated_and_revoked(operator: LocalOperator, clock: Clock) -> None:
@@ -51,20 +57,29 @@ async def test_a_key_is_created_listed_rotated_and_revoked(operator: LocalOperat
 
 
 @pytest.mark.parametrize(
-    ("request_", "code", "field"),
+    ("request_", "code", "field", "message"),
     [
-        (pb.CreateKeyRequest(models=ModelSet(models=["gpt-5"])), "invalid_parameter", "models"),
-        (pb.CreateKeyRequest(models=ModelSet()), "invalid_parameter", "models"),
-        (pb.CreateKeyRequest(account_id="nobody"), "not_found", "account_id"),
-        (pb.CreateKeyRequest(mode=9), "invalid_parameter", "mode"),  # type: ignore[arg-type]
-        (pb.CreateKeyRequest(expire_time=Timestamp(seconds=1_000)), "invalid_parameter", "expire_time"),
-        (pb.CreateKeyRequest(expire_time=Timestamp(nanos=-1)), "invalid_parameter", "expire_time"),
+        (
+            pb.CreateKeyRequest(models=ModelSet(models=["gpt-4", "y" * 101])),
+            *("invalid_parameter", "models", f"'{'y' * 100}' is not a model"),
+        ),
+        (pb.CreateKeyRequest(models=ModelSet()), "invalid_parameter", "models", "at least one model"),
+        (pb.CreateKeyRequest(account_id="nobody"), "not_found", "account_id", "no account 'nobody'"),
+        (pb.CreateKeyRequest(mode=UNKNOWN), "invalid_parameter", "mode", "MODE_TEST or MODE_LIVE"),
+        *[
+            (pb.CreateKeyRequest(expire_time=time), "invalid_parameter", "expire_time", message)
+            for time, message in (
+                (Timestamp(seconds=1_000), "^Invalid expire_time: must be in the future"),
+                (Timestamp(nanos=-1), "^Invalid expire_time: must be a time"),
+                (Timestamp(seconds=2**60), "^Invalid expire_time: must be a time"),
+            )
+        ],
     ],
 )
 async def test_an_invalid_key_is_refused_and_not_created(
-    operator: LocalOperator, request_: pb.CreateKeyRequest, code: str, field: str
+    operator: LocalOperator, request_: pb.CreateKeyRequest, code: str, field: str, message: str
 ) -> None:
-    with refused(code, field):
+    with refused(code, field, message):
         await operator.create_key(request_)
     assert not (await operator.list_keys(pb.ListKeysRequest())).keys
 
@@ -80,7 +95,7 @@ async def test_a_missing_key_id_is_refused(operator: LocalOperator) -> None:
         await operator.revoke_key(pb.RevokeKeyRequest())
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
 async def test_keys_are_listed_in_pages_oldest_first(
     operator: LocalOperator, clock: Clock, store: Store, count: int
 ) -> None:
@@ -97,10 +112,22 @@ async def test_keys_are_listed_in_pages_oldest_first(
         request.page_token = response.next_page_token
         if not response.next_page_token:
             break
-    assert pages == [ids[:2], ids[2:]] if count > 2 else [ids]
+        with refused("invalid_parameter", "page_token"):
+            await operator.list_keys(pb.ListKeysRequest(page_size=2, page_token=response.next_page_token))
+    assert pages == [ids[at : at + 2] for at in range(0, count, 2)]
     with refused("invalid_parameter", "page_token"):
         first = await operator.list_keys(pb.ListKeysRequest(page_size=1))
         await operator.list_keys(pb.ListKeysRequest(account_id="acme", page_token=first.next_page_token))
+
+
+async def test_a_page_of_keys_ends_before_it_is_too_large(operator: LocalOperator) -> None:
+    for _ in range(4):
+        await operator.create_key(pb.CreateKeyRequest(models=ModelSet(models=LONG)))
+    page = await operator.list_keys(pb.ListKeysRequest())
+    assert (len(page.keys), page.ByteSize() <= MAX_PAGE_BYTES + 1000) == (2, True)
+    rest = await operator.list_keys(pb.ListKeysRequest(page_token=page.next_page_token))
+    assert len({key.id for key in (*page.keys, *rest.keys)}) == 4
+    assert not rest.next_page_token
 
 
 async def test_an_account_is_created_listed_shown_and_its_plan_set(operator: LocalOperator) -> None:
@@ -188,9 +215,8 @@ async def test_an_audit_knows_the_running_tasks_and_the_time(
     await add_account(store)
     for task_id in ("task_1", "task_2"):
         await reserve(store, task_id)  # at 1,000 s
-    assert [one.subject for one in (await operator.audit_ledger(pb.AuditLedgerRequest())).findings] == [
-        "task_2"
-    ]
+    (finding,) = (await operator.audit_ledger(pb.AuditLedgerRequest())).findings
+    assert (finding.subject, "no process runs it" in finding.detail) == ("task_2", True)
     clock.now += 86_400.0
     findings = (await operator.audit_ledger(pb.AuditLedgerRequest())).findings
     assert {one.subject for one in findings} == {"task_1", "task_2"}

@@ -99,17 +99,6 @@ async def test_a_running_call_may_end_within_the_grace_of_the_socket(
         assert await running == admin_pb.AuditLedgerResponse()
 
 
-async def test_only_the_owner_can_open_a_socket_and_other_files_get_their_usual_mode(
-    recorder: Recorder, tmp_path: Path
-) -> None:
-    path, before, after = [tmp_path / name for name in ("operator.sock", "before", "after")]
-    before.touch()
-    async with open_operator_socket(cast(Operator, recorder), path, grace=0.0):
-        after.touch()
-        assert path.stat().st_mode & 0o777 == 0o600
-    assert after.stat().st_mode == before.stat().st_mode
-
-
 async def test_the_path_of_a_socket_may_have_107_bytes(recorder: Recorder) -> None:
     with tempfile.TemporaryDirectory() as folder:
         longest = Path(folder, "x" * (106 - len(folder)))
