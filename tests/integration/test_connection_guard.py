@@ -1,4 +1,4 @@
-"""The guard of gRPC connections at each of its limits, on real connections."""
+"""The guard of gRPC connections, on real connections."""
 
 from __future__ import annotations
 
@@ -111,68 +111,6 @@ async def watched(**limits: Any) -> AsyncIterator[Watched]:
         yield Watched(guard, port, stack, taken)
 
 
-@pytest.mark.parametrize("authenticated", [False, True])
-async def test_resets_are_limited(authenticated: bool) -> None:
-    limits = {"unauthenticated_resets": 0, "resets": 3} if authenticated else {"unauthenticated_resets": 3}
-    async with watched(**limits) as opened:
-        client = await opened.connect(authenticated=authenticated)
-        for _ in range(3):
-            opened.guard.reset(client.peer)
-        assert opened.stays(client)
-        opened.guard.reset(client.peer)
-        assert await opened.closes(client)
-
-
-async def test_bytes_of_an_unauthenticated_connection_are_limited() -> None:
-    async with watched(unauthenticated_bytes=1000) as opened:
-        client = await opened.connect()
-        await client.send(900)
-        assert opened.stays(client)
-        await client.send(200)
-        assert await opened.closes(client)
-
-
-async def test_a_key_that_is_being_looked_up_allows_more_bytes() -> None:
-    async with watched(unauthenticated_bytes=1000, unauthenticated_resets=0) as opened:
-        client = await opened.connect()
-        opened.guard.checking(client.peer)
-        await client.send(2000)
-        assert opened.stays(client)
-        opened.guard.checked(client.peer)
-        assert await opened.closes(client)
-
-
-async def test_unexplained_bytes_are_limited() -> None:
-    async with watched(unexplained=1000) as opened:
-        client = await opened.connect(authenticated=True)
-        opened.guard.ended(client.peer)
-        await client.send(900)
-        assert opened.stays(client)
-        await client.send(200)
-        assert await opened.closes(client)
-
-
-async def test_bytes_of_messages_are_explained() -> None:
-    async with watched(unexplained=1000) as opened:
-        client = await opened.connect(authenticated=True)
-        opened.guard.ended(client.peer)
-        for _ in range(5):
-            opened.guard.received(client.peer, 1000)
-            await client.send(1000)
-            assert opened.stays(client)
-        await client.send(4000)
-        assert await opened.closes(client)
-
-
-async def test_a_running_call_allows_one_message_more() -> None:
-    async with watched(unexplained=1000) as opened:
-        client = await opened.connect(authenticated=True)
-        await client.send(1000 + MESSAGE - 100)
-        assert opened.stays(client)
-        opened.guard.ended(client.peer)
-        assert await opened.closes(client)
-
-
 async def test_bytes_since_the_last_call_are_limited() -> None:
     async with watched(idle_bytes=1000) as opened:
         client = await opened.connect()
@@ -199,37 +137,6 @@ async def test_bytes_of_a_call_that_ended_since_the_last_scan_are_not_idle() -> 
         assert opened.stays(client)
         await client.send(1)
         assert await opened.closes(client)
-
-
-async def test_the_connection_of_a_gateway_is_not_limited() -> None:
-    async with watched(resets=1, unexplained=10, idle_bytes=10) as opened:
-        client = await opened.connect(authenticated=True)
-        opened.guard.trust(client.peer)
-        opened.guard.ended(client.peer)
-        for _ in range(5):
-            opened.guard.reset(client.peer)
-        await client.send(5000)
-        opened.guard.limits = replace(opened.guard.limits, connections=0)
-        assert opened.stays(client)
-
-
-async def test_above_the_total_unauthenticated_connections_are_closed_first_then_idle_ones() -> None:
-    async with watched(connections=10) as opened:
-        # The one that has been idle for longest is not the one that came first.
-        busy, fresh, idle, keyless = [await opened.connect() for _ in range(4)]
-        for client in (busy, idle, fresh):
-            opened.guard.authenticated(client.peer)
-            opened.scan()
-            if client is not busy:
-                opened.guard.ended(client.peer)
-        left = [busy, idle, fresh, keyless]
-        for gone in (keyless, idle, fresh):
-            opened.guard.limits = replace(opened.guard.limits, connections=len(left) - 1)
-            assert await opened.closes(gone)
-            left.remove(gone)
-            assert all(opened.stays(client) for client in left)
-        opened.guard.limits = replace(opened.guard.limits, connections=0)
-        assert opened.stays(busy), "a call runs on it"
 
 
 async def test_an_address_that_has_flooded_repeatedly_has_a_smaller_share() -> None:
@@ -263,19 +170,6 @@ async def test_the_connection_whose_call_was_active_last_is_closed_last() -> Non
         assert opened.stays(active)
 
 
-async def test_floods_are_counted_from_the_first_within_the_penalty_time() -> None:
-    limits = {"unauthenticated_resets": 0, "floods": 2, "per_flooding_address": 1, "grace": 0.0}
-    async with watched(**limits, penalty=2.0) as opened:
-        first, second = await opened.connect(), await opened.connect()
-        for pause in (2.2, 0, 0):
-            flooding = await opened.connect()
-            opened.guard.reset(flooding.peer)
-            assert await opened.closes(flooding)
-            await asyncio.sleep(pause)
-        assert await opened.closes(first), "the older one"
-        assert opened.stays(second)
-
-
 async def test_connections_do_not_age_while_the_event_loop_is_blocked() -> None:
     async with watched(key_timeout=60.0) as opened:
         await opened.connect()
@@ -297,20 +191,6 @@ async def test_connections_closed_since_the_last_line_are_logged_at_the_end(
         opened.scan()
         assert closed() == ["1"]
     assert closed() == ["1", "2"]
-
-
-async def test_while_it_drains_connections_end_once_no_call_runs_and_responses_are_written() -> None:
-    async with watched() as one:
-        unused, running = await one.connect(authenticated=True), await one.connect(authenticated=True)
-        one.guard.ended(unused.peer)
-        one.guard.drain()
-        assert await one.closes(unused)
-        assert one.stays(running)
-        before = one.guard.count
-        one.guard.ended(running.peer)
-        one.scan()
-        assert one.guard.count == before, "the response to the last call may not be written yet"
-        assert await one.closes(running)
 
 
 async def test_a_connection_that_is_ended_is_not_reset_before_its_client_has_read_everything() -> None:

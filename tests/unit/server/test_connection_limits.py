@@ -35,3 +35,32 @@ async def test_a_connection_may_send_as_many_bytes_as_are_documented(
     for _ in range(2):
         guarded.scan(0.0)
     assert guarded.closed == [connection]
+
+
+@pytest.mark.parametrize(("calls", "limit"), [(None, "unauthenticated_resets"), (0, "resets")])
+async def test_resets_are_limited(guarded: Guarded, calls: int | None, limit: str) -> None:
+    guarded.limit(**{"unauthenticated_resets": 0, limit: 3})
+    connection = guarded.connect(calls=calls)
+    for _ in range(3):
+        guarded.guard.reset(connection.peer)
+    guarded.scan(0.0)
+    assert not guarded.closed
+    guarded.guard.reset(connection.peer)
+    guarded.scan(0.0)
+    assert guarded.closed == [connection]
+
+
+@pytest.mark.parametrize("ended", [0, 2])
+async def test_messages_being_received_allow_bytes_up_to_a_limit(guarded: Guarded, ended: int) -> None:
+    guarded.limit(unexplained=1_000, unexplained_rate=0, call_bytes=0, reading_bytes=5 * MESSAGE)
+    connection = guarded.connect(calls=6)
+    connection.received += 1_000 + 5 * MESSAGE
+    guarded.scan()
+    guarded.scan()
+    assert not guarded.closed
+    connection.received += not ended
+    for _ in range(ended):
+        guarded.guard.ended(connection.peer)
+    guarded.scan()
+    guarded.scan()
+    assert guarded.closed == [connection]
