@@ -48,29 +48,6 @@ async def test_a_task_of_each_type_runs(kind: str, tasks: Any, keys: Keys) -> No
     assert abs(response.result.create_time.seconds - time.time()) < 30
 
 
-@pytest.mark.parametrize("kind", TASK_TYPES)
-async def test_a_task_of_each_type_streams_in_the_order_of_the_contract(
-    kind: str, tasks: Any, keys: Keys
-) -> None:
-    call = tasks.StreamTask(StreamTaskRequest(spec=small_task(kind)), metadata=bearer(keys.test))
-    events = [response.event async for response in call]
-    names = [event.WhichOneof("event") for event in events]
-    assert names[0] == "started"
-    assert names.count("started") == 1
-    assert names[-1] == "completed"
-    result = events[-1].completed
-    assert result.id == events[0].started.id
-    assert result.WhichOneof("output") == output_field(kind)
-    if kind == "text":
-        assert set(names[1:-1]) == {"text_delta"}
-        assert result.text.finish_reason
-        assert result.usage.input_tokens > 0
-        assert result.usage.output_tokens > 0
-    if kind in ("text_to_speech", "speech_to_speech"):
-        assert set(names[1:-1]) == {"audio_chunk"}
-        assert not result.speech.data
-
-
 async def test_a_stream_has_its_headers_in_initial_metadata(tasks: Any, keys: Keys) -> None:
     call = start(tasks, "StreamTask", text_task(), metadata=bearer(keys.test, x_request_id="my-id.7"))
     metadata = as_dict(await call.initial_metadata())
