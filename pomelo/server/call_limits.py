@@ -270,11 +270,12 @@ class ServerState:
         self.slow_reader = _late("No message was read for", limits.unread_time, "Read without such pauses")
         self.streams: UnreadStreams[Any] = UnreadStreams()
         self.running = Running()
-        of_one_address = (limits.unauthenticated + 1) // 2
-        self.unauthenticated = InFlight(InFlightLimits(limits.unauthenticated, of_one_address))
+        half = (limits.unauthenticated + 1) // 2
+        self.unauthenticated = InFlight(InFlightLimits(limits.unauthenticated, account_calls=half))
         self.unauthenticated_reads = NewestFirst(limits.unauthenticated_reads)
         self.health_reads = NewestFirst(limits.health_reads)
-        self.forwarded = InFlight(InFlightLimits(limits.forwarded, limits.forwarded))
+        # A gateway limits each address itself.
+        self.forwarded = InFlight(InFlightLimits(limits.forwarded, account_calls=limits.forwarded))
         self.lookups = Pool(limits.lookups)
         self.reads = FairSemaphore(limits.reads)
         self.uploads = FairSemaphore(limits.uploads)

@@ -159,11 +159,11 @@ class Rpc:
         """
         if self.visit is not None:
             return
+        calls = self._front.unauthenticated
         if self.trusted:
             self.unlimit()
-            self._ticket = self._front.forwarded.enter("")  # gateways limit each address
-        else:
-            self._ticket = self._front.unauthenticated.enter(network(self.call.address))
+            calls = self._front.forwarded
+        self._ticket = calls.enter(network(self.call.address))
 
     def signed(self) -> None:
         """Accepts a valid signature in place of a key: only the call's own deadline applies from now on."""
