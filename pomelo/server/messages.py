@@ -15,7 +15,7 @@ from pomelo.server import field_limit
 _LABEL = "the request"
 
 
-def check_size(data: bytes, limit: int = field_limit.SMALL_MESSAGE) -> bytes:
+def check_size(data: bytes, limit: int) -> bytes:
     """Returns a message of at most `limit` bytes.
 
     Raises:

@@ -243,8 +243,8 @@ class Rpc:
                 data = await self._only_message(limit)
         return parse(data, message_type)
 
-    async def next_message(self, message_type: Any) -> Any:
-        """Receives and parses the next message of a stream; None at its end. Without a key it must be small.
+    async def next_message(self, message_type: Any, limit: int | None = None) -> Any:
+        """Receives and parses the next message of a stream, of at most `limit` bytes; None at its end.
 
         Raises:
             PomeloError: invalid_body, payload_too_large, overloaded, deadline_exceeded.
@@ -252,7 +252,7 @@ class Rpc:
         data = await self._next()
         if data is None:
             return None
-        return parse(check_size(data) if self.visit is None else data, message_type)
+        return parse(data if limit is None else check_size(data, limit), message_type)
 
     async def discard_rest(self) -> None:
         """Receives and discards the messages of a refused upload, for a moment.

@@ -22,6 +22,7 @@ from pomelo.gen.v1.task_service_pb2 import (
 from pomelo.runtime.in_flight import LARGE_RESPONSE
 from pomelo.server.calls import keyless
 from pomelo.server.envelope import envelope
+from pomelo.server.field_limit import SMALL_MESSAGE
 from pomelo.server.messages import check_request
 from pomelo.server.reflection import Reflection
 from pomelo.server.rpc import Rpc
@@ -140,7 +141,8 @@ class ReflectionServicer:
         await rpc.admit_if_known()
         rpc.count_without_key()
         await rpc.probe()  # otherwise a first answer that is not read could not be ended
-        while (request := await rpc.next_message(ServerReflectionRequest)) is not None:
+        # A response repeats its request.
+        while (request := await rpc.next_message(ServerReflectionRequest, SMALL_MESSAGE)) is not None:
             for answer in self._reflection.answers(request):
                 await rpc.send(answer)
 

@@ -107,13 +107,14 @@ async def test_a_message_of_exactly_the_limit_is_accepted(extra: int) -> None:
             await end(call)
 
 
+@pytest.mark.parametrize("metadata", [[], bearer(KEY)], ids=["without a key", "with a key"])
 @pytest.mark.parametrize("extra", [0, 1])
-async def test_a_message_of_a_stream_without_a_key_must_be_small(extra: int) -> None:
+async def test_a_message_of_reflection_must_be_small(extra: int, metadata: list[tuple[str, str]]) -> None:
     framing = ServerReflectionRequest(host=LARGE).ByteSize() - len(LARGE)
     message = ServerReflectionRequest(host="x" * (SMALL_MESSAGE + extra - framing)).SerializeToString()
     path = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
     async with serve_scripted() as opened:
-        call = opened.channel.stream_stream(path)(iter([message]))
+        call = opened.channel.stream_stream(path)(iter([message]), metadata=metadata)
         if extra:
             assert reason_of(await failure(call)) == "payload_too_large"
         else:
