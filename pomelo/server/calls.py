@@ -72,9 +72,15 @@ class FrontEnd(ServerState):
                 if not isinstance(outcome, tuple):
                     if isinstance(outcome, Message):
                         outcome = outcome.SerializeToString()
-                    if outcome is not None and len(outcome) > LARGE_RESPONSE:
-                        _hold(rpc, len(outcome))
-                        self._report_sending(context)
+                    if outcome is not None and rpc.visit is not None:
+                        # Sending it ends the task. Until then, a large one counts by its bytes, another one
+                        # as a call: a caller who reads nothing could have any number of them in memory.
+                        if len(outcome) > LARGE_RESPONSE:
+                            _at_end_of_task(rpc.visit.hold(len(outcome)))
+                            self._report_sending(context)
+                            rpc.visit.close()
+                        else:
+                            asyncio.current_task().add_done_callback(rpc.visit.close)  # type: ignore[union-attr]
                     return outcome
                 if rpc.accepted:
                     self._report_sending(context)
@@ -131,7 +137,7 @@ class FrontEnd(ServerState):
     async def outcome(self, rpc: Rpc, context: Any, serve: Method, name: str) -> Response | Refusal:
         """Runs a call. Returns its response, or the arguments with which to abort it. `name` is that of the
         method, for reports."""
-        code, status = "", 0
+        code, status, sent = "", 0, True
         try:
             try:
                 with rpc.scope:
@@ -156,10 +162,12 @@ class FrontEnd(ServerState):
             else:
                 status = 200
                 rpc.close()
+                sent = response is None
                 return response
             if rpc.visit is not None and rpc.refuses_body(error):
                 error = without_traceback(await rpc.visit.refuse(error, rpc.model))
             code, status = error.code, error.row.http
+            sent = not rpc.accepted  # the error of a stream follows what its caller has yet to read
             return rpc.refusal(error)
         except asyncio.CancelledError:
             # `abort` would send the initial metadata again, and grpc never frees a batch that it refuses.
@@ -168,8 +176,7 @@ class FrontEnd(ServerState):
                 rpc.cancelled()
             raise
         finally:
-            # The error of a stream is sent only when its caller has read what was sent before.
-            rpc.end(sent=not (code and rpc.accepted))
+            rpc.end(sent=sent)
             if not rpc.trusted:  # a gateway reports its callers' calls, and makes some of its own
                 report_call(self.observers, rpc.call, name, code, status)
 
@@ -182,12 +189,6 @@ class _UnknownMethod(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def service(self, handler_call_details: Any) -> Any:
         return self._handler
-
-
-def _hold(rpc: Rpc, size: int) -> None:
-    """Counts a response of `size` bytes as unread until grpc.aio has sent it, which ends the current task."""
-    if rpc.visit is not None:
-        _at_end_of_task(rpc.visit.hold(size))
 
 
 def _at_end_of_task(release: Callable[[], None]) -> None:

@@ -75,7 +75,7 @@ class RecordingVisit:
         """Returns the error."""
         return error
 
-    def close(self) -> None:
+    def close(self, *_: object) -> None:
         """Counts the call."""
         self.closed += 1
 

@@ -210,8 +210,7 @@ async def test_bytes_of_messages_are_counted_until_their_calls_end(
         await refusal(opened.run(keys.live, text_task(prompt)), StatusCode.UNAVAILABLE, "overloaded")
         gate.open()
         assert (await first).result.text.message.content[0].text == "one two"
-        await opened.server.running.idle()
-        assert (opened.in_flight.calls, opened.in_flight.bytes) == (0, 0)
+        await until(lambda: (opened.in_flight.calls, opened.in_flight.bytes) == (0, 0))
 
 
 async def test_a_call_above_the_limit_of_calls_is_refused_and_the_others_continue(

@@ -92,6 +92,7 @@ async def test_the_bytes_of_a_message_are_counted_and_its_visit_is_closed_once(m
         assert reason_of(await failure(opened.task(method, metadata=bearer("nope")))) == "invalid_api_key"
         await opened.server.running.idle()
         (visit,) = opened.services.visits
+        await until(lambda: visit.closed)
     assert visit.reserved == [RunTaskRequest(spec=text_task("Hi")).ByteSize()]
     assert visit.closed == 1
 

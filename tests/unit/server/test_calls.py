@@ -27,6 +27,7 @@ from tests.integration.scripted_services import (
     raises,
     serve_scripted,
 )
+from tests.waiting import until
 
 MIB = 1024 * 1024
 LIMITS = {"x-ratelimit-limit": "20", "x-ratelimit-remaining": "19"}
@@ -83,7 +84,7 @@ async def test_the_key_and_the_end_of_each_call_are_reported_to_its_connection(m
         connections.reports.clear()
         await end(opened.task(method, metadata=[*bearer(KEY), *GATEWAY]))
         assert connections.reports == ["checking", "checked", "authenticated", "trust", "ended"]
-        assert [visit.closed for visit in opened.services.visits] == [1, 1]
+        await until(lambda: [visit.closed for visit in opened.services.visits] == [1, 1])
 
 
 @METHODS

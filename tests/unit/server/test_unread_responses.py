@@ -106,6 +106,24 @@ async def test_a_large_response_is_unread_until_its_caller_leaves() -> None:
         assert not visit.unread
 
 
+async def test_a_call_counts_as_one_in_flight_until_its_small_response_is_sent() -> None:
+    given = ScriptedServices(text="x" * 60_000)
+    data = http2.prefixed(REQUESTS["TaskService/RunTask"].SerializeToString())
+    async with serve_scripted(given) as opened:
+        host, _, port = opened.server.address.rpartition(":")
+        async with http2.connect(host, int(port), wide=False) as connection:
+            for ends in (True, False):  # the window is as large as one response
+                call = connection.begin("/pomelo.v1.TaskService/RunTask", bearer(KEY))
+                await connection.send(call, data, end=True)
+                if ends:
+                    await connection.over(call)
+            await until(lambda: len(given.visits) == 2 and given.visits[0].closed)
+            await opened.server.running.idle()
+            assert [(visit.closed, visit.unread) for visit in given.visits] == [(1, 0), (0, 0)]
+            connection.reset(call)
+            await until(lambda: [visit.closed for visit in given.visits] == [1, 1])
+
+
 async def test_a_large_message_of_a_stream_is_unread_until_it_is_read() -> None:
     async with serve_scripted(services()) as opened:
         async with unread(opened, "TaskService/StreamTask") as (connection, call):
