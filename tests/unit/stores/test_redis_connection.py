@@ -24,7 +24,7 @@ from pomelo.stores.redis.connection import (
     _may_be_executed,
     scan,
 )
-from pomelo.stores.redis.link import Command, Link, Login, open_link, pack
+from pomelo.stores.redis.link import Link, Login, open_link
 from tests.ports import free_port
 from tests.redis_server import RedisServer
 from tests.unit.stores.fake_redis import FakeServer
@@ -321,40 +321,6 @@ async def test_a_silent_server_is_given_up_after_the_timeout_of_an_attempt(serve
         assert server.connections == 2
 
 
-class SlowTransport(asyncio.Transport):
-    """Sends nothing, or as much as a test says."""
-
-    unsent = 1_000
-    aborted = False
-
-    def write(self, data: object) -> None: ...
-
-    def get_write_buffer_size(self) -> int:
-        return self.unsent
-
-    def abort(self) -> None:
-        self.aborted = True
-
-
-async def test_a_server_that_reads_a_large_command_slowly_is_not_silent() -> None:
-    link, transport = Link(3600.0), SlowTransport()
-    link.connection_made(transport)
-    link.send([Command(pack(("GET",)), asyncio.get_running_loop().create_future())])
-
-    def look() -> bool:
-        """Looks once; returns whether the server is given up."""
-        assert link._watchdog is not None
-        link._watchdog.cancel()
-        link._watch()
-        return transport.aborted
-
-    for _ in range(20):
-        transport.unsent -= 1
-        assert not look()
-        assert not look()
-    assert [look() for _ in range(3)] == [False, False, True]
-
-
 async def test_a_call_ends_at_its_deadline_although_the_server_is_not_silent(server: FakeServer) -> None:
     attempt = 5 * ATTEMPT  # the server must be reached within it, on a busy machine too
     server.answer = lambda chunk: b"$1000\r\n"
@@ -378,30 +344,6 @@ async def test_replies_are_decoded_as_by_redis_py() -> None:
             assert await connection.send("HGETALL", "a") == {b"b": b"1", b"c": b"d"}
             assert await connection.send("HSCAN", "a", 0) == (0, {b"b": b"1", b"c": b"d"})
         assert redis.do("DBSIZE") == 0
-
-
-async def test_a_link_that_is_being_closed_is_not_used(server: FakeServer) -> None:
-    link = await open_link(("127.0.0.1", server.port), Login(ATTEMPT))
-    assert link.usable
-    assert link._transport is not None
-    link._transport.close()
-    assert not link.usable  # before the event loop says that it is lost
-    await link.lost
-
-
-async def test_a_closed_link_fails_what_it_owes_and_looks_no_more(server: FakeServer) -> None:
-    server.answer = lambda chunk: b""
-    link = await open_link(("127.0.0.1", server.port), Login(ATTEMPT))
-    replies = [asyncio.get_running_loop().create_future() for _ in range(2)]
-    replies[0].cancel()
-    link.send([Command(pack(("GET",)), reply) for reply in replies])
-    watchdog = link._watchdog
-    assert watchdog is not None
-    link.close(errors.ConnectionError("closed"))
-    assert (watchdog.cancelled(), link._watchdog, link.usable) == (True, None, False)
-    with pytest.raises(errors.ConnectionError, match="closed"):
-        await replies[1]
-    await link.lost
 
 
 class Node:
