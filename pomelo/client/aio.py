@@ -270,9 +270,9 @@ class AsyncClient(ClientBase):
 
     async def _upload(self, upload: Upload, attempts: Attempts) -> Media:
         while True:
-            method = self._services().media.UploadMedia
+            self._services()  # in another event loop, the wait for a pipe would not end
             with await self._opened(upload.open, attempts, pipe=upload.is_pipe) as file:
-                rpc = method(**attempts.arguments())
+                rpc = self._services().media.UploadMedia(**attempts.arguments())
                 errors: list[grpc.aio.AioRpcError] = []
                 rpc.add_done_callback(lambda rpc, errors=errors: errors.append(error_of(rpc)))
                 try:
@@ -376,7 +376,8 @@ async def _send(rpc: Any, upload: Upload, file: IO[bytes]) -> None:
     # An InternalError: the call ended while the end of the upload was being sent.
     ended = (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError)
     sending = asyncio.timeout(None)
-    run = to_daemon_thread if upload.is_pipe else asyncio.to_thread
+    # What can't be read again may stay silent: the end of the program does not wait for it.
+    run = asyncio.to_thread if upload.repeatable else to_daemon_thread
 
     def stop(_: Any) -> None:
         with suppress(RuntimeError):  # it has ended already

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Protocol
 
-from pomelo.client.pipes import is_pipe
+from pomelo.client.pipes import is_pipe, waiting_read
 from pomelo.gen.v1.media_pb2 import Media, MediaSource
 from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.output_file import OutputFile
@@ -89,7 +89,8 @@ class Upload:
             OSError: it can't be read.
         """
         yield UploadMediaRequest(header=UploadMediaHeader(content_type=self._content_type))
-        while chunk := file.read(_CHUNK_BYTES):
+        read = waiting_read(file)
+        while chunk := read(_CHUNK_BYTES):
             yield UploadMediaRequest(chunk=chunk)
         if chunk is None:  # else the upload would end here, and look complete
             raise _not_blocking()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
+import select
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 from pomelo.client.errors import ClientClosed, DeadlineExceeded
 from pomelo.output_file import is_special
@@ -27,6 +29,29 @@ def is_pipe(file: object) -> bool:
         OSError: it can't be looked up.
     """
     return isinstance(file, (str, os.PathLike)) and is_special(Path(file))
+
+
+def waiting_read(file: IO[bytes]) -> Callable[[int], bytes | None]:
+    """Returns the function that reads from a file. At an open pipe it waits for data before it reads. During
+    a read, the lock of the file's buffer would keep it from closing, and the end of the program would be an
+    abort."""
+    raw = file.raw if isinstance(file, io.BufferedReader) else file
+    if (
+        not hasattr(select, "poll")  # on Windows
+        or not isinstance(raw, io.FileIO)
+        or raw.seekable()
+        or not os.get_blocking(raw.fileno())
+    ):
+        return file.read
+    ready = select.poll()
+    ready.register(raw, select.POLLIN)
+    read = file.read1 if isinstance(file, io.BufferedReader) else file.read
+
+    def wait_and_read(size: int) -> bytes | None:
+        ready.poll()
+        return read(size)
+
+    return wait_and_read
 
 
 def open_pipe(open_file: Callable[[], T], seconds: float, closed: threading.Event) -> T:
@@ -64,8 +89,7 @@ async def open_pipe_async(open_file: Callable[[], T], seconds: float, closed: as
 
 
 async def to_daemon_thread(function: Callable[..., T], *arguments: Any) -> T:
-    """Does what `asyncio.to_thread` does, in a thread for which the end of the program does not wait. If it
-    reads a buffered file then, Python aborts."""
+    """Does what `asyncio.to_thread` does, in a thread for which the end of the program does not wait."""
     return await asyncio.wrap_future(_in_daemon_thread(function, *arguments))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import Any
@@ -12,6 +13,13 @@ from pomelo.client import AsyncClient, Client
 KINDS = ("asyncio", "blocking")
 
 _END = object()
+
+
+class Pipe(io.BytesIO):
+    """Bytes that can be read once."""
+
+    def seekable(self) -> bool:
+        return False
 
 
 class Threaded:

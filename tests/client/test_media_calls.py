@@ -22,7 +22,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import ServerOptions, open_server
-from tests.client.clients import make_client
+from tests.client.clients import Pipe, make_client
 from tests.client.conftest import ClientFactory
 from tests.conftest import Keys
 from tests.ports import free_port
@@ -59,13 +59,6 @@ class EndlessMedia:
         while True:
             yield CHUNK
             await asyncio.sleep(0)
-
-
-class Pipe(io.BytesIO):
-    """Bytes that can be read once."""
-
-    def seekable(self) -> bool:
-        return False
 
 
 class FullDisk(io.BytesIO):
@@ -200,10 +193,26 @@ async def test_closing_a_client_ends_its_wait_for_a_pipe(client: Any, tmp_path: 
         os.close(os.open(pipe, os.O_RDWR))
 
 
+async def test_closing_a_client_ends_an_upload_that_is_about_to_begin(app: App, keys: Keys) -> None:
+    client = AsyncClient(str(app.grpc), key=keys.test)
+    upload = asyncio.ensure_future(client.upload(b"RIFF"))
+    await asyncio.sleep(0)
+    await client.close()
+    with pytest.raises(ClientClosed):
+        await upload
+
+
 @pytest.mark.parametrize(
     ("seconds", "calls", "error"),
     [
         (0.5, "await client.upload(pipe)", b"DeadlineExceeded"),
+        (
+            0.5,
+            "with sys.stdin.buffer as file:\n"  # which waits for no read in another thread
+            "            await client.upload(file)",
+            b"DeadlineExceeded",
+        ),
+        (600, "Client(target, key=key, timeout=0.5).upload(sys.stdin.buffer)", b"DeadlineExceeded"),
         (
             600,
             "media = await client.upload(b'RIFF')\n"
@@ -212,7 +221,7 @@ async def test_closing_a_client_ends_its_wait_for_a_pipe(client: Any, tmp_path: 
             b"TimeoutError",
         ),
     ],
-    ids=["upload", "download"],
+    ids=["upload", "open upload", "blocking open upload", "download"],
 )
 async def test_a_program_ends_although_its_call_waits_for_a_pipe(
     app: App, keys: Keys, tmp_path: Path, seconds: float, calls: str, error: bytes
@@ -220,20 +229,25 @@ async def test_a_program_ends_although_its_call_waits_for_a_pipe(
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     program = f"""
-import asyncio
-from pomelo.client import AsyncClient
-async def run(pipe):
-    async with AsyncClient({str(app.grpc)!r}, key={keys.test!r}, timeout={seconds}) as client:
+import asyncio, sys
+from pomelo.client import AsyncClient, Client
+target, key, pipe = {str(app.grpc)!r}, {keys.test!r}, {str(pipe)!r}
+async def run():
+    async with AsyncClient(target, key=key, timeout={seconds}) as client:
         {calls}
-asyncio.run(run({str(pipe)!r}))
+asyncio.run(run())
 """
-    async with asyncio.timeout(30):
-        running = await asyncio.create_subprocess_exec(sys.executable, "-c", program, stderr=subprocess.PIPE)
-        try:
-            _, errors = await running.communicate()
-        finally:
-            if running.returncode is None:
-                running.kill()
+    silent, writer = map(os.fdopen, os.pipe(), ("r", "w"))
+    with silent, writer:
+        async with asyncio.timeout(30):
+            running = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", program, stdin=silent, stderr=subprocess.PIPE
+            )
+            try:
+                _, errors = await running.communicate()
+            finally:
+                if running.returncode is None:
+                    running.kill()
     assert error in errors.splitlines()[-1]
 
 
