@@ -5,8 +5,7 @@
 The vendor writes the time at which it sends into the first packet, so what is measured is its way to the
 listener: straight from the vendor, through the bare aiohttp proxy, and through `pomelo serve` in three
 ways. The ways take turns, call by call, in one run, so that what else the machine does hits all of them
-alike. "added" is the median less the straight one; the ratio is to the relay's. Everything listens on
-loopback and ends with the run.
+alike. "added" is the median less the straight one. Everything listens on loopback and ends with the run.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import argparse
 import asyncio
 import base64
 import json
-import statistics
 import sys
 import tempfile
 import time
@@ -27,6 +25,7 @@ from typing import Any
 import aiohttp
 import grpc
 
+from bench.results import percentile
 from bench.scenarios import VOICE
 from bench.systems import AIOHTTP, SQLITE, Systems
 from pomelo.gen.v1.task_pb2 import TaskSpec
@@ -100,23 +99,22 @@ def by_grpc(channel: Any, key: str) -> Ask:
 async def measure(ways: dict[str, Ask], calls: int, at_once: int) -> dict[str, list[float]]:
     """So many calls of each way, in turns."""
     late: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range((WARM + calls) // at_once):
+    warm, measured = -(-WARM // at_once), -(-calls // at_once)
+    for turn in range(warm + measured):
         for name, ask in ways.items():
             found = await asyncio.gather(*[ask() for _ in range(at_once)])
-            if turn * at_once >= WARM:
+            if turn >= warm:
                 late[name] += found
     return late
 
 
 def show(late: dict[str, list[float]]) -> str:
-    straight = statistics.median(late["straight"])
-    bare = statistics.median(late["relay"]) - straight
-    lines = [f"{'way':<14}{'p50 ms':>9}{'p99 ms':>9}{'added ms':>10}{'x relay':>9}"]
+    straight = percentile(late["straight"], 0.5)
+    lines = [f"{'way':<14}{'p50 ms':>9}{'p99 ms':>9}{'added ms':>10}"]
     for name, values in late.items():
-        median, last = statistics.median(values), statistics.quantiles(values, n=100)[98]
-        added = median - straight
-        lines.append(f"{name:<14}{median:>9.2f}{last:>9.2f}{added:>10.2f}{added / bare:>9.1f}")
-    worst = max(statistics.quantiles(values, n=100)[98] for name, values in late.items() if name[0] == "p")
+        median, last = percentile(values, 0.5), percentile(values, 0.99)
+        lines.append(f"{name:<14}{median:>9.2f}{last:>9.2f}{median - straight:>10.2f}")
+    worst = max(percentile(values, 0.99) for name, values in late.items() if name.startswith("pomelo"))
     lines.append(f"p99 of Pomelo's worst way: {worst:.2f} ms; the goal is {GOAL:g}")
     return "\n".join(lines) + "\n"
 
