@@ -155,11 +155,6 @@ def error_event(
     return event("error", error=_error(error_type, code, message))
 
 
-def half_character() -> bytes:
-    """Return an event that is cut within a character: not UTF-8, in otherwise valid JSON."""
-    return words("caf?").replace(b"?", b"\xc3")
-
-
 def huge_line(size: int) -> bytes:
     """Return an event with a text of `size` bytes in one line."""
     return words("x" * size)

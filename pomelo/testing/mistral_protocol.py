@@ -105,11 +105,6 @@ def error_event(
     return data_event(_error(error_type, code, message))
 
 
-def half_character() -> bytes:
-    """Return an event that is cut within a character: not UTF-8, in otherwise valid JSON."""
-    return chunk({"content": "caf?"}).replace(b"?", b"\xc3")
-
-
 def huge_line(size: int) -> bytes:
     """Return an event with a text of `size` bytes in one line."""
     return chunk({"content": "x" * size})

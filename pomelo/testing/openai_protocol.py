@@ -133,11 +133,6 @@ def broken_json() -> bytes:
     return b'data: {"choices":[{"delta":\n\n'
 
 
-def half_character() -> bytes:
-    """Return an event that is cut within a character: not UTF-8, in otherwise valid JSON."""
-    return b'data: {"choices":[{"index":0,"delta":{"content":"caf\xc3"},"finish_reason":null}]}\n\n'
-
-
 def huge_line(size: int) -> bytes:
     """Return an event with a text of `size` bytes in one line."""
     return chunk({"content": "x" * size})
