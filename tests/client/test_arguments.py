@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
-from datetime import date
+from datetime import date, datetime
 from typing import Any
 
 import pytest
@@ -32,6 +32,11 @@ WRONG_TASKS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": "x" * 200}, "temperature can't be 'x{99}: "),
     ({"stop": [5]}, r"stop can't be \[5\]: "),
     ({"metadata": {"team": 5}}, "metadata must have texts, not 'team': 5"),
+    ({"tool_choice": "maybe"}, "tool_choice must be auto, none, required or a Tool, not 'maybe'"),
+    ({"format": "xml"}, "format must be text, json or a JsonSchema, not 'xml'"),
+    ({"response_format": {}}, "^There is no argument 'response_format'. Use format for text, "),
+    ({"stream": True}, "^There is no argument 'stream'. Use a method whose name begins "),
+    ({"maxTokens": 3}, "^There is no argument 'maxTokens'$"),
 ]
 
 WRONG_MESSAGES: list[tuple[Any, str]] = [
@@ -41,6 +46,7 @@ WRONG_MESSAGES: list[tuple[Any, str]] = [
         "content of a dict is a text, not list",
     ),
     ([{"content": "Hi"}], "role of a dict is .*, not None"),
+    ([{"role": "tool", "content": "Hi"}], "role of a dict is .*, not 'tool'"),
     ([{"role": "user", "content": "Hi", "name": "Ann"}], "not 'name'"),
     ({"role": "user", "content": "Hi"}, "A message is a dict .*, not str"),
     ([None], "A message is a dict .*, not NoneType"),
@@ -59,6 +65,7 @@ WRONG_CALLS: list[tuple[Callable[[Any], Any], str]] = [
         "timestamps must be one of none, word, ch",
     ),
     (lambda client: client.image("m", "Hi", width="64"), "width can't be '64': "),
+    (lambda client: client.image("m", "Hi", delivery="post"), "delivery must be bytes, link or both"),
     (
         lambda client: client.speech("m", "Hi", voice="adam", voice_settings={"pitch": 1}),
         "voice_settings has no 'pitch'. It has stability, ",
@@ -73,6 +80,8 @@ WRONG_CALLS: list[tuple[Callable[[Any], Any], str]] = [
     (lambda client: client.download(None, "x.png"), r"result\.media, or its id, not NoneType"),
     (lambda client: client.download("media_x", 5), "open for writing bytes, not of the type int"),
     (lambda client: list(client.usage(start=date(2026, 1, 1))), r"datetime\.datetime, not date"),
+    (lambda client: list(client.usage(start=datetime(2026, 1, 1))), "need a time zone"),  # noqa: DTZ001
+    (lambda client: list(client.usage(begin=None)), "begin"),
     (
         lambda client: list(client.usage_sums("week")),
         "group_by must be one of model, key, day, .*, not 'week'",

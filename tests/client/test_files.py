@@ -7,12 +7,13 @@ import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pytest
 
 from pomelo.client.files import MAX_INLINE_BYTES, Upload, to_source, written_file
 from pomelo.gen.v1.media_pb2 import MediaSource
+from tests.client.clients import Pipe
 
 
 def contents(upload: Upload) -> bytes:
@@ -83,12 +84,7 @@ def test_an_open_file_is_uploaded_from_its_position_each_time_and_stays_open() -
 
 
 def test_a_pipe_is_read_once_and_its_size_is_unknown() -> None:
-    class Pipe(io.BytesIO):
-        def seekable(self) -> bool:
-            return False
-
-    pipe: BinaryIO = Pipe(b"sent")
-    upload = Upload(pipe)
+    upload = Upload(Pipe(b"sent"))
     assert (upload.size(), upload.repeatable) == (None, False)
     assert contents(upload) == b"sent"
     assert isinstance(to_source(Pipe(b"sent"), ""), Upload)

@@ -19,7 +19,7 @@ from pomelo.client.files import MAX_INLINE_BYTES
 from pomelo.gen.v1.task_pb2 import TaskResult
 from pomelo.gen.v1.text_pb2 import TextOutput
 from pomelo.stores.accounts import Grant, Wallet
-from tests.client.clients import read
+from tests.client.clients import Pipe, read
 from tests.client.conftest import ClientFactory
 from tests.conftest import Keys
 from tests.wav import PCM, wav_file
@@ -85,15 +85,6 @@ async def test_images_go_into_a_message_as_bytes_a_path_or_an_upload(client: Any
 async def test_a_result_is_shown_by_its_id_and_model_without_its_content(client: Any) -> None:
     result = await client.text("gpt-4", "Say something")
     assert repr(result) == f"TextResult(id='{result.id}', model='gpt-4')"
-
-
-async def test_a_field_of_rest_that_is_no_argument_is_refused_with_what_to_use(client: Any) -> None:
-    with pytest.raises(TypeError, match=r"^There is no argument 'response_format'. Use format for text, "):
-        await client.text("gpt-4", "Hi", response_format={"type": "json_object"})
-    with pytest.raises(TypeError, match=r"^There is no argument 'stream'. Use a method whose name begins "):
-        await client.text("gpt-4", "Hi", stream=True)
-    with pytest.raises(TypeError, match=r"^There is no argument 'maxTokens'$"):
-        await client.text("gpt-4", "Hi", maxTokens=3)
 
 
 async def test_a_stream_yields_text_and_then_has_the_same_result(client: Any) -> None:
@@ -180,19 +171,6 @@ async def test_concurrent_calls_share_a_client(client: Any) -> None:
     assert [len(result.text.split()) for result in results] == list(range(1, 21))
 
 
-class Pipe(io.RawIOBase):
-    """A file without a size, which can be read once."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = io.BytesIO(data)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        return self._data.readinto(buffer)
-
-
 async def test_large_audio_is_uploaded_first(client: Any, app: App, tmp_path: Path) -> None:
     audio = wav_file(PCM, 16_000, 2, bytes(120 * 32_000))
     assert len(audio) > MAX_INLINE_BYTES
@@ -277,20 +255,3 @@ async def test_a_field_that_the_model_does_not_support_is_reported_or_refused(
     with pytest.raises(InvalidParameter):
         await strict.text("claude-3-opus", "Hi", seed=1)
     assert (await strict.text("claude-3-opus", "Hi", seed=1, strict=False)).text
-
-
-async def test_a_wrong_argument_is_refused_before_the_call(client: Any) -> None:
-    with pytest.raises(TypeError, match="'max_token'"):
-        await client.text("gpt-4", "Hi", max_token=3)
-    with pytest.raises(ValueError, match="tool_choice"):
-        await client.text("gpt-4", "Hi", tool_choice="maybe")
-    with pytest.raises(ValueError, match="delivery"):
-        await client.image("flux-1-pro", "Hi", delivery="post")
-    with pytest.raises(ValueError, match="role"):
-        await client.text("gpt-4", [{"role": "tool", "content": "Hi"}])
-    with pytest.raises(ValueError, match=r"group_by must be one of .*colour"):
-        _ = [each async for each in client.usage_sums("colour")]
-    with pytest.raises(TypeError, match="begin"):
-        _ = [record async for record in client.usage(begin=None)]
-    with pytest.raises(ValueError, match="time zone"):
-        _ = [record async for record in client.usage(start=datetime(2026, 1, 1))]  # noqa: DTZ001

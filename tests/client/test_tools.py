@@ -55,8 +55,6 @@ async def test_text_in_the_form_of_a_schema(client: Any) -> None:
     result = await client.text("gpt-4", "Where?", format=JsonSchema(CITY, name="place", strict=True))
     assert set(result.json()) == {"city"}
     assert isinstance((await client.text("gpt-4", "In JSON, please", format="json")).json(), dict)
-    with pytest.raises(ValueError, match="format must be"):
-        await client.text("gpt-4", "Hi", format="xml")
     with pytest.raises(ValueError, match="Expecting value"):
         (await client.text("gpt-4", "Hi", format="text")).json()
 
@@ -64,8 +62,6 @@ async def test_text_in_the_form_of_a_schema(client: Any) -> None:
 async def test_reasoning_effort_is_one_of_the_contract(client: Any) -> None:
     assert text("gpt-4", "Hi", reasoning_effort="xhigh").spec.text.reasoning_effort == REASONING_EFFORT_XHIGH
     assert (await client.text("gpt-4", "Hi", reasoning_effort="xhigh")).text
-    with pytest.raises(ValueError, match=r"reasoning_effort must be .*huge"):
-        await client.text("gpt-4", "Hi", reasoning_effort="huge")
 
 
 def test_empty_arguments_are_an_empty_object() -> None:

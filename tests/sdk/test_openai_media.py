@@ -31,9 +31,8 @@ from tests.app import Account, RunningApp, app_fixture
 from tests.sdk import published
 from tests.sdk.python_clients import instead_of_waiting
 from tests.sdk.sdk import CALLERS, sdk
+from tests.sdk.setup import SENTENCES, TEXT
 
-SENTENCES = ["Good morning to you.", "How are you today?"]
-TEXT = " ".join(SENTENCES)
 IMAGE: dict[str, Any] = {"model": "flux-1-pro", "prompt": "A kite", "size": "256x288"}
 SPEECH: dict[str, Any] = {"model": "eleven-labs-tts", "input": TEXT, "voice": "alloy"}
 STT = "eleven-labs-stt"

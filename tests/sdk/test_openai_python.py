@@ -11,9 +11,9 @@ import httpx2
 import openai
 import pytest
 
-from pomelo.testing import Answer, Stop, error_reply
+from pomelo.testing import error_reply
 from tests.app import Account, RunningApp, app_fixture
-from tests.sdk.sdk import CALLERS, CHAT, PNG, sdk
+from tests.sdk.sdk import CALLERS, CHAT, sdk
 
 app = app_fixture()
 Error = TypeVar("Error", bound=openai.APIStatusError)
@@ -78,22 +78,6 @@ async def test_the_blocking_client_does_the_same(app: RunningApp, account: Accou
     app.upstream.reset()
     whole, streamed, response = await asyncio.to_thread(ask)
     assert whole == streamed == response != ""
-
-
-@CALLERS
-async def test_an_image_in_a_message_reaches_the_model(
-    app: RunningApp, account: Account, protocol: str, mode: str
-) -> None:
-    image = {"url": f"data:image/png;base64,{PNG}", "detail": "low"}
-    content: Any = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": image}]
-    async with sdk(app, account, protocol, mode) as client:
-        answer = await client.chat.completions.create(
-            model="gpt-4", messages=[{"role": "user", "content": content}]
-        )
-    assert answer.choices[0].message.content
-    if mode == "live":
-        (received,) = app.upstream.requests
-        assert received.body["messages"][0]["content"][1]["image_url"]["url"] == image["url"]
 
 
 async def test_parameters_without_effect_are_taken_and_reported(app: RunningApp, account: Account) -> None:
@@ -210,21 +194,6 @@ async def test_each_error_has_its_exception_class(app: RunningApp, protocol: str
         error = await raised(openai.RateLimitError, use_up())
         assert (error.code, error.type) == ("rate_limit_exceeded", "rate_limit_error")
         assert int(error.response.headers["Retry-After"]) > 0
-
-
-@CALLERS
-async def test_a_stream_that_breaks_raises(
-    app: RunningApp, account: Account, protocol: str, mode: str
-) -> None:
-    prompt = "[[words:40]] [[cut]]" if mode == "test" else "Hi"
-    async with sdk(app, account, protocol, mode) as client:
-        app.upstream.script(Answer("one two three four", at={2: Stop.CLOSE}))
-        with pytest.raises(openai.APIError) as caught:
-            async for _ in await client.chat.completions.create(
-                model="gpt-4", messages=[{"role": "user", "content": prompt}], stream=True
-            ):
-                pass
-    assert caught.value.code == "provider_failed"
 
 
 # --- retries

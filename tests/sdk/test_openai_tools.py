@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal
-
-from pydantic import BaseModel
+from typing import Any
 
 from tests.app import Account, RunningApp, app_fixture
 from tests.sdk import published
+from tests.sdk.python_clients import Forecast
 from tests.sdk.sdk import CALLERS, WEATHER, sdk
 
 app = app_fixture()
@@ -16,13 +15,6 @@ app = app_fixture()
 CHAT_TOOLS: Any = [{"type": "function", "function": {**WEATHER, "strict": True}}]
 RESPONSE_TOOLS: Any = [{"type": "function", **WEATHER, "strict": True}]
 QUESTION = "How is the weather in Paris and in Rome? [[calls:2]]"
-
-
-class Forecast(BaseModel):
-    """What a model is to answer."""
-
-    city: str
-    sky: Literal["clear", "cloudy"]
 
 
 @CALLERS
@@ -57,18 +49,6 @@ async def test_a_chat_calls_tools_and_takes_their_results(
             last = await client.chat.completions.create(messages=messages, **asked)
             assert last.choices[0].finish_reason == "stop"
             assert (last.choices[0].message.content or "").count("Sunny") == (2 if mode == "test" else 0)
-
-
-@CALLERS
-async def test_a_chat_parses_json_that_matches_a_schema(
-    app: RunningApp, account: Account, protocol: str, mode: str
-) -> None:
-    messages: Any = [{"role": "user", "content": "How is the weather?"}]
-    async with sdk(app, account, protocol, mode) as client:
-        answer = await client.chat.completions.parse(
-            model="gpt-4", messages=messages, response_format=Forecast
-        )
-    assert isinstance(answer.choices[0].message.parsed, Forecast)
 
 
 @CALLERS
