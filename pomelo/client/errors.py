@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from pomelo.client.limits import Limits, read_limits
-from pomelo.status import DETAILS_KEY, from_rpc_error, read_details
+from pomelo.status import DETAILS_KEY, from_rpc_error
 
 
 class PomeloClientError(Exception):
@@ -189,29 +189,19 @@ _BY_CODE = {each.code: each for each in ApiError.__subclasses__()}
 def to_error(error: Any, target: str) -> ApiError:
     """Returns the exception of a failed call (a grpc.RpcError) to a server."""
     trailing = error.trailing_metadata() or ()
-    metadata = text_metadata(error.initial_metadata(), trailing)
-    details = read_details(trailing)
-    if details is not None and details.code not in _BY_CODE:
-        newer = ApiError(
-            details.message,
-            field=details.field,
-            values=details.values,
-            retry_after=details.retry_after,
-            metadata=metadata,
-        )
-        newer.code = details.code
-        return newer
     known = from_rpc_error(error)
     message = known.message
     if error.code() is grpc.StatusCode.UNAVAILABLE and not any(key == DETAILS_KEY for key, _ in trailing):
         message = f"The connection to {target} failed. Check the address, TLS, and that a server is running"
-    return _BY_CODE[known.code](
+    raised = _BY_CODE.get(known.code, ApiError)(
         message,
         field=known.field,
         values=dict(known.values),
         retry_after=known.retry_after,
-        metadata=metadata,
+        metadata=text_metadata(error.initial_metadata(), trailing),
     )
+    raised.code = known.code
+    return raised
 
 
 def text_metadata(*parts: Any) -> dict[str, str]:
