@@ -277,7 +277,7 @@ class AsyncClient(ClientBase):
                 rpc.add_done_callback(lambda rpc, errors=errors: errors.append(error_of(rpc)))
                 try:
                     with self._unless_closed():
-                        await _send(rpc, upload, file)
+                        await _send(rpc, upload, file, self._closed)
                         media: Media = (await rpc).media
                     return media
                 except grpc.aio.AioRpcError as error:
@@ -371,7 +371,7 @@ class _Events(AsyncIterator[TaskEvent]):
         return event
 
 
-async def _send(rpc: Any, upload: Upload, file: IO[bytes]) -> None:
+async def _send(rpc: Any, upload: Upload, file: IO[bytes], closed: asyncio.Event) -> None:
     """Sends an upload until it is complete or the server has answered, also while a pipe is waited for."""
     # An InternalError: the call ended while the end of the upload was being sent.
     ended = (grpc.aio.AioRpcError, grpc.aio.InternalError, asyncio.InvalidStateError)
@@ -380,13 +380,15 @@ async def _send(rpc: Any, upload: Upload, file: IO[bytes]) -> None:
     run = asyncio.to_thread if upload.repeatable else to_daemon_thread
 
     def stop(_: Any) -> None:
-        with suppress(RuntimeError):  # it has ended already
-            sending.reschedule(0)
+        # A file that is read again must not be read by a thread that is left. When the client is closed, a
+        # write waits forever for a call that has not begun.
+        if closed.is_set() or not upload.repeatable:
+            with suppress(RuntimeError):  # it has ended already
+                sending.reschedule(0)
 
     try:
         async with sending:
-            if not upload.repeatable:  # a file that is read again must not be read by a thread that is left
-                rpc.add_done_callback(stop)
+            rpc.add_done_callback(stop)
             with suppress(*ended):
                 requests = upload.requests(file)
                 while (request := await run(next, requests, None)) is not None:

@@ -22,7 +22,7 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import ServerOptions, open_server
-from tests.client.clients import Pipe, make_client
+from tests.client.clients import KINDS, Pipe, make_client
 from tests.client.conftest import ClientFactory
 from tests.conftest import Keys
 from tests.ports import free_port
@@ -200,6 +200,25 @@ async def test_closing_a_client_ends_an_upload_that_is_about_to_begin(app: App, 
     await client.close()
     with pytest.raises(ClientClosed):
         await upload
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_closing_a_client_ends_an_upload_that_waits_for_its_connection(kind: str, keys: Keys) -> None:
+    connected = asyncio.Event()
+
+    async def say_nothing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connected.set()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(say_nothing, "127.0.0.1", 0) as server:
+        client = make_client(kind, "{}:{}".format(*server.sockets[0].getsockname()), keys.test)
+        upload = asyncio.ensure_future(client.upload(b"RIFF"))
+        await connected.wait()
+        await client.close()
+        async with asyncio.timeout(20):
+            with pytest.raises(ClientClosed):
+                await upload
 
 
 @pytest.mark.parametrize(
