@@ -161,25 +161,16 @@ async def raised(expected: type[Error], answer: Awaitable[Any]) -> Error:
 
 
 @pytest.mark.parametrize("protocol", ["rest", "remote"])
-async def test_each_error_has_its_exception_class(app: RunningApp, protocol: str) -> None:
-    account = await app.account("five", models=("gpt-4", "gpt-3.5-turbo"))
-    poor = await app.account(live=0)
+async def test_errors_that_the_matrix_does_not_provoke_have_their_exception_classes(
+    app: RunningApp, protocol: str
+) -> None:
+    account = await app.account("five")
     async with sdk(app, account, protocol) as client:
         create = client.chat.completions.create
-        unknown = client.with_options(api_key="pml_live_x").chat.completions
-        error: openai.APIStatusError = await raised(openai.AuthenticationError, unknown.create(**CHAT))
-        assert (error.code, error.status_code) == ("invalid_api_key", 401)
-        error = await raised(openai.BadRequestError, create(**{**CHAT, "model": "gpt-99"}))
+        error: openai.APIStatusError = await raised(
+            openai.BadRequestError, create(**{**CHAT, "model": "gpt-99"})
+        )
         assert (error.code, error.param) == ("unsupported_model", "model")
-        error = await raised(openai.PermissionDeniedError, create(**{**CHAT, "model": "claude-3-haiku"}))
-        assert error.code == "model_not_allowed"
-        in_need = client.with_options(api_key=poor.live).chat.completions
-        error = await raised(openai.APIStatusError, in_need.create(**CHAT, max_tokens=50))
-        assert (error.code, error.status_code) == ("insufficient_credits", 402)
-        app.upstream.when("Hello there", error_reply(401, code="invalid_api_key"))
-        error = await raised(openai.InternalServerError, create(**CHAT))
-        assert (error.code, error.status_code) == ("provider_failed", 502)
-        app.upstream.reset()
         key = {"Idempotency-Key": protocol}
         await create(**CHAT, extra_headers=key)
         error = await raised(
