@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Coroutine, Iterable, Mapping
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -164,38 +164,12 @@ def from_rpc_error(error: Any) -> PomeloError:
     status and type follow from the status code. An error of the channel or of a proxy is derived from the
     status code.
     """
-    details = read_details(error.trailing_metadata() or ())
-    if details is None:
-        return _from_code(error.code(), error.details() or "")
-    return PomeloError(
-        details.code if details.code in TABLE else _newer_row(error.code(), details),
-        details.message,
-        field=details.field,
-        retry_after=details.retry_after,
-        values=details.values,
-        repeatable=details.repeatable,
-    )
-
-
-class Details(NamedTuple):
-    """The details of an error of Pomelo. `code` may be one that only a newer version knows."""
-
-    code: str
-    message: str
-    field: str | None
-    retry_after: int | None
-    values: dict[str, str]
-    repeatable: bool
-
-
-def read_details(metadata: Iterable[tuple[str, Any]]) -> Details | None:
-    """Returns what trailing metadata say of an error; None if they are not of a Pomelo."""
     status = status_pb2.Status()
     info = error_details_pb2.ErrorInfo()
     retry = error_details_pb2.RetryInfo()
     retry_after, repeatable = None, True
     try:
-        for key, value in metadata:
+        for key, value in error.trailing_metadata() or ():
             if key == DETAILS_KEY:
                 status.ParseFromString(value)
             elif key == _PUSHBACK_KEY:
@@ -207,19 +181,25 @@ def read_details(metadata: Iterable[tuple[str, Any]]) -> Details | None:
                 detail.Unpack(retry)
                 retry_after = retry.retry_delay.seconds
     except DecodeError:
-        return None
+        info.Clear()
     if info.domain != DOMAIN or not info.reason:
-        return None
-    values = dict(info.metadata)
-    field = values.pop("field", None)
-    return Details(info.reason.lower(), status.message, field, retry_after, values, repeatable)
+        return _from_code(error.code(), error.details() or "")
+    code, values = info.reason.lower(), dict(info.metadata)
+    return PomeloError(
+        code if code in TABLE else _newer_row(error.code(), code, retry_after),
+        status.message,
+        field=values.pop("field", None),
+        retry_after=retry_after,
+        values=values,
+        repeatable=repeatable,
+    )
 
 
-def _newer_row(code: Any, details: Details) -> ErrorRow:
+def _newer_row(status_code: Any, code: str, retry_after: int | None) -> ErrorRow:
     """Returns the row of an error that only a newer version has."""
-    status, waits = code.name, details.retry_after is not None
+    status, waits = status_code.name, retry_after is not None
     typical = _TYPICAL.get((status, waits)) or _TYPICAL.get((status, not waits)) or TABLE["internal_error"]
-    return replace(typical, code=details.code, retry_after=details.retry_after)
+    return replace(typical, code=code, retry_after=retry_after)
 
 
 def _from_code(code: Any, details: str) -> PomeloError:
