@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -13,13 +14,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from pomelo.app import App
 from pomelo.call import Call
 from pomelo.client import AsyncClient, ClientClosed, DeadlineExceeded, Overloaded
+from pomelo.client.blocking import _GRACE, _result
+from pomelo.client.stubs import Stubs
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_pb2 import Media
+from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.server.connection_limits import ConnectionObserver
 from pomelo.server.server import ServerOptions, open_server
 from tests.client.clients import KINDS, Pipe, make_client
@@ -219,6 +224,15 @@ async def test_closing_a_client_ends_an_upload_that_waits_for_its_connection(kin
         async with asyncio.timeout(20):
             with pytest.raises(ClientClosed):
                 await upload
+
+
+def test_an_upload_that_grpc_does_not_end_at_its_deadline_is_given_up() -> None:
+    silent = socket.create_server(("127.0.0.1", 0))
+    with silent, grpc.insecure_channel("{}:{}".format(*silent.getsockname())) as channel:
+        rpc = Stubs(channel).media.UploadMedia.future(iter([UploadMediaRequest(chunk=b"RIFF")]))
+        with pytest.raises(DeadlineExceeded):
+            _result(rpc, -_GRACE)
+        assert rpc.cancelled()
 
 
 @pytest.mark.parametrize(
