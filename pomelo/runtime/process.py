@@ -7,6 +7,7 @@ import gc
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Any, Self, TypeVar
 
 from pomelo.errors import PomeloError
@@ -55,22 +56,21 @@ def fail(future: asyncio.Future[Any], error: Exception) -> None:
 
 
 async def shielded(future: asyncio.Future[T]) -> T:
-    """Waits for a future that continues if the caller is cancelled, because others may wait for it too.
+    """Waits for a future that continues if the caller is cancelled.
 
     Python 3.14 logs an error of a future that `asyncio.shield` has left; this does not.
     """
     if not future.done():
-        try:
-            await asyncio.wait((future,))
-        except asyncio.CancelledError:
-            future.add_done_callback(_retrieve)
-            raise
+        waiter = asyncio.get_running_loop().create_future()
+        future.add_done_callback(partial(_wake, waiter))
+        await waiter
     return future.result()
 
 
-def _retrieve(future: asyncio.Future[Any]) -> None:
+def _wake(waiter: asyncio.Future[None], future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
-        future.exception()
+        future.exception()  # the caller may be cancelled, so that nobody else retrieves it
+    resolve(waiter, None)
 
 
 class CancelScope:

@@ -1,7 +1,9 @@
-"""Checks and parses serialized messages."""
+"""Receives, checks and parses serialized messages."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -10,9 +12,18 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_service_pb2 import UploadMediaRequest
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.protobuf.unknown_fields import check_no_unknown_fields, check_outer_fields
+from pomelo.runtime.process import shielded
 from pomelo.server import field_limit
 
 _LABEL = "the request"
+
+
+def receive(context: Any) -> Coroutine[Any, Any, Any]:
+    """Receives the next message of a call of grpc.aio, whose read continues if the caller is cancelled.
+
+    If the read itself were cancelled, grpc.aio would never free the message that it may have received.
+    """
+    return shielded(asyncio.get_running_loop().create_task(context.read()))
 
 
 def check_size(data: bytes, limit: int) -> bytes:

@@ -19,7 +19,7 @@ from pomelo.runtime.in_flight import FairSemaphore, Ticket
 from pomelo.runtime.process import CancelScope
 from pomelo.server import field_limit
 from pomelo.server.call_limits import DEADLINE, TOO_MANY_MESSAGES, ServerState, TimeoutReason
-from pomelo.server.messages import check_request, check_size, parse, too_large
+from pomelo.server.messages import check_request, check_size, parse, receive, too_large
 from pomelo.server.unread_streams import UNREAD_PER_BYTE
 from pomelo.service import Visit
 from pomelo.status import (
@@ -288,7 +288,7 @@ class Rpc:
 
     async def _receive(self) -> bytes | None:
         """Receives the next message; None at the end of the stream or if the caller has left."""
-        data = await self._context.read()
+        data = await receive(self._context)
         if data is grpc.aio.EOF:
             return None
         self._read = True
@@ -304,7 +304,7 @@ class Rpc:
         if visit is not None:
             visit.reserve(len(data))
         check_size(data, limit)
-        if await self._context.read() is not grpc.aio.EOF:
+        if await receive(self._context) is not grpc.aio.EOF:
             raise PomeloError("invalid_body", "More than one message was sent. Send one")
         return data
 

@@ -1,6 +1,8 @@
-"""Fields of a request that the server does not know: where they are looked for when it arrives."""
+"""How messages are received, and where fields that the server does not know are looked for."""
 
 from __future__ import annotations
+
+import asyncio
 
 import pytest
 from google.protobuf.message import Message
@@ -9,7 +11,7 @@ from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaReques
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.usage_pb2 import Usage
-from pomelo.server.messages import check_request
+from pomelo.server.messages import check_request, receive
 from tests.unit.refusals import refused
 
 UNKNOWN = b"\xf8\x3f\x01"
@@ -32,3 +34,22 @@ def test_a_request_with_an_unknown_field_is_refused(request_: Message) -> None:
 
 def test_the_fields_of_a_task_are_not_checked_before_its_model() -> None:
     check_request(RunTaskRequest(spec=TaskSpec.FromString(UNKNOWN)))
+
+
+async def test_a_read_continues_if_its_call_ends() -> None:
+    """grpc.aio frees what it has received only at the end of the read."""
+    arrived = asyncio.Event()
+    received = []
+
+    class Context:
+        async def read(self) -> bytes:
+            await arrived.wait()
+            received.append(b"message")
+            return b"message"
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.001):
+            await receive(Context())
+    arrived.set()
+    assert await receive(Context()) == b"message"
+    assert received == [b"message"] * 2
