@@ -79,6 +79,8 @@ class Link(asyncio.Protocol):
         self._sent: deque[Command] = deque()
         """The commands without a reply, in order."""
         self._transport: asyncio.Transport | None = None
+        self.tcp: asyncio.Transport | None = None
+        """The transport below TLS, which TLS passes a command to as a whole; None without TLS."""
         self._retired = False
         self._silent = 0
         """How often the watchdog has looked, while the server owed a reply, since it last sent or read
@@ -156,8 +158,8 @@ class Link(asyncio.Protocol):
         self._watchdog = None
         if not self._sent:
             return
-        assert self._transport is not None
-        before, self._unsent = self._unsent, self._transport.get_write_buffer_size()
+        transports = [each for each in (self._transport, self.tcp) if each is not None]
+        before, self._unsent = self._unsent, sum(each.get_write_buffer_size() for each in transports)
         # A server that reads a large command over a slow network is not silent.
         self._silent = 0 if self._unsent < before else self._silent + 1
         if self._silent > _TICKS:
@@ -182,7 +184,9 @@ async def open_link(address: tuple[str, int], login: Login) -> Link:
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(login.timeout):
-            _, link = await loop.create_connection(lambda: Link(login.timeout), *address, ssl=login.tls)
+            tcp, link = await loop.create_connection(lambda: Link(login.timeout), *address)
+            if login.tls is not None:
+                await _start_tls(tcp, link, login.tls, address[0])
     except TimeoutError as error:
         raise errors.TimeoutError("Timeout connecting to the server") from error
     commands = [Command(pack(command), loop.create_future()) for command in login.commands()]
@@ -194,3 +198,15 @@ async def open_link(address: tuple[str, int], login: Login) -> Link:
         link.close(errors.ConnectionError("closed"))
         raise
     return link
+
+
+async def _start_tls(tcp: asyncio.Transport, link: Link, context: ssl.SSLContext, host: str) -> None:
+    try:
+        tls = await asyncio.get_running_loop().start_tls(tcp, link, context, server_hostname=host)
+        if tls is None:
+            raise ConnectionResetError("Connection closed by server.")
+    except BaseException:
+        tcp.abort()
+        raise
+    link.tcp = tcp
+    link.connection_made(tls)

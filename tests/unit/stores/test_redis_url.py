@@ -11,10 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from redis import exceptions as errors
 
 from pomelo.stores import check_store
 from pomelo.stores.base import StoreError
 from pomelo.stores.redis.connection import Timing
+from pomelo.stores.redis.link import Command, Login, open_link, pack
 from pomelo.stores.redis.url import SCHEMES, connect, parse_url
 from tests.certificates import make_certificate
 from tests.ports import free_port
@@ -172,6 +174,28 @@ async def test_a_server_with_tls_gets_the_certificate_of_the_url(tmp_path: Path)
             f"redis://127.0.0.1:{port}",
         ):
             assert "can't be reached" in await check(url)
+
+
+async def test_what_a_server_with_tls_has_not_read_is_unsent(tmp_path: Path) -> None:
+    make_certificate(tmp_path, "cert", "localhost", "-addext", "subjectAltName=IP:127.0.0.1")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "cert.key")
+    left = asyncio.Event()
+
+    async def leave(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await left.wait()
+        writer.transport.abort()
+
+    async with await asyncio.start_server(leave, "127.0.0.1", 0, ssl=context) as listening:
+        login = Login(2.0, ssl.create_default_context(cafile=tmp_path / "cert.pem"))
+        link = await open_link(listening.sockets[0].getsockname(), login)
+        reply = asyncio.get_running_loop().create_future()
+        link.send([Command(pack(("SET", "key", bytes(16_000_000))), reply)])
+        await until(lambda: link._silent > 0)
+        assert link._unsent > 1_000_000
+        left.set()
+        with pytest.raises(errors.ConnectionError):
+            await reply
 
 
 @pytest.mark.parametrize("scheme", ["rediss://{}", "rediss+cluster://{}", "rediss+sentinel://{}/main"])
