@@ -56,6 +56,7 @@ async def test_reasoning_that_is_counted_beside_the_output_is_output(
         ({"total_tokens": 15}, 7, 0),
         ({"total_tokens": "109"}, 7, 0),
         ({"cache_read_input_tokens": 93}, 7, 0),
+        ({"prompt_tokens_details": {"cached_tokens": 93}}, 7, 0),
         ({"completion_tokens_details": {"reasoning_tokens": 0}}, 7, 0),
     ],
     ids=str,

@@ -248,8 +248,8 @@ def _usage(usage: Any, hidden_thinking: bool) -> Usage | None:
     if prompt and (reasoning or (hidden_thinking and usage.keys() <= _COUNTS)):
         counts = [credible(count) for count in (usage.get("total_tokens"), prompt, completion or 0)]
         beside = 0 if None in counts else counts[0] - counts[1] - counts[2]
-        # xAI counts, and charges, the reasoning beside the output.
-        if beside > 0 and (not reasoning or credible(reasoning) == beside):
+        # xAI counts, and charges, the reasoning beside the output. Cached tokens may be beside the prompt.
+        if beside > 0 and (credible(reasoning) == beside if reasoning else beside != cached):
             completion, reasoning = counts[2] + beside, beside
     return token_usage(
         prompt,
