@@ -37,7 +37,7 @@ _MESSAGES = (
 )
 """The vendor has one code for every invalid request; only the beginning of its message differs."""
 
-_FIELD = pattern(r"(output_config\.format|[a-z_]+)[.\w]*: ")
+_FIELD = pattern(r"(output_config\.format|[a-z_]++)[.\w]*+: ")
 
 _FIELDS = {
     "messages": "messages",

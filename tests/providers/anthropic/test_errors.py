@@ -40,6 +40,7 @@ STATUSES = [
     ),
     (refusal(400, INVALID, message="Could not process image"), "invalid_parameter", None, "messages"),
     (refusal(400, INVALID, message="thinking.type: no"), "provider_failed", None, None),
+    (refusal(400, INVALID, message="a" * 200_000), "provider_failed", None, None),
     (refusal(400, INVALID, message="Your credit balance is too low"), "provider_failed", None, None),
     (refusal(401, "authentication_error"), "provider_failed", None, None),
     (refusal(402, "billing_error"), "provider_failed", None, None),
