@@ -84,8 +84,9 @@ async def test_the_id_of_an_adjustment_that_one_of_two_calls_made_is_not_free(
     assert await store.grant(Grant("back", Wallet(WALLET.account, False), 5, 2.0)) == Balance()
 
 
-async def test_the_id_of_an_adjustment_that_a_refused_call_frees_meanwhile_is_not_free(
-    opened: Opener, server: RedisServer
+@pytest.mark.parametrize("amount", [-5, 5])
+async def test_the_id_of_a_call_that_a_refused_one_frees_meanwhile_is_not_free(
+    opened: Opener, server: RedisServer, amount: int
 ) -> None:
     store = await opened()
 
@@ -96,7 +97,7 @@ async def test_the_id_of_an_adjustment_that_a_refused_call_frees_meanwhile_is_no
 
     faults = FaultyClient(store, 20.0)
     faults.hits = frees
-    back = Grant("back", WALLET, -5, 2.0)
-    assert await store.grant(back) == Balance(995)
+    change = Grant("back", WALLET, amount, 2.0)
+    assert await store.grant(change) == Balance(1_000 + amount)
     faults.end()
-    assert await store.grant(replace(back, wallet=Wallet(WALLET.account, False), amount=5)) == Balance()
+    assert await store.grant(replace(change, wallet=Wallet(WALLET.account, False), amount=5)) == Balance()

@@ -132,8 +132,9 @@ class Accounts(Role):
         )
         if reply[0] != b"granted":  # the id was not used
             await self._connection.send("HDEL", GRANTED, grant.grant_id)
-        # A refused adjustment may have freed the id of the same one that is made concurrently.
-        if grant.amount < 0 and await self._connection.send("HEXISTS", keys.grants, grant.grant_id):
+        # A refused adjustment may have freed the id of a call that is made concurrently.
+        may_be_free = owner is None or grant.amount < 0
+        if may_be_free and await self._connection.send("HEXISTS", keys.grants, grant.grant_id):
             await self._connection.send("HSETNX", GRANTED, grant.grant_id, member(wallet))
         return _changed_balance(wallet, reply)
 
