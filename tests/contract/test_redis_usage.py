@@ -134,6 +134,20 @@ async def test_a_stream_that_can_not_be_read_keeps_no_others_from_the_archive(
     assert [each.task_id for each in found] == ["a"]
 
 
+async def test_records_of_all_wallets_are_moved_although_one_of_this_process_can_not_be_read(
+    server: RedisServer, opened: Opener
+) -> None:
+    moving = await open_usage(opened)
+    damaged = Wallet(WALLET.account, False)
+    server.do("SET", names(damaged).usage, "not a stream")
+    add_entry(server, record("left"))
+    moving.expect(damaged)
+    moving._drains = 0  # the first time, it moves those of all wallets
+    await moving._drain_periodically()
+    assert server.do("XLEN", NAMES.usage) == 0
+    assert moving._expected == set()
+
+
 async def test_a_server_that_can_not_be_reached_is_not_asked_for_every_wallet(
     monkeypatch: pytest.MonkeyPatch, opened: Opener
 ) -> None:

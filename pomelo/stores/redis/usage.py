@@ -225,6 +225,8 @@ class Usage:
         wallets, self._expected = self._expected, set()
         try:
             await self.drain(wallets)
+        except RefusedError:
+            pass  # a wallet can't be read, which stops no other; the move of all records tries it again
         except BaseException:
             self._expected |= wallets
             raise
