@@ -86,8 +86,8 @@ class Profile:
     * `patient`: before its first text, a stream may be silent as long as a whole response, because the host
       loads its models.
     * `reports_cost`: the `usage` of a response has its `cost` in US dollars.
-    * `hidden_thinking`: tokens that only the total of a response's three counts has are the model's thinking,
-      as at Gemini.
+    * `hidden_thinking`: if a response counts more tokens in total than in its prompt and its output, the rest
+      is the model's thinking, as at Gemini.
     * `strict_order`: it takes system messages only before the conversation, no empty message of the
       assistant, and no message of the user's right after the result of a tool.
     * `message_names`: messages may have the name of their author.
