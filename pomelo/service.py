@@ -58,8 +58,8 @@ class Visit(Protocol):
         """Returns the error to report when a task is refused although its body could be read: as `refuse` if
         the task is invalid and its body is above 64 KiB, otherwise `error` itself."""
 
-    def close(self, *_: object) -> None:
-        """Ends the call. Idempotent. It may be the callback of a task."""
+    def close(self) -> None:
+        """Ends the call. Idempotent."""
 
 
 class AccessService(Protocol):

@@ -163,8 +163,8 @@ class Ticket:
         """Returns whether no call of another owner is in flight."""
         return self._in_flight.calls == self._used.calls
 
-    def close(self, *_: object) -> None:
-        """Ends the call. Idempotent. It may be the callback of a task."""
+    def close(self) -> None:
+        """Ends the call. Idempotent."""
         if self._open:
             self._open = False
             in_flight, used, size = self._in_flight, self._used, self.size

@@ -75,15 +75,15 @@ class FrontEnd(ServerState):
                     if outcome is not None and rpc.visit is not None:
                         # Sending it ends the task. Until then, a large one counts by its bytes, another one
                         # as a call: a caller who reads nothing could have any number of them in memory.
+                        self._report_sending(rpc)
                         if len(outcome) > LARGE_RESPONSE:
                             _at_end_of_task(rpc.visit.hold(len(outcome)))
-                            self._report_sending(context)
                             rpc.visit.close()
                         else:
-                            asyncio.current_task().add_done_callback(rpc.visit.close)  # type: ignore[union-attr]
+                            _at_end_of_task(rpc.visit.close)
                     return outcome
                 if rpc.accepted:
-                    self._report_sending(context)
+                    self._report_sending(rpc)
                 try:
                     await context.abort(*outcome)
                 except grpc.aio.InternalError:
@@ -101,11 +101,10 @@ class FrontEnd(ServerState):
 
         return handle
 
-    def _report_sending(self, context: Any) -> None:
+    def _report_sending(self, rpc: Rpc) -> None:
         """Reports that the end of a response is sent, and that this has ended: with the current task."""
-        peer = context.peer()
-        self.connections.sending(peer)
-        _at_end_of_task(partial(self.connections.sent, peer))
+        self.connections.sending(rpc.peer)
+        _at_end_of_task(partial(self.connections.sent, rpc.peer))
 
     async def watch_streams(self) -> None:
         """Until it is cancelled, ends streams whose callers do not read."""

@@ -75,7 +75,7 @@ class RecordingVisit:
         """Returns the error."""
         return error
 
-    def close(self, *_: object) -> None:
+    def close(self) -> None:
         """Counts the call."""
         self.closed += 1
 

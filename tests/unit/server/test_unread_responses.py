@@ -107,9 +107,9 @@ async def test_a_large_response_is_unread_until_its_caller_leaves() -> None:
 
 
 async def test_a_call_counts_as_one_in_flight_until_its_small_response_is_sent() -> None:
-    given = ScriptedServices(text="x" * 60_000)
+    given, connections = ScriptedServices(text="x" * 60_000), Recorder()
     data = http2.prefixed(REQUESTS["TaskService/RunTask"].SerializeToString())
-    async with serve_scripted(given) as opened:
+    async with serve_scripted(given, connections) as opened:
         host, _, port = opened.server.address.rpartition(":")
         async with http2.connect(host, int(port), wide=False) as connection:
             for ends in (True, False):  # the window is as large as one response
@@ -120,8 +120,10 @@ async def test_a_call_counts_as_one_in_flight_until_its_small_response_is_sent()
             await until(lambda: len(given.visits) == 2 and given.visits[0].closed)
             await opened.server.running.idle()
             assert [(visit.closed, visit.unread) for visit in given.visits] == [(1, 0), (0, 0)]
+            assert connections.reports[-2:] == ["ended", "sending"], "else its connection could stay for ever"
             connection.reset(call)
             await until(lambda: [visit.closed for visit in given.visits] == [1, 1])
+            assert connections.reports[-1] == "sent"
 
 
 async def test_a_large_message_of_a_stream_is_unread_until_it_is_read() -> None:
