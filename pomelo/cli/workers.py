@@ -11,7 +11,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -34,6 +33,7 @@ from pomelo.cli.process import (
 from pomelo.cli.terminal import FailureError, explain
 from pomelo.configuration.reload import log_refusal, read_changes
 from pomelo.network.addresses import join_address, split_address
+from pomelo.network.listening import reserve
 from pomelo.runtime.logs import format_trace
 from pomelo.settings import Settings, SettingsError
 from pomelo.telemetry.readiness import Readiness
@@ -121,12 +121,8 @@ def _reserve_addresses(settings: Settings) -> Iterator[Settings]:
             if not address:
                 continue
             host, port = split_address(address)
-            family, _, _, _, socket_address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            reserved = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            reserved.bind(socket_address)
-            bound[name] = join_address(host, reserved.getsockname()[1])
+            sockets = [stack.enter_context(each) for each in reserve(host, port)]
+            bound[name] = join_address(host, sockets[0].getsockname()[1])
         yield settings.model_copy(update=bound)
 
 

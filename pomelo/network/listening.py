@@ -30,7 +30,16 @@ def bind_blocking(host: str, port: int) -> list[socket.socket]:
     return _listen(host, port, found, reuse_port=False)
 
 
-def _listen(host: str, port: int, found: Sequence[Any], reuse_port: bool) -> list[socket.socket]:
+def reserve(host: str, port: int) -> list[socket.socket]:
+    """As `bind_blocking`, but the sockets only keep other users' programs from the addresses, on which other
+    processes listen."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return _listen(host, port, found, reuse_port=True, reserve_only=True)
+
+
+def _listen(
+    host: str, port: int, found: Sequence[Any], reuse_port: bool, *, reserve_only: bool = False
+) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     try:
         for family, socket_type, protocol, _, address in dict.fromkeys(found):
@@ -55,7 +64,8 @@ def _listen(host: str, port: int, found: Sequence[Any], reuse_port: bool) -> lis
                 sockets.pop().close()  # such as ::1 of `localhost`, while IPv6 is disabled
                 continue
             port = listening.getsockname()[1]
-            listening.listen(BACKLOG)
+            if not reserve_only:
+                listening.listen(BACKLOG)
     except OSError:
         for listening in sockets:
             listening.close()

@@ -16,7 +16,7 @@ import pytest
 from gateway.app import open_rest
 from gateway.options import GatewayOptions
 from pomelo.call import Call, Principal
-from pomelo.network.listening import _listen, bind
+from pomelo.network.listening import _listen, bind, reserve
 from tests.gateway.gateway_app import GatewayApp, OpenApp, authenticate
 from tests.gateway.requests import (
     ACCOUNT,
@@ -124,7 +124,9 @@ async def test_every_address_of_ipv6_is_every_address_of_ipv4_too(host: str, fam
     assert connected == families
 
 
-def test_an_address_of_a_name_that_the_machine_does_not_have_is_left_out() -> None:
+def test_an_address_of_a_name_that_the_machine_does_not_have_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Such as ::1 of localhost, while IPv6 is disabled. gRPC leaves it out, too."""
     absent, present = [
         (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, 0))
@@ -135,6 +137,10 @@ def test_an_address_of_a_name_that_the_machine_does_not_have_is_left_out() -> No
         assert listening.getsockname()[0] == "127.0.0.1"
     with pytest.raises(OSError, match=r"^\[Errno \d+\] pomelo.example is not an address of this machine$"):
         _listen("pomelo.example", 0, [absent], reuse_port=False)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **options: [absent, present])
+    (reserved,) = reserve("pomelo.example", 0)
+    with reserved, pytest.raises(ConnectionRefusedError), socket.socket() as client:
+        client.connect(reserved.getsockname())
 
 
 async def test_closing_the_gateway_ends_running_requests_and_frees_the_port(open_gateway: OpenApp) -> None:
