@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import re
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -47,7 +46,7 @@ from pomelo.gen.admin.v1.admin_service_pb2 import GetServerResponse
 from pomelo.media.duration import Measurer
 from pomelo.media.local import LocalMedia
 from pomelo.media.sweep import sweep
-from pomelo.network.addresses import is_loopback
+from pomelo.network.addresses import is_here
 from pomelo.network.tls import ReplaceableContext
 from pomelo.protobuf import times
 from pomelo.providers import SANDBOX, open_providers
@@ -326,8 +325,7 @@ async def open_gateway(
         pomelo.settings.SettingsError: the root secret in the data folder or the catalogue can't be used.
     """
     if tls is None:
-        host = re.sub(r"^(dns|ipv4|ipv6):(//[^/]*/)?", "", target).rpartition(":")[0].strip("[]")
-        tls = not (target.startswith(("unix:", "unix-abstract:")) or is_loopback(host))
+        tls = not is_here(target)
     client_tls = Tls(ca=ca, cert=settings.tls_cert, key=settings.tls_key)
     secret = settings.shared_secret()
     reloader = reloader or GatewayReloader(settings)

@@ -1,4 +1,5 @@
-"""Holds SIGHUP while a process starts. It imports little, because the signal may come at any moment."""
+"""Holds SIGHUP while a process starts, and SIGINT in workers. It imports little, because a signal may come at
+any moment."""
 
 from __future__ import annotations
 

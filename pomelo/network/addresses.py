@@ -52,6 +52,12 @@ def is_loopback(host: str) -> bool:
     return host == "localhost" or (address is not None and address.is_loopback)
 
 
+def is_here(target: str) -> bool:
+    """Whether a target of gRPC is on this machine: not a name that it lets another machine look up."""
+    host = re.sub(r"^(dns|ipv4|ipv6):(///)?", "", target).rpartition(":")[0].strip("[]")
+    return target.startswith(("unix:", "unix-abstract:")) or is_loopback(host)
+
+
 def is_every_address(host: str) -> bool:
     """Whether a server on `host` listens on every address of its machine."""
     address = _ip_address(host)

@@ -8,6 +8,7 @@ from pomelo.network.addresses import (
     check_network,
     host_of,
     is_fixed,
+    is_here,
     is_loopback,
     join_address,
     normalize_origin,
@@ -50,6 +51,10 @@ def test_a_text_that_is_no_address_is_refused(text: str) -> None:
 )  # fmt: skip
 def test_only_this_machine_reaches_a_loopback_host(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+def test_a_name_that_another_machine_looks_up_is_not_here() -> None:
+    assert [is_here(f"dns://{server}/localhost:50051") for server in ("", "192.0.2.1")] == [True, False]
 
 
 @pytest.mark.parametrize(
