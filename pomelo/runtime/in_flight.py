@@ -1,7 +1,7 @@
 """Counts and limits calls in flight and the buffered bytes of their bodies, per owner and in total; and large
 responses, until they are read.
 
-An owner is an account, or a key if the account is not known.
+An owner is an account, a key if the account is not known, or the address of a call without a key.
 """
 
 from __future__ import annotations

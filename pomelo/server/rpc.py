@@ -377,7 +377,8 @@ class Rpc:
         return self._size + self.call.file_bytes > field_limit.SMALL_MESSAGE and error.row.http == 400
 
     def end(self, *, sent: bool) -> None:
-        """Ends the call. Until its response is `sent`, it stays in flight: end it again then. Idempotent."""
+        """Ends the call. Until its response is `sent`, it stays in flight: end it again then, or close
+        its visit. Idempotent."""
         self._front.streams.discard(self)
         if self._authenticated:
             self._authenticated = False

@@ -138,6 +138,17 @@ async def test_checking_an_archive_connects_and_creates_nothing(tmp_path: Path) 
         open_archive("sqlite:")
 
 
+async def test_a_link_to_an_archive_is_checked_as_it_is_opened(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "usage.db").symlink_to("disk/usage.db")
+    (tmp_path / "disk/usage.db-journal").write_text("of a file that is missing")
+    with pytest.raises(StoreError, match="is missing, and its log"):
+        await check_archive(f"sqlite:{tmp_path / 'usage.db'}")
+    with pytest.raises(StoreError, match="is missing, and its log"):
+        async with open_archive(f"sqlite:{tmp_path / 'usage.db'}"):
+            pass
+
+
 async def test_checking_an_archive_finds_what_opening_it_would_find(tmp_path: Path) -> None:
     path = tmp_path / "usage.db"
     async with open_archive(f"sqlite:{path}") as archive:

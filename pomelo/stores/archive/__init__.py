@@ -25,8 +25,7 @@ def open_archive(url: str) -> AbstractAsyncContextManager[Archive]:
     if scheme == "sqlite" and rest:
         from pomelo.stores.archive.sqlite import open_sqlite_archive
 
-        # SQLite takes the relative path `:memory:` for a database that is in no file.
-        return open_sqlite_archive(Path(os.path.realpath(rest)))
+        return open_sqlite_archive(_file(rest))
     if scheme == _POSTGRES:
         archive: AbstractAsyncContextManager[Archive] = _postgres().open_postgres_archive(url)
         return archive
@@ -46,7 +45,12 @@ async def check_archive(url: str) -> None:
     elif scheme == "sqlite" and rest:
         from pomelo.stores.archive.sqlite import check_sqlite_archive
 
-        check_sqlite_archive(Path(rest))
+        check_sqlite_archive(_file(rest))
+
+
+def _file(path: str) -> Path:
+    # SQLite takes the relative path `:memory:` for a database that is in no file.
+    return Path(os.path.realpath(path))
 
 
 def _postgres() -> Any:
