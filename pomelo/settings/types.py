@@ -171,9 +171,8 @@ def _split_secrets(text: Any) -> Any:
     if not isinstance(text, str):
         return text
     # POMELO_SECRET may have had a line end, as the files of some secret stores do: then it is part of it.
-    parts = [part.strip(" ") for part in text.split(",") if part.strip()]
-    both = [secret for part in parts for secret in dict.fromkeys((part.strip(), part))]
-    return [secret for secret in both if secret in parts or len(secret) >= secrets.MIN_LENGTH]
+    both = [(part.strip(), part.strip(" ")) for part in text.split(",") if part.strip()]
+    return [secret for pair in both for secret in dict.fromkeys(pair)]
 
 
 def _origins(origins: tuple[str, ...]) -> tuple[str, ...]:

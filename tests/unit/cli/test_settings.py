@@ -112,14 +112,6 @@ def test_an_empty_data_folder_of_a_file_is_refused(tmp_path: Path) -> None:
         load(config, {})
 
 
-def test_a_previous_secret_may_be_long_enough_only_with_its_line_end() -> None:
-    secret = SHORT + "\n"
-    assert load(None, {"POMELO_SECRET": secret}).secret == secret
-    assert load(None, {"POMELO_SECRET_PREVIOUS": secret}).previous_secrets() == (secret.encode(),)
-    with pytest.raises(SettingsError, match="32 characters"):
-        load(None, {"POMELO_SECRET_PREVIOUS": secret[1:]})
-
-
 def test_usage_records_move_to_the_archive_that_is_set_or_to_the_data_folder() -> None:
     assert load(None, {}).archive_url() == ""
     assert load(None, {"POMELO_ARCHIVE": "sqlite:a.db"}).archive_url() == ""
