@@ -70,7 +70,8 @@ async def shielded(future: asyncio.Future[T]) -> T:
 def _wake(waiter: asyncio.Future[None], future: asyncio.Future[Any]) -> None:
     if not future.cancelled():
         future.exception()  # the caller may be cancelled, so that nobody else retrieves it
-    resolve(waiter, None)
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class CancelScope:

@@ -75,12 +75,11 @@ class FrontEnd(ServerState):
                     if outcome is not None and rpc.visit is not None:
                         # Sending it ends the task. Until then, a large one counts by its bytes, another one
                         # as a call: a caller who reads nothing could have any number of them in memory.
-                        self._report_sending(rpc)
                         if len(outcome) > LARGE_RESPONSE:
-                            _at_end_of_task(rpc.visit.hold(len(outcome)))
+                            self._report_sending(rpc, rpc.visit.hold(len(outcome)))
                             rpc.visit.close()
                         else:
-                            _at_end_of_task(rpc.visit.close)
+                            self._report_sending(rpc, rpc.visit.close)
                     return outcome
                 if rpc.accepted:
                     self._report_sending(rpc)
@@ -101,10 +100,18 @@ class FrontEnd(ServerState):
 
         return handle
 
-    def _report_sending(self, rpc: Rpc) -> None:
-        """Reports that the end of a response is sent, and that this has ended: with the current task."""
+    def _report_sending(self, rpc: Rpc, release: Callable[[], None] | None = None) -> None:
+        """Reports that the end of a response is sent. With the current task, that has ended, too: then it is
+        reported, and `release` called."""
         self.connections.sending(rpc.peer)
-        _at_end_of_task(partial(self.connections.sent, rpc.peer))
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(partial(self._report_sent, rpc.peer, release))
+
+    def _report_sent(self, peer: str, release: Callable[[], None] | None, _: object) -> None:
+        self.connections.sent(peer)
+        if release is not None:
+            release()
 
     async def watch_streams(self) -> None:
         """Until it is cancelled, ends streams whose callers do not read."""
@@ -188,12 +195,6 @@ class _UnknownMethod(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     def service(self, handler_call_details: Any) -> Any:
         return self._handler
-
-
-def _at_end_of_task(release: Callable[[], None]) -> None:
-    task = asyncio.current_task()
-    assert task is not None
-    task.add_done_callback(lambda _: release())
 
 
 async def _was_reported(rpc: Rpc, context: Any) -> bool:
