@@ -49,8 +49,10 @@ CACHED = {"prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 2}
     ],
 )
 async def test_finish_reasons_are_translated(rig: Rig, theirs: str, ours: int, stream: bool) -> None:
-    rig.script(Answer(finish_reason=theirs))
-    assert finish_reason(await read_all(rig.provider, OPENAI.job(stream=stream))) == ours
+    for content in ("one two", ""):
+        rig.script(Answer(content, finish_reason=theirs))
+        answer = await read_all(rig.provider, OPENAI.job(stream=stream))
+        assert (text(answer), finish_reason(answer)) == (content, ours)
 
 
 async def test_a_refusal_is_the_text(rig: Rig, stream: bool) -> None:
