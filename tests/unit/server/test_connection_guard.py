@@ -153,6 +153,7 @@ async def test_a_look_up_protects_a_connection_unless_its_address_has_flooded(
         guarded.guard.checking(connection.peer)
     guarded.guard.checked(connection.peer)  # one of the two goes on
     connection.received = 1_001
+    guarded.guard.reset(connection.peer)
     guarded.scan()
     guarded.scan()
     assert guarded.closed == [connection] * flooding
@@ -160,6 +161,16 @@ async def test_a_look_up_protects_a_connection_unless_its_address_has_flooded(
     guarded.scan()
     guarded.scan()
     assert guarded.closed == [connection]
+
+
+async def test_a_look_up_protects_a_connection_within_the_grace(guarded: Guarded) -> None:
+    guarded.limit(unauthenticated_bytes=1_000, grace=0.5)
+    connection = guarded.connect()
+    guarded.guard.checking(connection.peer)
+    connection.received = 1_001
+    for closed in ([], [], [], [connection]):
+        guarded.scan(0.25)
+        assert guarded.closed == closed
 
 
 @pytest.mark.parametrize("later", [0.0, 60.0, 60.1])
@@ -377,6 +388,9 @@ async def test_nothing_is_counted_before_a_guard_watches_and_after_it(
 
 async def test_a_drain_ends_the_connections_without_a_running_call(guarded: Guarded) -> None:
     busy, unused = guarded.connect(calls=1), guarded.connect(calls=0)
+    for _ in range(3):
+        guarded.scan()
+    assert not guarded.kernel.ended
     guarded.guard.drain()
     for _ in range(3):
         guarded.scan()
