@@ -83,10 +83,14 @@ async def test_the_key_and_the_end_of_each_call_are_reported_to_its_connection(m
         assert reason_of(await failure(opened.task(method, metadata=[*bearer("no"), *GATEWAY])))
         assert connections.reports == ["checking", "checked"], "it is no proof"
         connections.reports.clear()
+        unproven = PROOF.metadata("rest", "192.0.2.7", "")  # of another key
+        await end(opened.task(method, metadata=[*bearer(KEY), *unproven]))
+        await until(lambda: connections.reports == ["checking", "checked", "authenticated", "ended", *sent])
+        connections.reports.clear()
         await end(opened.task(method, metadata=[*bearer(KEY), *GATEWAY]))
         reports = ["checking", "checked", "authenticated", "trust", "ended", *sent]
         await until(lambda: connections.reports == reports)
-        await until(lambda: [visit.closed for visit in opened.services.visits] == [1, 1])
+        await until(lambda: [visit.closed for visit in opened.services.visits] == [1, 1, 1])
 
 
 @METHODS
