@@ -35,11 +35,7 @@ def call(guarded: Guarded, connection: AcceptedSocket) -> None:
 
 @pytest.mark.parametrize(
     ("work", "explained"),
-    [
-        (send, 800 // 8),
-        (receive, 800 + 800 // 8 + 256),
-        (call, 72 * 1024),
-    ],
+    [(send, 800 // 8), (receive, 800 + 800 // 8 + 256), (call, 72 * 1024)],
 )
 async def test_calls_messages_and_sent_data_explain_received_bytes(
     guarded: Guarded, work: Callable[[Guarded, AcceptedSocket], None], explained: int
@@ -64,14 +60,11 @@ async def test_unexplained_bytes_are_forgotten_at_their_rate(guarded: Guarded) -
     connection.received += 1_000
     guarded.scan(0.0)
     guarded.scan(1.0)
-    connection.received += 100
-    guarded.scan(0.0)
-    guarded.scan(0.0)
-    assert not guarded.closed
-    connection.received += 1
-    guarded.scan(0.0)
-    guarded.scan(0.0)
-    assert guarded.closed == [connection]
+    for more, closed in ((100, []), (1, [connection])):
+        connection.received += more
+        guarded.scan(0.0)
+        guarded.scan(0.0)
+        assert guarded.closed == closed
 
 
 async def test_sent_data_do_not_allow_frames_without_a_call_later(guarded: Guarded) -> None:
@@ -123,10 +116,9 @@ async def test_a_connection_without_a_key_is_closed_at_the_second_scan_with_too_
     guarded.limit(unauthenticated_bytes=1_000)
     connection = guarded.connect()
     connection.received = 1_001
-    guarded.scan()
-    assert not guarded.closed
-    guarded.scan()
-    assert guarded.closed == [connection]
+    for closed in ([], [connection]):
+        guarded.scan()
+        assert guarded.closed == closed
 
 
 # --- look-ups and floods
