@@ -17,7 +17,7 @@ from gateway.responses import Response, json_response
 from gateway.state import Gateway
 from gateway.types.base import Link, render_media
 from gateway.types.fields import check_text
-from gateway.types.image import is_large
+from gateway.types.image import is_large, render_images
 from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.media_pb2 import MediaDelivery
@@ -46,8 +46,7 @@ _USAGE = {
 
 
 def _render(result: TaskResult, link: Link) -> bytes:
-    images = b",".join([render_media(image, link) for image in result.image.images])
-    return b"".join((b'{"created":%d,"data":[' % result.create_time.seconds, images, b"]}"))
+    return render_images(b'{"created":%d' % result.create_time.seconds, result, link)
 
 
 class ImageParameters(Parameters):

@@ -21,8 +21,13 @@ from pomelo.gen.v1.task_pb2 import TaskResult
 
 
 def render_result(result: TaskResult, link: Link) -> bytes:
+    return render_images(open_object(result, "image.generation"), result, link)
+
+
+def render_images(start: bytes, result: TaskResult, link: Link) -> bytes:
+    """Returns the JSON object that begins with `start` and ends with the images as `data`."""
     images = b",".join([render_media(image, link) for image in result.image.images])
-    return b"".join((open_object(result, "image.generation"), b',"data":[', images, b"]}"))
+    return b"".join((start, b',"data":[', images, b"]}"))
 
 
 def is_large(result: TaskResult) -> bool:
