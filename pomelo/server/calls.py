@@ -73,8 +73,8 @@ class FrontEnd(ServerState):
                     if isinstance(outcome, Message):
                         outcome = outcome.SerializeToString()
                     if outcome is not None and rpc.visit is not None:
-                        # Sending it ends the task. Until then, a large one counts by its bytes, another one
-                        # as a call: a caller who reads nothing could have any number of them in memory.
+                        # Sending it ends the task. Until then, a large response counts by its bytes, a
+                        # small one as a call: else unread ones could take any amount of memory.
                         if len(outcome) > LARGE_RESPONSE:
                             self._report_sending(rpc, rpc.visit.hold(len(outcome)))
                             rpc.visit.close()

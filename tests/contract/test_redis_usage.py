@@ -28,7 +28,7 @@ ALL = UsageQuery()
 
 
 def add_entry(server: RedisServer, entry: UsageRecord, entry_id: str = "*") -> None:
-    """Adds a record to its wallet's stream, with a cost of 3, of which 1 is uncollected."""
+    """Adds a record to its wallet's stream, with a cost of 3, including 1 that is uncollected."""
     values = ("record", records.encode_record(entry), "cost", 3, "uncollected", 1)
     server.do("XADD", names(entry.wallet).usage, entry_id, *values)
 
