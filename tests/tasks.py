@@ -77,6 +77,16 @@ def output_field(task_type: str) -> str:
     return {"text": "text", "image": "image", "speech_to_text": "transcription"}.get(task_type, "speech")
 
 
+EVENTS_BETWEEN = {
+    "text": {"text_delta"},
+    "image": {"image_progress"},
+    "text_to_speech": {"audio_chunk"},
+    "speech_to_speech": {"audio_chunk"},
+    "speech_to_text": set[str](),
+}
+"""Task type -> the events that its stream may have between the first and the last."""
+
+
 def task_type_of(model: object) -> str:
     """Returns the task type of a model by its name; `text` if the name is unknown."""
     types = _TASK_TYPE_OF_MODEL.items()

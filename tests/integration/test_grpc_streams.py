@@ -24,18 +24,10 @@ from tests.app import Account, RunningApp
 from tests.calls import as_dict, bearer
 from tests.driver import REST_PROTOCOL, STREAM
 from tests.integration.faulty_provider import FAULTY, LAST, WORD, faulty_app, yielding
-from tests.tasks import TASK_TYPES, output_field, small_task, text_body, text_task
+from tests.tasks import EVENTS_BETWEEN, TASK_TYPES, output_field, small_task, text_body, text_task
 from tests.waiting import until
 
 TASK_TYPE = pytest.mark.parametrize("task_type", TASK_TYPES)
-MIDDLE = {
-    "text": {"text_delta"},
-    "image": {"image_progress"},
-    "text_to_speech": {"audio_chunk"},
-    "speech_to_speech": {"audio_chunk"},
-    "speech_to_text": set[str](),
-}
-"""The events between the first and the last one, by task type."""
 
 _OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 
@@ -131,7 +123,7 @@ async def test_the_events_of_every_task_type_are_numbered_and_completed_is_last(
     events, _, status = await read_stream(app, account.test, small_task(task_type))
     first, *middle, last = names_of(events)
     assert (first, last, status) == ("started", "completed", "OK")
-    assert set(middle) == MIDDLE[task_type]
+    assert set(middle) == EVENTS_BETWEEN[task_type]
     started, completed = events[0].started, events[-1].completed
     assert (started.id, started.model, started.create_time) == (
         completed.id,

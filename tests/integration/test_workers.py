@@ -1,4 +1,4 @@
-"""`pomelo serve --workers`: processes that share free_addresses, limits and credits, and stop together."""
+"""`pomelo serve --workers`: processes that share addresses, limits and credits, and stop together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from multiprocessing import Pipe
 from pathlib import Path
@@ -138,23 +140,32 @@ async def test_workers_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
             assert not [p for p in orphans if p.is_running()]
 
 
+@asynccontextmanager
+async def streaming(
+    folder: Path, http: aiohttp.ClientSession, prompt: str
+) -> AsyncIterator[tuple[Served, aiohttp.ClientResponse]]:
+    """Serves with two workers. One of them runs a stream, whose first line has arrived."""
+    with RedisServer() as redis:
+        variables = {"POMELO_STORE": redis.url, "POMELO_WORKERS": "2", "POMELO_GRACE": "600"}
+        async with serve(folder, **variables) as served:
+            body = text_body(prompt, stream=True)
+            async with http.post(f"{served.url}/api/v1/task", json=body, headers=served.headers) as answer:
+                await answer.content.readline()
+                yield served, answer
+
+
 async def test_a_second_signal_ends_the_workers_immediately(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
-    with RedisServer() as redis:
-        variables = {"POMELO_STORE": redis.url, "POMELO_WORKERS": "2", "POMELO_GRACE": "600"}
-        async with serve(tmp_path, **variables) as served:
-            stalled = text_body("[[stall]]", stream=True)
-            async with http.post(f"{served.url}/api/v1/task", json=stalled, headers=served.headers) as answer:
-                await answer.content.readline()
-                os.kill(served.pid, signal.SIGTERM)
-                await until(lambda: len(workers(served)) == 1)  # the other one has no task
-                (busy,) = workers(served)
-                async with http.get(f"{served.url}/healthz") as health:
-                    assert health.status == 503
-                os.kill(served.pid, signal.SIGTERM)
-                _, running = await asyncio.to_thread(psutil.wait_procs, [busy], 20)
-                assert running == []
+    async with streaming(tmp_path, http, "[[stall]]") as (served, _):
+        os.kill(served.pid, signal.SIGTERM)
+        await until(lambda: len(workers(served)) == 1)  # the other one has no task
+        (busy,) = workers(served)
+        async with http.get(f"{served.url}/healthz") as health:
+            assert health.status == 503
+        os.kill(served.pid, signal.SIGTERM)
+        _, running = await asyncio.to_thread(psutil.wait_procs, [busy], 20)
+        assert running == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -177,20 +188,15 @@ async def test_a_signal_during_the_start_ends_all_processes(tmp_path: Path, numb
 async def test_a_signal_to_all_processes_lets_running_tasks_finish(
     tmp_path: Path, http: aiohttp.ClientSession
 ) -> None:
-    with RedisServer() as redis:
-        variables = {"POMELO_STORE": redis.url, "POMELO_WORKERS": "2", "POMELO_GRACE": "600"}
-        async with serve(tmp_path, **variables) as served:
-            body = text_body("[[words:100]] [[pace:0.1]]", stream=True)
-            async with http.post(f"{served.url}/api/v1/task", json=body, headers=served.headers) as answer:
-                await answer.content.readline()
-                for worker in workers(served):
-                    worker.terminate()
-                await until(lambda: len(workers(served)) == 1)  # the other one has no task
-                async with asyncio.timeout(20):
-                    while (await http.get(f"{served.url}/healthz")).status == 200:
-                        pass  # the signal may not have been handled yet
-                os.kill(served.pid, signal.SIGTERM)
-                assert (await answer.text()).endswith("data: [DONE]\n\n")
+    async with streaming(tmp_path, http, "[[words:100]] [[pace:0.1]]") as (served, answer):
+        for worker in workers(served):
+            worker.terminate()
+        await until(lambda: len(workers(served)) == 1)  # the other one has no task
+        async with asyncio.timeout(20):
+            while (await http.get(f"{served.url}/healthz")).status == 200:
+                pass  # the signal may not have been handled yet
+        os.kill(served.pid, signal.SIGTERM)
+        assert (await answer.text()).endswith("data: [DONE]\n\n")
 
 
 async def test_a_worker_whose_supervisor_is_gone_does_not_spin_while_it_drains() -> None:

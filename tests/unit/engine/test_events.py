@@ -14,6 +14,7 @@ from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP, ROLE_ASSISTANT, TextInput
 from pomelo.providers.base import Event, Job
 from pomelo.testing import Answer as Words
 from pomelo.testing import Speech
+from tests.tasks import EVENTS_BETWEEN
 from tests.unit.engine.apps import LIVE, PROTOCOL, Answer, EngineApp, open_engine
 from tests.unit.tasks.collectors import text_of
 
@@ -27,15 +28,6 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 """Task type -> a small task of it."""
 
-BETWEEN = {
-    "text": {"text_delta"},
-    "image": {"image_progress"},
-    "text_to_speech": {"audio_chunk"},
-    "speech_to_speech": {"audio_chunk"},
-    "speech_to_text": set[str](),
-}
-"""Task type -> the events that its stream may have between the first and the last."""
-
 TASK_TYPE = pytest.mark.parametrize("task_type", BODIES)
 KEY = {"idempotency-key": "k"}
 
@@ -48,7 +40,7 @@ def events_of(answer: Answer, task_type: str) -> tuple[list[TaskEvent], TaskResu
     assert [event.sequence_number for event in events] == list(range(1, len(events) + 1))
     first, *between, last = events
     assert (first.WhichOneof("event"), last.WhichOneof("event")) == ("started", "completed")
-    assert {str(event.WhichOneof("event")) for event in between} <= BETWEEN[task_type]
+    assert {str(event.WhichOneof("event")) for event in between} <= EVENTS_BETWEEN[task_type]
     started, result = first.started, last.completed
     assert (started.id, started.model) == (result.id, result.model)
     assert started.create_time == result.create_time
@@ -77,7 +69,7 @@ async def test_events_are_numbered_without_gaps_and_completed_is_the_last(
     body = BODIES[task_type] | ({"stop": ["x"]} if task_type == "text" else {})
     answer = await engine.ask(account, body, stream=True, protocol=protocol)
     between, result = events_of(answer, task_type)
-    assert bool(between) == bool(BETWEEN[task_type])
+    assert bool(between) == bool(EVENTS_BETWEEN[task_type])
     assert output_of(between, result)
     assert [one.field for one in result.adjustments] == (["stop"] if task_type == "text" else [])
     (record,) = await engine.records(account)
