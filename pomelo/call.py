@@ -110,6 +110,7 @@ class Call:
     end. `at_end` are the functions that `end` runs. `reserve` counts more bytes as buffered by an admitted
     call, as `pomelo.service.Visit.reserve` does; `file_bytes` are those of files that its task names.
     `reserved` is set once its task is reserved: it is counted then, and a refusal later is not.
+    `settling` is set once its task is being charged: from then on, the end of the server does not end it.
     `reported` is set when its task was reported to the observers, or is not to be reported.
     `translate_adjusted` returns the value of ADJUSTED_HEADER for a caller whose API has other fields; None:
     the caller's fields are those of the task.
@@ -134,6 +135,7 @@ class Call:
     reserve: Callable[[int], None] = lambda size: None
     file_bytes: int = 0
     reserved: bool = False
+    settling: bool = False
     reported: bool = False
     translate_adjusted: Callable[[str], str] | None = None
 

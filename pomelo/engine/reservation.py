@@ -138,6 +138,7 @@ class Reservation:
         record = self._record(usage, "provider" if counted else "estimated", complete=True)
         settlement = Settlement(record, self._limits.actual_counters(usage), answer)
         self._end()
+        self._call.settling = True
         operations = self._ledger.operations
         settling = operations.run_in_background(
             record.task_id,

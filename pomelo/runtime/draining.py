@@ -29,7 +29,8 @@ class Draining:
     """The running calls of services, and whether new ones are accepted. Needs a running event loop."""
 
     def __init__(self) -> None:
-        self.scopes: set[CancelScope] = set()
+        self.scopes: dict[CancelScope, tuple[object, ...]] = {}
+        """Of the running calls, with their arguments."""
         self.draining = False
         self._idle = asyncio.Event()
 
@@ -54,13 +55,15 @@ class Draining:
             await self._idle.wait()
 
     def stop(self) -> None:
-        """Drains, and ends every running call with shutting_down."""
+        """Drains, and ends every running call with shutting_down, except those whose task is being charged:
+        their callers would pay, and send it again."""
         self.draining = True
-        for scope in self.scopes:
-            scope.expire()
+        for scope, arguments in self.scopes.items():
+            if not any(isinstance(one, Call) and one.settling for one in arguments):
+                scope.expire()
 
-    def enter(self) -> CancelScope:
-        """Counts a call of the current asyncio task until `leave`.
+    def enter(self, *arguments: object) -> CancelScope:
+        """Counts a call of the current asyncio task until `leave`. `arguments` are those of the service.
 
         Raises:
             PomeloError: shutting_down.
@@ -68,7 +71,7 @@ class Draining:
         if self.draining:
             raise PomeloError("shutting_down")
         scope = CancelScope().start()
-        self.scopes.add(scope)
+        self.scopes[scope] = arguments
         return scope
 
     def leave(self, scope: CancelScope, error: BaseException | None) -> None:
@@ -77,7 +80,7 @@ class Draining:
         Raises:
             PomeloError: shutting_down; the call was ended by `stop`.
         """
-        self.scopes.discard(scope)
+        self.scopes.pop(scope, None)
         if not self.scopes:
             self._idle.set()
         if scope.ended_by(error):
@@ -88,7 +91,7 @@ class Draining:
 
         @wraps(method)
         async def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            scope = self.enter()
+            scope = self.enter(*args)
             try:
                 result = await method(*args, **kwargs)
             except BaseException as error:
@@ -107,7 +110,7 @@ class Draining:
         @wraps(method)
         @asynccontextmanager
         async def call(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T]:
-            scope = self.enter()
+            scope = self.enter(*args)
             try:
                 async with method(*args, **kwargs) as value:
                     yield value

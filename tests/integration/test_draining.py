@@ -17,10 +17,12 @@ from pomelo.gen.v1.account_service_pb2 import ListUsageRequest
 from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.settings import Settings
+from pomelo.stores.base import Store
+from pomelo.stores.ledger import Settled, Settlement
 from pomelo.testing import Answer, FaultUpstream, Gate
-from tests.app import app_settings, endow
+from tests.app import app_settings, endow, run_app
 from tests.calls import bearer, call_of
-from tests.driver import STREAM, Outcome, TaskRequest
+from tests.driver import PROTOCOLS, STREAM, Outcome, TaskRequest
 from tests.grpc_driver import GrpcDriver
 from tests.rest_driver import RestDriver
 from tests.tasks import text_body
@@ -70,6 +72,48 @@ async def test_short_tasks_complete_and_long_ones_get_shutting_down(tmp_path: Pa
         assert [(await task).code for task in late] == ["shutting_down", "shutting_down"]
         assert elapsed < settings.grace + 2
         await channel.close()
+
+
+class SlowlySettled:
+    """A store that settles once `settled` is set. `settling` are the ids of the tasks that wait."""
+
+    def __init__(self, inner: Store) -> None:
+        self._inner = inner
+        self.settling: list[str] = []
+        self.settled = asyncio.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def settle(self, settlement: Settlement) -> Settled:
+        self.settling.append(settlement.record.task_id)
+        await self.settled.wait()
+        return await self._inner.settle(settlement)
+
+
+async def test_a_task_that_is_being_charged_when_the_server_ends_is_delivered(tmp_path: Path) -> None:
+    stores: list[SlowlySettled] = []
+
+    def wrap(store: Store) -> Any:
+        stores.append(SlowlySettled(store))
+        return stores[0]
+
+    async with run_app(tmp_path, wrap_store=wrap) as app:
+        account = await app.account()
+        tasks = [
+            asyncio.create_task(app.ask(protocol, account.test, text_body(), stream=stream))
+            for protocol in PROTOCOLS
+            for stream in (False, True)
+        ]
+        (store,) = stores
+        await until(lambda: len(store.settling) == len(tasks))
+        app.server.draining.stop()
+        store.settled.set()
+        outcomes = await asyncio.gather(*tasks)
+        assert [outcome.code for outcome in outcomes] == ["ok"] * len(tasks)
+        records = await app.records(account)
+        assert {record.task_id for record in records} == set(store.settling)
+        assert all(record.complete for record in records)
 
 
 async def test_two_apps_live_in_one_process(tmp_path: Path) -> None:
