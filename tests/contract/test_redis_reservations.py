@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,9 +16,11 @@ from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import LostReservationError, Reserved, UnknownOutcomeError
 from pomelo.stores.redis import ordered_tasks, usage
 from pomelo.stores.redis.key_names import WORKERS, names
+from pomelo.stores.redis.scripts import RECOVER
+from pomelo.stores.redis.workers import Worker
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import WALLET, abandon, held, record, request, settlement, wallets
-from tests.contract.redis_rig import ONE_SERVER, FaultyClient, Opener, until
+from tests.contract.redis_rig import IDLE, ONE_SERVER, FaultyClient, Opener, until
 from tests.redis_server import RedisServer
 from tests.unit.refusals import refused
 
@@ -289,3 +292,27 @@ async def test_a_reservation_that_can_not_be_recovered_does_not_block_others(
     server.do("DEL", names(other).usage)
     await until(lambda: server.do("HLEN", names(other).holds) == 0)
     assert await own_tasks(watching) == []
+
+
+async def test_the_tasks_of_a_dead_worker_are_recovered_concurrently(
+    server: RedisServer, opened: Opener
+) -> None:
+    dying, store = await opened(**IDLE), await opened(**IDLE)
+    for number in range(50):
+        await dying.reserve(request(f"t{number}", 1))
+    await abandon(dying)
+    server.do("HSET", WORKERS, dying._worker.id, "dead")
+    client, together = FaultyClient(store, timeout=20.0), asyncio.Barrier(50)
+    execute = client._client.execute_command
+
+    async def recover_together(command: tuple[Any, ...]) -> Any:
+        if RECOVER.digest in command:
+            await together.wait()
+        return await execute(*command)
+
+    client._execute = recover_together  # type: ignore[method-assign]
+    worker = Worker(store._connection, store._wallet_index, time.monotonic)
+    await worker.open()
+    assert await store.reservations() == []
+    assert (await store.balance(WALLET)).held == 0
+    await worker.stop()

@@ -29,6 +29,9 @@ log = logging.getLogger("pomelo.stores")
 _MAX_SILENCE = 0.6
 """The part of `dead_after` that a worker may be without a heartbeat and still make reservations."""
 
+_BATCH = 64
+"""Tasks that are recovered concurrently."""
+
 _FULL_CHECK = 10
 """Every so many rounds of watching, one process searches all reservations for unknown workers."""
 
@@ -240,12 +243,17 @@ class Worker:
         """Recovers the tasks of these workers, each in one script, and then removes the workers."""
         recovered = 0
         failed: RefusedError | None = None
-        for orphan in [each for each in reservations if each.worker in workers]:
-            try:
-                recovered += await self._recover(orphan)
-            except RefusedError as error:
-                failed = error  # the others must not wait until an operator has repaired this one
-                self._connection.unexpected.log(f"A task of {member(orphan.wallet)} can't be ended", error)
+        orphans = [each for each in reservations if each.worker in workers]
+        for some in (orphans[at : at + _BATCH] for at in range(0, len(orphans), _BATCH)):
+            results = await asyncio.gather(*map(self._recover, some), return_exceptions=True)
+            for each, result in zip(some, results, strict=True):
+                if isinstance(result, RefusedError):
+                    failed = result  # the others must not wait until an operator has repaired this one
+                    self._connection.unexpected.log(f"A task of {member(each.wallet)} can't be ended", result)
+                elif isinstance(result, BaseException):
+                    raise result
+                else:
+                    recovered += result
         if recovered:
             log.warning("%d tasks of processes that ended were recovered", recovered)
         self._stuck = set() if failed is None else workers
