@@ -6,6 +6,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -30,8 +31,8 @@ _TIME = re.compile(  # not 24:00, which Python accepts since 3.14
     r"([Zz]|[+\- ][0-9]{2}:[0-5][0-9])"
 )
 _TIME_FORMATS = "a date such as 2026-11-24, or a time such as 2026-11-24T12:00:00Z (RFC 3339)"
-_MANY_SUMS = 1_000
-"""Sums above which a page is rendered in a thread: the largest takes 50 ms."""
+_MANY_ROWS = 200
+"""Rows above which a page is rendered in a thread: 1,000 records take 20 ms, 10,000 sums 50 ms."""
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MIN_TIME, _MAX_TIME = datetime(1, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)
@@ -54,14 +55,14 @@ async def list_usage(gateway: Gateway, request: Request, call: Call, visit: Visi
     accounts = gateway.services.accounts
     try:
         if isinstance(query, pb.SumUsageRequest):
-            page = await accounts.sum_usage(query, call)
-            is_large = len(page.sums) > _MANY_SUMS
-            return json_response(
-                call, await asyncio.to_thread(render_sums, page) if is_large else render_sums(page)
-            )
-        return json_response(call, render_records(await accounts.list_usage(query, call)))
+            sums = await accounts.sum_usage(query, call)
+            render, rows = partial(render_sums, sums), len(sums.sums)
+        else:
+            records = await accounts.list_usage(query, call)
+            render, rows = partial(render_records, records), len(records.records)
     except PomeloError as error:
         raise rename_field(error, lambda field: _NAMES.get(field, field)) from None
+    return json_response(call, await asyncio.to_thread(render) if rows > _MANY_ROWS else render())
 
 
 # --- query parameters

@@ -28,23 +28,28 @@ def parse_exact(data: bytes) -> Any:
     return json.loads(data, parse_float=Decimal)
 
 
-async def test_a_large_page_of_sums_is_rendered_in_a_thread() -> None:
+@pytest.mark.parametrize("query", ["", "?group_by=user"], ids=["records", "sums"])
+async def test_a_large_page_is_rendered_in_a_thread(query: str) -> None:
     class Accounts:
-        async def sum_usage(self, query: pb.SumUsageRequest, call: Call) -> pb.SumUsageResponse:
-            return page
+        async def list_usage(self, query: pb.ListUsageRequest, call: Call) -> pb.ListUsageResponse:
+            return records
 
-    page = pb.SumUsageResponse(
+        async def sum_usage(self, query: pb.SumUsageRequest, call: Call) -> pb.SumUsageResponse:
+            return sums
+
+    records = pb.ListUsageResponse(records=[pb.UsageRecord(id=f"task_{n}") for n in range(1_000)])
+    sums = pb.SumUsageResponse(
         sums=[pb.UsageSum(groups=[f"user-{n}"], tasks=n, cost_micros=n) for n in range(10_000)]
     )
     gateway: Any = SimpleNamespace(services=SimpleNamespace(accounts=Accounts()))
-    request: Any = SimpleNamespace(url=URL("/api/v1/usage?group_by=user"))
+    request: Any = SimpleNamespace(url=URL(f"/api/v1/usage{query}"))
     visit: Any = None
     call = Call.from_headers(lambda name: None, protocol="rest")
     before, of_all_threads = time.thread_time(), time.process_time()
     response = await list_usage(gateway, request, call, visit)
     of_this_thread = time.thread_time() - before
     assert of_this_thread < (time.process_time() - of_all_threads) / 2
-    assert response.body == render_sums(page)
+    assert response.body == (render_sums(sums) if query else render_records(records))
 
 
 def test_every_query_parameter_sets_its_field() -> None:
