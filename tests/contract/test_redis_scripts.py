@@ -29,7 +29,8 @@ API_KEY = KeyRecord("k1", "acme", True, b"x", (), 5.0, name="web", budget="5/day
 @pytest.fixture
 async def store(opened: Opener) -> Any:
     """A store that is alone with its server, and remembers ends of tasks for longer than answers."""
-    return await opened(drain=3600.0, heartbeat=3600.0, answer_ttl=10_000.0, tombstone_ttl=50_000.0)
+    ttls = {"answer_ttl": 10_000.0, "tombstone_ttl": 50_000.0, "void_ttl": 50_000.0}
+    return await opened(drain=3600.0, heartbeat=3600.0, **ttls)
 
 
 # --- what stays
@@ -50,6 +51,16 @@ async def test_the_end_of_a_task_is_remembered_for_a_time(store: Any, server: Re
     assert 40_000 < server.do("TTL", NAMES.tombstone("a")) <= 50_000
     if end == "settled":
         assert 5_000 < server.do("TTL", NAMES.answer(KEY.key)) <= 10_000
+
+
+async def test_a_task_that_was_never_begun_is_forgotten_soon(opened: Opener, server: RedisServer) -> None:
+    store = await opened()
+    for task_id in ("a", "b"):
+        await store.reserve(request(task_id))
+    await store.void(WALLET, "a", refund=True)
+    await store.settle(settlement("b"))
+    assert 0 < server.do("TTL", NAMES.tombstone("a")) <= 600
+    assert server.do("TTL", NAMES.tombstone("b")) > 80_000
 
 
 async def test_a_key_whose_task_is_gone_is_free_and_forgets_it(store: Any, server: RedisServer) -> None:

@@ -49,6 +49,7 @@ class Timing:
     close: float = 5.0
     answer_ttl: float = REPLAY_SECONDS
     tombstone_ttl: float = 24 * 3600.0
+    void_ttl: float = 600.0
 
 
 class RefusedError(PomeloError):

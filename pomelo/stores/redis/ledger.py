@@ -342,7 +342,7 @@ class Ledger(Role):
         return self._connection.start(
             VOID,
             names(wallet).of_task(task_id, key),
-            [task_id, "1" if refund else "", key, call, self._tombstone_ttl],
+            [task_id, "1" if refund else "", key, call, round(self._connection.timing.void_ttl)],
         )
 
     def _voided(self, wallet: Wallet, task_id: str, reply: Any) -> None:
