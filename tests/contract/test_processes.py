@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from redis import exceptions as errors
 
 from pomelo.stores.fleet import Fleet, Process
 from pomelo.stores.redis import Timing
 from pomelo.stores.redis.key_names import PROCESSES, WORKERS, reported
 from pomelo.stores.redis.processes import read_fleet
 from tests.contract.ledger_rig import abandon
-from tests.contract.redis_rig import lose_replies, open_on
+from tests.contract.redis_rig import IDLE, FaultyClient, lose_replies, open_on
 from tests.redis_server import RedisServer
 from tests.unit.refusals import refused
 from tests.waiting import until
@@ -40,6 +42,22 @@ async def test_a_process_is_listed_until_it_ends(server: RedisServer, tmp_path: 
         assert await hosts(server) == ["a"]
     assert await hosts(server) == []
     assert server.do("EXISTS", PROCESSES, WORKERS) == 0
+
+
+async def test_a_process_that_starts_waits_for_a_server_that_is_busy(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    async with open_on(server.url, tmp_path, **IDLE) as store:
+        client = FaultyClient(store, timeout=0.1)
+        client.error = errors.ConnectionError
+        for start in (store.clock_ahead, lambda: store.register(process("a"))):
+            busy_until = time.monotonic() + 0.5
+            client.hits = lambda command, end=busy_until: time.monotonic() < end
+            client.failed.clear()
+            await start()
+            assert client.failed
+        client.end()
+        assert await hosts(server) == ["a"]
 
 
 async def test_a_process_that_died_is_removed(server: RedisServer, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pomelo.ids import new_id
 from pomelo.stores.base import StoreError
 from pomelo.stores.fleet import Process
-from pomelo.stores.redis.connection import Argument, Connection, Timing, one_deadline, translated_errors
+from pomelo.stores.redis.connection import Argument, Connection, Timing, translated_errors
 from pomelo.stores.redis.key_names import FORMAT, PROCESSES, WORKERS, reported
 from pomelo.stores.redis.scripts import NOTE_STATE
 from pomelo.stores.redis.url import connect, parse_url
@@ -26,15 +26,19 @@ class Processes(Role):
 
     _worker: Worker
 
-    @one_deadline
+    # Both are parts of a start, which waits for a busy server.
+
+    @translated_errors
     async def register(self, process: Process) -> list[Process]:
-        await self._worker.register(process)
-        processes = await read_processes(self._connection)
+        with self._connection.one_deadline(self._connection.timing.open):
+            await self._worker.register(process)
+            processes = await read_processes(self._connection)
         return [each for worker, each in processes.items() if worker != self._worker.id]
 
-    @one_deadline
+    @translated_errors
     async def clock_ahead(self) -> float:
-        return await clock_ahead(self._connection)
+        with self._connection.one_deadline(self._connection.timing.open):
+            return await clock_ahead(self._connection)
 
     @translated_errors
     async def note_state(self, subject: str, state: str, seconds: float) -> bool:
