@@ -49,10 +49,10 @@ async def test_a_process_that_starts_waits_for_a_server_that_is_busy(
 ) -> None:
     async with open_on(server.url, tmp_path, **IDLE) as store:
         client = FaultyClient(store, timeout=0.1)
-        client.error = errors.ConnectionError
+        busy_until = [0.0]
+        client.error, client.hits = errors.ConnectionError, lambda command: time.monotonic() < busy_until[0]
         for start in (store.clock_ahead, lambda: store.register(process("a"))):
-            busy_until = time.monotonic() + 0.5
-            client.hits = lambda command, end=busy_until: time.monotonic() < end
+            busy_until[0] = time.monotonic() + 0.5
             client.failed.clear()
             await start()
             assert client.failed
