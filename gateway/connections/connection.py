@@ -99,9 +99,7 @@ class Connection(HttpConnection):
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
-        self._discarding = False
-        self._discard_body = False
-        self._counts_as_lingering = False
+        self._discarding = self._discard_body = self._counts_as_lingering = False
         self._raw_transport: asyncio.Transport | None = None
 
     # --- slot
@@ -133,16 +131,19 @@ class Connection(HttpConnection):
         """Sends a last response in place of the current one; closes once the client had time to read it."""
         raw = self._raw_transport
         assert raw is not None
-        connections = self._connections
-        connections.close(self.slot)
         extra = self._cors_headers(request)
         raw.write(raw_error_response(error, {**extra, **HSTS} if self.has_tls else extra, request))
         if self._task is not None:
             self._task.cancel()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Gives up the slot, and closes once the client had time to read its last response."""
+        connections = self._connections
+        connections.close(self.slot)
         lingers = connections.lingering < _MAX_LINGERING_SHARE * connections.limits.max_connections
-        if lingers:
-            connections.lingering += 1
         self._counts_as_lingering = lingers
+        connections.lingering += lingers
         self._discard(_LINGER_SECONDS if lingers else 0.0)
 
     def _discard(self, seconds: float) -> None:
@@ -209,9 +210,8 @@ class Connection(HttpConnection):
     def connection_lost(self, exc: BaseException | None) -> None:
         """Stops the timers, frees the slot, and cancels the current request."""
         self._stop_timers()
-        if self._counts_as_lingering:
-            self._counts_as_lingering = False
-            self._connections.lingering -= 1
+        self._connections.lingering -= self._counts_as_lingering
+        self._counts_as_lingering = False
         self._raw_transport = None
         self._connections.close(self.slot)
         super().connection_lost(exc)
@@ -232,8 +232,7 @@ class Connection(HttpConnection):
         request = self._request
         pipelined = request is not None and request.content.is_eof()  # the next request, sent early
         before = 0 if request is None else request.content.total_bytes
-        if self._head_size + len(data) > MAX_HEAD:
-            self._large_read = True
+        self._large_read |= self._head_size + len(data) > MAX_HEAD
         super().data_received(data)
         if request is not None and not pipelined:
             self._count_framing_bytes(request.content, len(data), before)
@@ -363,6 +362,8 @@ class Connection(HttpConnection):
             keyless = health or (self.cors is not None and is_preflight(request))
             if not self._authenticated and slot.owner is not None and not keyless:
                 self._connections.distrust(slot)
+            if error is not None and self._raw_transport is not None and not self._discarding:
+                self._linger()  # the client may still send the rest of its request
 
     def _decide_end(self, request: Request) -> None:
         """Ends the connection with this response after `MAX_UNAUTHENTICATED` requests in a row without a

@@ -68,7 +68,7 @@ class HttpConnection(BaseProtocol):
             max_headers=_MAX_HEADERS,
             payload_exception=web.RequestPayloadError,
             auto_decompress=False,
-            max_msg_queue_size=1 + _MAX_PIPELINED,
+            max_msg_queue_size=1,
         )
         super().__init__(loop, parser)
         self.idle_timeout = idle_timeout
@@ -156,26 +156,34 @@ class HttpConnection(BaseProtocol):
             end = data.find(b"\r\n\r\n")  # bodies are not searched, which takes time
             if data.find(b"pgrade:", 0, len(data) if end < 0 else end) >= 0:
                 data = _ignore_upgrade(data)
-        upgraded = True
-        while upgraded:
+        received = data
+        content = self._pipelined[-1][1] if self._pipelined else self._content
+        reads = content is not None and not content.is_eof()
+        while True:
             messages: Sequence[tuple[ParsedRequest, StreamReader]]
+            failed = False
             try:
                 messages, upgraded, data = parser.feed_data(data)
             except HttpProcessingError as error:
                 # Its traceback would keep this connection in memory.
-                messages, upgraded = [(error.with_traceback(None), EMPTY_PAYLOAD)], False
-                self._unparsed = data[:READ_AHEAD]
+                messages, upgraded, failed = [(error.with_traceback(None), EMPTY_PAYLOAD)], False, True
+                self._unparsed = received[:READ_AHEAD]
                 self._fail_body()
             if messages:
+                content, reads = messages[-1][1], True
                 self._request_count += len(messages)
                 self._pipelined += messages
                 if self._task is None:
                     self._start_next()
-                # The parser pauses itself at the same number.
                 if len(self._pipelined) >= _MAX_PIPELINED and not self._buffer_paused:
                     self._pause_reading_for_buffer()
+            # The parser stops behind each request: otherwise a malformed one would take others with it.
+            ended = reads and content is not None and content.is_eof()
+            reads = False
             if upgraded:
                 parser.set_upgraded(False)  # no other protocol is spoken: what follows is HTTP
+            elif failed or not ended or self._buffer_paused:
+                return
 
     def ends_with_last_chunk(self) -> bool:
         """Returns whether the current request, whose body is chunked, has arrived without trailers, and that

@@ -342,11 +342,14 @@ async def test_an_oversized_head_does_not_corrupt_a_running_response(gateway: Ga
 
 
 @pytest.mark.parametrize("times", [1, 3])
-async def test_every_refused_client_gets_time_to_read_its_response(open_gateway: OpenApp, times: int) -> None:
+@pytest.mark.parametrize("start", [b"GET / HTTP/1.1\r\n", b"malformed\r\n\r\n"])
+async def test_every_refused_client_gets_time_to_read_its_response(
+    open_gateway: OpenApp, start: bytes, times: int
+) -> None:
     async with open_gateway(max_connections=8) as gateway:  # one of them may wait for its client to read
         for _ in range(times):
             async with gateway.connect() as (reader, writer):
-                await send_long_head(writer)
+                await send_long_head(writer, start)
                 assert await read_status(reader) == 400
                 ended = asyncio.ensure_future(reader.read())
                 assert await gateway.is_healthy()

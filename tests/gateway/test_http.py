@@ -73,6 +73,21 @@ async def test_pipelined_requests_are_answered_in_order(gateway: GatewayApp, pie
     assert re.findall(rb"task type: (m\d)", received) == [b"m%d" % number for number in range(8)]
 
 
+@pytest.mark.parametrize("piece", [None, 7, 200], ids=["in one piece", "by 7 bytes", "by 200 bytes"])
+@pytest.mark.parametrize("before", [1, 2, 5])
+async def test_requests_in_front_of_a_malformed_one_are_answered(
+    gateway: GatewayApp, before: int, piece: int | None
+) -> None:
+    sent = TASK * before + b"  malformed\r\n\r\n"
+    size = piece or len(sent)
+    async with gateway.connect() as (reader, writer), asyncio.timeout(20):
+        for at in range(0, len(sent), size):
+            writer.write(sent[at : at + size])
+            await asyncio.sleep(0)
+        received = await reader.read()
+    assert re.findall(rb"HTTP/1.\d (\d+)", received) == [b"200"] * before + [b"400"]
+
+
 async def test_requests_behind_an_upgrade_that_is_not_made_are_answered(gateway: GatewayApp) -> None:
     asking = model("m0", "Connection: Upgrade", "Upgrade: websocket")
     received = await gateway.exchange(asking + model("m1") + asking + LAST)

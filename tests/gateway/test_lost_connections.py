@@ -21,13 +21,14 @@ from tests.waiting import until
 
 LONG_HEAD = b"GET / HTTP/1.1\r\nA: " + b"x" * MAX_HEAD
 STREAM = raw_task({**HI, "stream": True}, close=False)
+MALFORMED = b"malformed\r\n\r\n"
 
 
 async def leave(clients: Clients, data: bytes, *, reads: bool) -> weakref.ref[StartQueues]:
     """Connects a client, which sends `data`, may read the response, and leaves. Returns a reference to what only
     its connection has."""
     client = await clients.connect(data)
-    await until(lambda: client.unread or not data.startswith(ACCOUNT))
+    await until(lambda: client.unread or not (reads or data.startswith(ACCOUNT)))
     if reads:
         client.read(len(client.unread))
     client.abort()
@@ -45,8 +46,13 @@ async def leave(clients: Clients, data: bytes, *, reads: bool) -> weakref.ref[St
         (ACCOUNT, True),
         (LONG_HEAD, False),
         (LONG_HEAD, True),
+        (MALFORMED, False),
+        (MALFORMED, True),
     ],
-    ids=["new", "in a head", "unread response", "idle", "unread refusal", "refused"],
+    ids=[
+        *("new", "in a head", "unread response", "idle", "unread refusal", "refused"),
+        *("left before its refusal", "refused as malformed"),
+    ],
 )
 async def test_a_connection_whose_client_has_left_is_freed_without_the_garbage_collector(
     gateway: GatewayApp, data: bytes, reads: bool
