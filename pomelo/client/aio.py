@@ -15,7 +15,7 @@ from pomelo.client import tasks
 from pomelo.client.connection import Attempts, ClientBase
 from pomelo.client.errors import ClientClosed, IncompleteStream, text_metadata
 from pomelo.client.files import File, Upload, media_id, written_file
-from pomelo.client.pipes import is_pipe, open_pipe_async, to_daemon_thread
+from pomelo.client.pipes import may_stall, open_pipe_async, to_daemon_thread
 from pomelo.client.streams import StreamState
 from pomelo.client.stubs import Stubs, UsageOptions, list_usage_request, sum_usage_request
 from pomelo.client.tasks import Task
@@ -114,7 +114,7 @@ class AsyncClient(ClientBase):
         """
         attempts = Attempts(self._connection)
         request, target = DownloadMediaRequest(id=media_id(media)), written_file(to)
-        pipe = is_pipe(to)
+        pipe = may_stall(to)
         run = to_daemon_thread if pipe else asyncio.to_thread
         rpc, first = await self._open(lambda stubs: stubs.media.DownloadMedia, request, attempts)
         try:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Protocol
 
-from pomelo.client.pipes import is_pipe, waiting_read
+from pomelo.client.pipes import OpenPipe, blocking_pipe, is_pipe, waiting_read
 from pomelo.gen.v1.media_pb2 import Media, MediaSource
 from pomelo.gen.v1.media_service_pb2 import UploadMediaHeader, UploadMediaRequest
 from pomelo.output_file import OutputFile
@@ -150,6 +150,8 @@ def written_file(to: str | os.PathLike[str] | IO[bytes]) -> AbstractContextManag
         return _open_output(Path(to))
     if not hasattr(to, "write"):
         raise TypeError(f"A file is a path, or open for writing bytes, not of the type {type(to).__name__}")
+    if (pipe := blocking_pipe(to)) is not None:
+        return nullcontext(OpenPipe(to, pipe))
     return nullcontext(_Unbuffered(to) if isinstance(to, io.RawIOBase) else to)
 
 

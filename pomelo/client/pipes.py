@@ -31,17 +31,21 @@ def is_pipe(file: object) -> bool:
     return isinstance(file, (str, os.PathLike)) and is_special(Path(file))
 
 
+def may_stall(file: object) -> bool:
+    """Returns whether writing to it may take forever: to a pipe or a device, by path or open.
+
+    Raises:
+        OSError: it can't be looked up.
+    """
+    return is_pipe(file) or (isinstance(file, io.IOBase) and not file.seekable())
+
+
 def waiting_read(file: IO[bytes]) -> Callable[[int], bytes | None]:
     """Returns the function that reads from a file. At an open pipe it waits for data before it reads. During
     a read, the lock of the file's buffer would keep it from closing, and the end of the program would be an
     abort."""
-    raw = file.raw if isinstance(file, io.BufferedReader) else file
-    if (
-        not hasattr(select, "poll")  # on Windows
-        or not isinstance(raw, io.FileIO)
-        or raw.seekable()
-        or not os.get_blocking(raw.fileno())
-    ):
+    raw = blocking_pipe(file)
+    if raw is None:
         return file.read
     ready = select.poll()
     ready.register(raw, select.POLLIN)
@@ -52,6 +56,38 @@ def waiting_read(file: IO[bytes]) -> Callable[[int], bytes | None]:
         return read(size)
 
     return wait_and_read
+
+
+class OpenPipe:
+    """The pipe `raw`, below the buffer of an open `file`. A write passes on no more than there is room for,
+    and waits in between: as with `waiting_read`, not while the buffer is locked."""
+
+    def __init__(self, file: IO[bytes], raw: io.FileIO) -> None:
+        self._file = file
+        self._raw = raw
+        self._ready = select.poll()
+        self._ready.register(raw, select.POLLOUT)
+
+    def write(self, data: bytes) -> None:
+        self._ready.poll()
+        self._file.flush()  # what its owner has written before
+        rest = memoryview(data)
+        while rest:
+            self._ready.poll()
+            rest = rest[self._raw.write(rest[: select.PIPE_BUF]) :]
+
+
+def blocking_pipe(file: object) -> io.FileIO | None:
+    """Returns the file below the buffer of an open pipe, None for other files."""
+    raw = file.raw if isinstance(file, (io.BufferedReader, io.BufferedWriter)) else file
+    if (
+        hasattr(select, "poll")  # not on Windows
+        and isinstance(raw, io.FileIO)
+        and not raw.seekable()
+        and os.get_blocking(raw.fileno())
+    ):
+        return raw
+    return None
 
 
 def open_pipe(open_file: Callable[[], T], seconds: float, closed: threading.Event) -> T:

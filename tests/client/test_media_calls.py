@@ -253,8 +253,19 @@ def test_an_upload_that_grpc_does_not_end_at_its_deadline_is_given_up() -> None:
             "            await client.download(media, pipe)",
             b"TimeoutError",
         ),
+        *(
+            (
+                600,
+                "media = await client.upload(b'RIFF' + bytes(2**20))\n"
+                f"        with open(os.pipe()[1], 'wb', {buffer}) as file:\n"
+                "            async with asyncio.timeout(0.5):\n"
+                "                await client.download(media, file)",
+                b"TimeoutError",
+            )
+            for buffer in (-1, 0)
+        ),
     ],
-    ids=["upload", "open upload", "blocking open upload", "download"],
+    ids=["upload", "open upload", "blocking open upload", "download", "open download", "unbuffered download"],
 )
 async def test_a_program_ends_although_its_call_waits_for_a_pipe(
     app: App, keys: Keys, tmp_path: Path, seconds: float, calls: str, error: bytes
@@ -262,7 +273,7 @@ async def test_a_program_ends_although_its_call_waits_for_a_pipe(
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     program = f"""
-import asyncio, sys
+import asyncio, os, sys
 from pomelo.client import AsyncClient, Client
 target, key, pipe = {str(app.grpc)!r}, {keys.test!r}, {str(pipe)!r}
 async def run():
