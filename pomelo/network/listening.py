@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 BACKLOG = 4096
@@ -21,55 +22,66 @@ async def bind(host: str, port: int, *, reuse_port: bool) -> list[socket.socket]
     """
     loop = asyncio.get_running_loop()
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return _listen(host, port, found, reuse_port)
+    return _listen(_bind(host, port, found, reuse_port))
 
 
 def bind_blocking(host: str, port: int) -> list[socket.socket]:
     """As `bind`; blocks while the host is looked up."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return _listen(host, port, found, reuse_port=False)
+    return _listen(_bind(host, port, _look_up(host, port), reuse_port=False))
 
 
 def reserve(host: str, port: int) -> list[socket.socket]:
     """As `bind_blocking`, but the sockets only keep other users' programs from the addresses, on which other
     processes listen."""
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return _listen(host, port, found, reuse_port=True, reserve_only=True)
+    return _bind(host, port, _look_up(host, port), reuse_port=True)
 
 
-def _listen(
-    host: str, port: int, found: Sequence[Any], reuse_port: bool, *, reserve_only: bool = False
-) -> list[socket.socket]:
+def _look_up(host: str, port: int) -> Sequence[Any]:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+
+
+def _bind(host: str, port: int, found: Sequence[Any], reuse_port: bool) -> list[socket.socket]:
     sockets: list[socket.socket] = []
-    try:
+    with _closed_after_error(sockets):
         for family, socket_type, protocol, _, address in dict.fromkeys(found):
             try:
-                listening = socket.socket(family, socket_type, protocol)
+                bound = socket.socket(family, socket_type, protocol)
             except OSError:
                 continue  # a family that this system does not have
-            sockets.append(listening)
-            listening.setblocking(False)
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sockets.append(bound)
+            bound.setblocking(False)
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if reuse_port:
-                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if family == socket.AF_INET6:
                 # `[::]` alone is every address, of IPv4 too, as for gRPC. A name may have both.
                 only = address[0] != "::" or len(found) > 1
-                listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
             try:
-                listening.bind((address[0], port, *address[2:]))
+                bound.bind((address[0], port, *address[2:]))
             except OSError as error:
                 if error.errno != errno.EADDRNOTAVAIL:
                     raise
                 sockets.pop().close()  # such as ::1 of `localhost`, while IPv6 is disabled
                 continue
-            port = listening.getsockname()[1]
-            if not reserve_only:
-                listening.listen(BACKLOG)
-    except OSError:
-        for listening in sockets:
-            listening.close()
-        raise
+            port = bound.getsockname()[1]
     if not sockets:
         raise OSError(errno.EADDRNOTAVAIL, f"{host} is not an address of this machine")
     return sockets
+
+
+def _listen(sockets: list[socket.socket]) -> list[socket.socket]:
+    with _closed_after_error(sockets):
+        for bound in sockets:
+            bound.listen(BACKLOG)
+    return sockets
+
+
+@contextmanager
+def _closed_after_error(sockets: list[socket.socket]) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        for each in sockets:
+            each.close()
+        raise

@@ -16,7 +16,7 @@ import pytest
 from gateway.app import open_rest
 from gateway.options import GatewayOptions
 from pomelo.call import Call, Principal
-from pomelo.network.listening import _listen, bind, reserve
+from pomelo.network.listening import _bind, bind, reserve
 from tests.gateway.gateway_app import GatewayApp, OpenApp, authenticate
 from tests.gateway.requests import (
     ACCOUNT,
@@ -132,11 +132,11 @@ def test_an_address_of_a_name_that_the_machine_does_not_have_is_left_out(
         (socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, 0))
         for host in ("192.0.2.1", "127.0.0.1")
     ]
-    (listening,) = _listen("pomelo.example", 0, [absent, present], reuse_port=False)
+    (listening,) = _bind("pomelo.example", 0, [absent, present], reuse_port=False)
     with listening:
         assert listening.getsockname()[0] == "127.0.0.1"
     with pytest.raises(OSError, match=r"^\[Errno \d+\] pomelo.example is not an address of this machine$"):
-        _listen("pomelo.example", 0, [absent], reuse_port=False)
+        _bind("pomelo.example", 0, [absent], reuse_port=False)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **options: [absent, present])
     (reserved,) = reserve("pomelo.example", 0)
     with reserved, pytest.raises(ConnectionRefusedError), socket.socket() as client:
