@@ -204,11 +204,8 @@ async def stream_task(
                         if sse.send(data):
                             await sse.drain()
                 elif event_type == "completed":
-                    is_slow, result = task.task_format.is_slow, event.completed
-                    if is_slow is not None and is_slow(result):
-                        last = await asyncio.to_thread(stream_format.render_last, objects, result)
-                    else:
-                        last = stream_format.render_last(objects, result)
+                    result = event.completed
+                    last = await task.task_format.render(result, stream_format.render_last, objects, result)
                 elif event_type == "started":
                     report_adjustments(call, event.started.adjustments)
                     objects = stream_format.open(event.started)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import replace
 
@@ -41,10 +40,8 @@ async def run_task(gateway: Gateway, request: Request, call: Call, visit: Visit)
         if media_range is not None:
             return await send_raw(gateway, request, call, parsed, media_range)
         result = await gateway.services.tasks.run_task(parsed.spec, parsed.options, call)
-        is_slow = parsed.task_format.is_slow
-        if is_slow is not None and is_slow(result):
-            return json_response(call, await asyncio.to_thread(render_result, result, gateway.link))
-        return json_response(call, render_result(result, gateway.link))
+        body = await parsed.task_format.render(result, render_result, result, gateway.link)
+        return json_response(call, body)
     except PomeloError as error:
         raise await visit.refuse_task(error) from None
 

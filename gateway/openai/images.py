@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ from gateway.responses import Response, json_response
 from gateway.state import Gateway
 from gateway.types.base import Link, render_media
 from gateway.types.fields import check_text
-from gateway.types.image import is_large, render_images
+from gateway.types.image import render_images
 from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.media_pb2 import MediaDelivery
@@ -82,9 +81,7 @@ class ImageParameters(Parameters):
 
     async def run(self, gateway: Gateway, request: Request, call: Call, task: TaskRequest) -> Response | None:
         result = await gateway.services.tasks.run_task(task.spec, task.options, call)
-        if is_large(result):
-            return json_response(call, await asyncio.to_thread(_render, result, gateway.link))
-        return json_response(call, _render(result, gateway.link))
+        return json_response(call, await task.task_format.render(result, _render, result, gateway.link))
 
     def rename_adjusted(self, adjusted: Mapping[str, str]) -> dict[str, str]:
         renamed = dict(adjusted)

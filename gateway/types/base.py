@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -82,6 +83,13 @@ class TaskFormat:
     def parts(self) -> list[str]:
         """The members of its fields that are objects, such as voice_settings.speed."""
         return [f"{name}.{part}" for name, rule in self.rules.items() for part in rule.fields or ()]
+
+    async def render(self, result: TaskResult, render: Callable[..., bytes], *arguments: Any) -> bytes:
+        """Returns what `render` makes of its arguments, a result among them. If the result is slow to render,
+        a thread does it, and the event loop serves others meanwhile."""
+        if self.is_slow is not None and self.is_slow(result):
+            return await asyncio.to_thread(render, *arguments)
+        return render(*arguments)
 
     def unknown_field(self, name: str) -> PomeloError:
         """Returns the error for a field that the task type does not have."""

@@ -30,8 +30,7 @@ def render_images(start: bytes, result: TaskResult, link: Link) -> bytes:
     return b"".join((start, b',"data":[', images, b"]}"))
 
 
-def is_large(result: TaskResult) -> bool:
-    """Whether a result takes so long to render that it is rendered in a thread."""
+def _is_large(result: TaskResult) -> bool:
     return any(len(image.data) > LARGE_FILE for image in result.image.images)
 
 
@@ -91,5 +90,5 @@ FORMAT = TaskFormat(
         "image/jpg": ImageFormat.IMAGE_FORMAT_JPEG,
     },
     raw_media=lambda result: result.image.images[0],
-    is_slow=is_large,
+    is_slow=_is_large,
 )
