@@ -72,10 +72,13 @@ class FrontEnd(ServerState):
                 if not isinstance(outcome, tuple):
                     if isinstance(outcome, Message):
                         outcome = outcome.SerializeToString()
-                    if outcome is not None and rpc.visit is not None:
+                    if outcome is not None:
                         # Sending it ends the task. Until then, a large response counts by its bytes, a
-                        # small one as a call: else unread ones could take any amount of memory.
-                        if len(outcome) > LARGE_RESPONSE:
+                        # small one as a call: else unread ones could take any amount of memory. The guard
+                        # limits those of callers without a key, who may only check the health.
+                        if rpc.visit is None:
+                            self._report_sending(rpc)
+                        elif len(outcome) > LARGE_RESPONSE:
                             self._report_sending(rpc, rpc.visit.hold(len(outcome)))
                             rpc.visit.close()
                         else:

@@ -266,7 +266,7 @@ class ConnectionGuard(ConnectionObserver):
                 if connection.large or flooding:
                     return self._flood(connection, now)
                 connection.large = True
-            if connection.resets > limits.unauthenticated_resets:
+            if max(connection.resets, calls.sending) > limits.unauthenticated_resets:
                 return self._flood(connection, now)
             return ""
         allowed = limits.unexplained + min(calls.open * self._message_limit, limits.reading_bytes)

@@ -34,6 +34,7 @@ class ConnectionLimits:
     """Received on an unauthenticated connection, in two scans. Neither this nor `unauthenticated_resets`
     applies within `grace` while a key is being looked up."""
     unauthenticated_resets: int = 50
+    """Calls that were reset on an unauthenticated connection, and those whose responses are unread."""
     resets: int = 200
     reset_window: float = 10.0
     """Calls that may be reset within `reset_window`."""

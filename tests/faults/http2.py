@@ -152,11 +152,14 @@ class Connection:
 
 
 @asynccontextmanager
-async def connect(host: str, port: int, *, wide: bool = True) -> AsyncIterator[Connection]:
-    """Opens a connection with the largest receive windows; if not `wide`, with windows of 64 KiB that are never
-    enlarged."""
+async def connect(
+    host: str, port: int, *, wide: bool = True, window: int = _WINDOW
+) -> AsyncIterator[Connection]:
+    """Opens a connection with the largest receive windows; if not `wide`, with one of 64 KiB, and of `window`
+    for each call, that are never enlarged."""
     reader, writer = await asyncio.open_connection(host, port)
-    writer.write(frames.wide_hello() if wide else frames.PREFACE + frame(frames.SETTINGS))
+    settings = frame(frames.SETTINGS, 0, 0, struct.pack(">HI", 4, window))
+    writer.write(frames.wide_hello() if wide else frames.PREFACE + settings)
     connection = Connection(reader, writer)
     reading = asyncio.ensure_future(connection.read())
     try:

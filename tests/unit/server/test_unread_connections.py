@@ -86,6 +86,20 @@ async def test_one_of_two_responses_that_is_not_read_closes_the_connection(guard
     assert guarded.closed == [connection]
 
 
+async def test_a_caller_without_a_key_may_leave_few_responses_unread(guarded: Guarded) -> None:
+    guarded.limit(unauthenticated_resets=3)
+    connection, authenticated = guarded.connect(), guarded.connect(calls=0)
+    for each in (connection, authenticated):
+        for _ in range(3):
+            guarded.guard.sending(each.peer)
+    guarded.scan()
+    assert not guarded.closed
+    for each in (connection, authenticated):
+        guarded.guard.sending(each.peer)
+    guarded.scan()
+    assert guarded.closed == [connection]
+
+
 async def test_unread_responses_do_not_close_the_connection_of_a_proxy(guarded: Guarded) -> None:
     guarded.limit(trusted=(ip_network("192.0.2.0/24"),))
     connection = guarded.connect(calls=0)

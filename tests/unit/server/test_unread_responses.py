@@ -126,6 +126,20 @@ async def test_a_call_counts_as_one_in_flight_until_its_small_response_is_sent()
             assert connections.reports[-1] == "sent"
 
 
+async def test_an_unread_response_to_a_health_check_is_reported() -> None:
+    connections = Recorder()
+    async with serve_scripted(services(), connections) as opened:
+        host, _, port = opened.server.address.rpartition(":")
+        async with http2.connect(host, int(port), wide=False, window=0) as connection:
+            call = connection.begin("/grpc.health.v1.Health/Check")
+            await connection.send(call, http2.prefixed(b""), end=True)
+            await opened.server.running.idle()
+            await until(lambda: connections.reports[-1:] == ["sending"])
+            connection.read_on(call)
+            await connection.over(call)
+            await until(lambda: connections.reports[-1] == "sent")
+
+
 async def test_a_large_message_of_a_stream_is_unread_until_it_is_read() -> None:
     async with serve_scripted(services()) as opened:
         async with unread(opened, "TaskService/StreamTask") as (connection, call):
