@@ -81,7 +81,9 @@ async def test_the_health_checks_of_a_gateway_keep_its_connection_open(gateway: 
     metadata = PROOF.metadata("grpc", "", "") if gateway else []
     async with serve_scripted(connections=connections) as opened:
         await HealthStub(opened.channel).Check(health_pb2.HealthCheckRequest(), metadata=metadata)
-    reports = [each for each in connections.reports if each not in ("sending", "sent")]  # as of every response
+    reports = [
+        each for each in connections.reports if each not in ("sending", "sent")
+    ]  # as of every response
     assert reports == ["authenticated", "trust", "ended"] * gateway
 
 
