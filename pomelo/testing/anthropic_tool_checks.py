@@ -106,6 +106,8 @@ def check_thinking(body: Mapping[str, Any]) -> Problem | None:
     for name in ("temperature", "top_p", "top_k"):
         if body.get(name) is not None:
             return Problem("", name, "may only be set when thinking is disabled")
+    if kind == "adaptive":
+        return None
     if (body.get("tool_choice") or {}).get("type") in ("any", "tool"):
         return Problem("", None, "Thinking may not be enabled when tool_choice forces tool use.")
     for message in body["messages"]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from pomelo.gen.v1.text_pb2 import ReasoningEffort, TextInput, ToolChoice
+from pomelo.gen.v1.text_pb2 import ReasoningEffort, TextInput
 from pomelo.providers.anthropic.messages import Conversation
 from pomelo.providers.anthropic.schemas import output_schema
 from pomelo.providers.anthropic.tools import tool_choice, tools_json, undeclared_tools
@@ -96,13 +96,9 @@ def _effort(text: TextInput) -> dict[str, str]:
 
 
 def thinks(text: TextInput, options: Mapping[str, Any]) -> bool:
-    """Whether the model is to think. After calls of tools it is not: the vendor then requires the thoughts of
-    before, which callers do not have. Nor is it if it must call a tool: the vendor refuses that."""
-    if text.reasoning_effort not in _EFFORTS or "thinking" not in options:
-        return False
-    if text.tool_choice.mode == ToolChoice.MODE_REQUIRED or text.tool_choice.HasField("tool"):
-        return False
-    return not any(part.HasField("tool_call") for message in text.messages for part in message.content)
+    """Whether the model is to think, also if it must call a tool, and after calls of tools whose thoughts the
+    caller does not have: adaptive thinking allows both."""
+    return text.reasoning_effort in _EFFORTS and "thinking" in options
 
 
 def max_tokens(job: Job[TextInput]) -> int:

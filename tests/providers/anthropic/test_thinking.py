@@ -69,32 +69,33 @@ async def test_sampling_is_left_out_while_the_model_thinks(rig: Rig) -> None:
     assert adjusted(rig, job) == ["temperature", "top_p"]
 
 
-async def test_the_model_does_not_think_after_tool_calls_whose_thoughts_the_caller_lacks(rig: Rig) -> None:
-    job = ANTHROPIC.job(tools_input(reasoning_effort=LOW, temperature=1), stream=False, route=OPUS)
+async def test_the_model_thinks_after_tool_calls_whose_thoughts_the_caller_lacks(
+    rig: Rig, stream: bool
+) -> None:
+    """Adaptive thinking does not require them. A model that always thinks refuses to have it turned off."""
+    job = ANTHROPIC.job(tools_input(reasoning_effort=LOW, temperature=1), stream=stream, route=OPUS)
     await read_all(rig.provider, job)
     body = rig.requests[0].body
-    assert (body["output_config"], body["thinking"]) == ({"effort": "low"}, {"type": "disabled"})
-    assert body["temperature"] == 1
-    assert adjusted(rig, job) == []
+    assert (body["output_config"], body["thinking"]) == ({"effort": "low"}, {"type": "adaptive"})
+    assert adjusted(rig, job) == ["temperature"]
 
 
 @pytest.mark.parametrize(
-    ("choice", "thinks"),
+    "choice",
     [
-        (ToolChoice(mode=ToolChoice.MODE_AUTO), True),
-        (ToolChoice(mode=ToolChoice.MODE_NONE), True),
-        (ToolChoice(mode=ToolChoice.MODE_REQUIRED), False),
-        (ToolChoice(tool="time"), False),
+        ToolChoice(mode=ToolChoice.MODE_AUTO),
+        ToolChoice(mode=ToolChoice.MODE_NONE),
+        ToolChoice(mode=ToolChoice.MODE_REQUIRED),
+        ToolChoice(tool="time"),
     ],
     ids=["auto", "none", "required", "a tool"],
 )
-async def test_the_model_does_not_think_if_it_must_call_a_tool(
-    rig: Rig, choice: ToolChoice, thinks: bool, stream: bool
+async def test_the_model_thinks_whatever_tool_it_must_call(
+    rig: Rig, choice: ToolChoice, stream: bool
 ) -> None:
     task = hi(tools=[TIME], tool_choice=choice, reasoning_effort=LOW, temperature=1)
     job = ANTHROPIC.job(task, stream=stream, route=OPUS)
     await read_all(rig.provider, job)
     body = rig.requests[0].body
-    assert body["thinking"] == {"type": "adaptive" if thinks else "disabled"}
-    assert body["output_config"] == {"effort": "low"}
-    assert adjusted(rig, job) == (["temperature"] if thinks else [])
+    assert (body["output_config"], body["thinking"]) == ({"effort": "low"}, {"type": "adaptive"})
+    assert adjusted(rig, job) == ["temperature"]

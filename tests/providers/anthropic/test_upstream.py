@@ -195,7 +195,7 @@ RESULT = {"type": "tool_result", "tool_use_id": "a"}
         {"model": "claude-opus-4-6", "thinking": {"type": "adaptive"}, "temperature": 1},
         {
             "model": "claude-opus-4-6",
-            "thinking": {"type": "adaptive"},
+            "thinking": {"type": "enabled", "budget_tokens": 1024},
             "tools": [TOOL],
             "tool_choice": {"type": "any"},
         },
