@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +26,7 @@ from pomelo.settings import Settings
 from pomelo.stores.accounts import Balance, Grant, Wallet
 from pomelo.stores.base import Store
 from pomelo.stores.usage import UsageQuery, UsageRecord
-from pomelo.testing import FaultUpstream
+from pomelo.testing import FaultUpstream, VendorProtocol
 from tests.driver import Outcome, TaskRequest
 from tests.grpc_driver import GrpcDriver
 from tests.limits import limits
@@ -216,11 +216,13 @@ async def run_app(
     make_router: Callable[[Mapping[str, Provider]], Router] = patient_router,
     settings: Mapping[str, Any] | None = None,
     gateway_settings: Mapping[str, Any] | None = None,
+    protocols: Iterable[VendorProtocol] = (),
     **overrides: Any,
 ) -> AsyncIterator[RunningApp]:
     """Runs an app, and a gateway that reaches it over gRPC, on free ports. `settings` replace those of
-    `app_settings`; `gateway_settings` are added to those of the gateway; `overrides` go to `open_app`."""
-    async with FaultUpstream() as upstream:
+    `app_settings`; `gateway_settings` are added to those of the gateway; `protocols` are further vendors of the
+    upstream; `overrides` go to `open_app`."""
+    async with FaultUpstream(protocols=protocols) as upstream:
         own = app_settings(folder / "data", upstream, **{"upstream_connections": 256, **(settings or {})})
         async with (
             open_app(own, plans=plans, make_router=make_router, **overrides) as server,

@@ -202,3 +202,34 @@ async def test_a_caller_who_has_set_max_tokens_is_asked_to_lower_them_too(
     failed, _ = await failure(rig.provider, job)
     assert failed.code == "context_length_exceeded"
     assert failed.message.endswith(advice)
+
+
+@pytest.mark.parametrize(
+    ("message", "requests"),
+    [
+        ("Function call is missing a thought_signature in functionCall parts.", 2),
+        ("Function call `time` in the 2. content block is missing a `thought_signature`.", 2),
+        ("The `reasoning_content` in the thinking mode must be passed back to the API.", 2),
+        ("Missing `reasoning_content` field in the assistant message at message index 2.", 2),
+        ("thinking is enabled but reasoning_content is missing in assistant tool call message", 2),
+        ("Corrupted thought signature.", 1),
+        ("property 'reasoning_content' is unsupported", 1),
+        ("a parameter is missing", 1),
+    ],
+)
+async def test_a_request_is_sent_again_only_for_missing_thoughts(
+    rig: Rig, message: str, requests: int, stream: bool
+) -> None:
+    body = json.dumps({"error": {"message": message, "code": 400}}).encode()
+    rig.script(*[Reply(400, steps=(body,))] * 3)
+    failed, _ = await failure(rig.provider, COMPATIBLE.job(stream=stream))
+    assert isinstance(failed, UpstreamError)
+    assert (failed.code, failed.retry, len(rig.requests)) == (
+        "provider_failed",
+        RetryPolicy.NEXT_ROUTE,
+        requests,
+    )
+    named = failed.reason == (
+        "the vendor requires the model's thoughts behind tool calls, which callers do not have"
+    )
+    assert named == (requests == 2)

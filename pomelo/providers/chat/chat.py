@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncGenerator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
@@ -29,11 +30,14 @@ from pomelo.providers.base import Event, Extra, Job, Options, Probe, one_event
 from pomelo.providers.chat.errors import MEANINGS, read_error_body
 from pomelo.providers.chat.messages import convert_messages
 from pomelo.providers.chat.responses import ChunkStream, parse_completion, reported_cost
+from pomelo.providers.chat.thoughts import MISSING_SIGNATURE, MISSING_TEXT, add_placeholders
 from pomelo.providers.chat.tools import response_format_json, tool_choice, tools_json
 from pomelo.providers.credentials import Credentials
+from pomelo.providers.errors import UpstreamError
 from pomelo.providers.fitting import Fitting
 from pomelo.providers.http.client import Http
 from pomelo.providers.http.errors import ErrorMapping
+from pomelo.providers.http.responses import SseStream
 from pomelo.providers.http.vendor import Vendor
 from pomelo.providers.text import stream_text
 from pomelo.providers.text.input_texts import LONG_INPUT_BYTES, likely_tokens
@@ -137,6 +141,9 @@ class Chat(Vendor):
         profile = self.profile
         self.configured = bool(self._base) and (self.configured or not profile.key_needed)
         self._url = URL(self._base + self.path)
+        self._missing: dict[tuple[str, Any], str] = {}
+        """Of models that have refused tool calls without the thoughts behind them, by the effort: what they
+        missed."""
         self._json_headers = {**profile.headers, **self._json_headers}
         own_names = {
             profile.max_tokens_field: "max_tokens",
@@ -176,16 +183,8 @@ class Chat(Vendor):
         if not job.stream:
             return one_event(self.complete_text, job)
         profile = self.profile
-        job.report.thinks = thinks = _effort(job.input, job.route) not in (None, "none")
         return stream_text(
-            lambda: self._http.stream_events(
-                self._url,
-                self._json_headers,
-                self._body(job),
-                self._error_mapping,
-                # A model sends nothing while it reads and reasons.
-                patient=profile.patient or thinks or job.input.ByteSize() > LONG_INPUT_BYTES,
-            ),
+            partial(self._open, job),
             ChunkStream(
                 self._error_mapping,
                 job.report,
@@ -194,11 +193,39 @@ class Chat(Vendor):
             ),
         )
 
+    @asynccontextmanager
+    async def _open(self, job: Job[TextInput]) -> AsyncGenerator[SseStream, None]:
+        """Open the stream of an answer."""
+        job.report.thinks = thinks = _effort(job.input, job.route) not in (None, "none")
+        # A model sends nothing while it reads and reasons.
+        patient = self.profile.patient or thinks or job.input.ByteSize() > LONG_INPUT_BYTES
+        opened = partial(
+            self._http.stream_events,
+            self._url,
+            self._json_headers,
+            error_mapping=self._error_mapping,
+            patient=patient,
+        )
+        async with AsyncExitStack() as stack:
+            try:
+                stream = await stack.enter_async_context(opened(self._body(job)))
+            except UpstreamError as error:
+                if not self._learns(job, error):
+                    raise
+                stream = await stack.enter_async_context(opened(self._body(job)))
+            yield stream
+
     async def complete_text(self, job: Job[TextInput]) -> Event:
         """As `text`, without a stream."""
-        completion = await self._http.request_json(
-            self._url, self._json_headers, self._body(job), self._error_mapping, surrogates=True
-        )
+        for is_last in (False, True):
+            try:
+                completion = await self._http.request_json(
+                    self._url, self._json_headers, self._body(job), self._error_mapping, surrogates=True
+                )
+                break
+            except UpstreamError as error:
+                if is_last or not self._learns(job, error):
+                    raise
         event = parse_completion(
             completion, self._error_mapping, hidden_thinking=self.profile.hidden_thinking
         )
@@ -206,9 +233,20 @@ class Chat(Vendor):
             job.report.cost = reported_cost(completion.get("usage"))
         return event
 
+    def _learns(self, job: Job[TextInput], error: UpstreamError) -> bool:
+        """Whether a refused request, which costs nothing, can be sent again with placeholders for the missing
+        thoughts behind tool calls. Later requests then have them."""
+        if error.vendor_code not in (MISSING_SIGNATURE, MISSING_TEXT):
+            return False
+        self._missing[job.route.model, _effort(job.input, job.route)] = error.vendor_code
+        return True
+
     def _body(self, job: Job[TextInput]) -> bytes:
         text = job.input
-        body = to_json(request(job, self.profile))
+        fields = request(job, self.profile)
+        if self._missing and (missing := self._missing.get((job.route.model, _effort(text, job.route)))):
+            add_placeholders(fields["messages"], missing)
+        body = to_json(fields)
         if text.tools:
             body = with_member(body, "tools", tools_json(text.tools, self.profile.no_parameters))
         if text.HasField("format"):

@@ -11,6 +11,7 @@ from re import IGNORECASE
 from re import compile as pattern
 from typing import Any
 
+from pomelo.providers.chat.thoughts import MISSING_SIGNATURE, MISSING_TEXT, missing_thoughts
 from pomelo.providers.http.errors import ErrorBody
 from pomelo.providers.http.parsing import pick, pick_list, pick_text
 
@@ -53,6 +54,8 @@ MEANINGS = {
     "invalid_api_key": "provider_failed",
     "model_not_found": "provider_failed",
     "extra_forbidden": "provider_failed",
+    MISSING_SIGNATURE: "provider_failed",
+    MISSING_TEXT: "provider_failed",
     # HTTP statuses as codes: some hosts send them within a stream.
     "408": "provider_unavailable",
     "413": "payload_too_large",
@@ -129,6 +132,9 @@ def read_error_body(body: Any, own_names: Mapping[str, str] | None = None) -> Er
     said = "\n".join(text[:_MAX_MESSAGE_CHARS] for text in texts if type(text) is str)
     if _TOO_LONG.search(said):
         codes.append("context_length_exceeded")
+    if missing := missing_thoughts(said):
+        codes.insert(0, missing)
+        reason = "the vendor requires the model's thoughts behind tool calls, which callers do not have"
     # OpenRouter's own filter refuses with reasons.
     if pick(error, "metadata", "reasons") or _MODERATED.search(said):
         codes.append("content_policy_violation")
