@@ -12,7 +12,16 @@ from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.testing import Answer, Reply, chunk
 from pomelo.testing.text_answer import DONE
 from tests.providers.rig import SECRETS, Rig, check_no_secrets, read_all
-from tests.providers.text_rig import COMPATIBLE, Vendor, check_last, failure, hi, reported_usage
+from tests.providers.text_rig import (
+    COMPATIBLE,
+    FILTERED,
+    Vendor,
+    check_last,
+    failure,
+    hi,
+    reported_usage,
+    text,
+)
 
 
 @pytest.fixture
@@ -20,13 +29,41 @@ def vendor() -> Vendor:
     return COMPATIBLE
 
 
-@pytest.mark.parametrize("reason", ["error", "abort", "insufficient_system_resource", "network_error"])
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "error",
+        "abort",
+        "insufficient_system_resource",
+        "network_error",
+        "MALFORMED_FUNCTION_CALL",
+        "function_call_filter: MALFORMED_FUNCTION_CALL",
+        "function_call_filter: UNEXPECTED_TOOL_CALL",
+    ],
+)
 async def test_an_answer_that_the_host_has_not_completed_fails(rig: Rig, reason: str, stream: bool) -> None:
     rig.script(Answer("one two", finish_reason=reason))
     error, begun = await failure(rig.provider, COMPATIBLE.job(stream=stream))
     assert isinstance(error, UpstreamError)
     assert (error.code, error.retry) == ("provider_failed", RetryPolicy.NEVER)
     assert begun == ("one two" if stream else "")
+
+
+@pytest.mark.parametrize(
+    "message", [{}, {"message": None}, {"message": {"role": "assistant"}}, {"delta": {"role": "assistant"}}]
+)
+async def test_an_answer_that_a_filter_has_withheld_is_filtered(
+    rig: Rig, message: dict[str, Any], stream: bool
+) -> None:
+    """Gemini's, of which the whole answer has no message, and the stream no text."""
+    choice = {"index": 0, "finish_reason": "content_filter: PROHIBITED_CONTENT", **message}
+    body = {"choices": [choice], "usage": COMPATIBLE.usage(9, 0) | {"total_tokens": 9}}
+    event = json.dumps(body | {"object": "chat.completion.chunk"}).encode()
+    steps = (b"data: %s\n\n" % event, DONE) if stream else (json.dumps(body).encode(),)
+    rig.script(Reply(headers={"Content-Type": "text/event-stream"}, steps=steps))
+    answer = await read_all(rig.provider, COMPATIBLE.job(stream=stream))
+    assert text(answer) == ""
+    check_last(answer, 9, 0, FILTERED)
 
 
 @pytest.mark.parametrize(

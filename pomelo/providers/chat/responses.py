@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from pomelo.catalog.reported_cost import Report
-from pomelo.gen.v1.text_pb2 import FINISH_REASON_STOP, FinishReason
+from pomelo.gen.v1.text_pb2 import FINISH_REASON_CONTENT_FILTER, FINISH_REASON_STOP, FinishReason
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.base import Event
 from pomelo.providers.errors import never_retried
@@ -23,19 +23,24 @@ _FINISHES = {
     "model_length": FinishReason.FINISH_REASON_LENGTH,
     "max_tokens": FinishReason.FINISH_REASON_LENGTH,
     "model_context_window_exceeded": FinishReason.FINISH_REASON_LENGTH,
-    "content_filter": FinishReason.FINISH_REASON_CONTENT_FILTER,
-    "refusal": FinishReason.FINISH_REASON_CONTENT_FILTER,
-    "sensitive": FinishReason.FINISH_REASON_CONTENT_FILTER,
-    "safety": FinishReason.FINISH_REASON_CONTENT_FILTER,
-    "recitation": FinishReason.FINISH_REASON_CONTENT_FILTER,
-    "blocklist": FinishReason.FINISH_REASON_CONTENT_FILTER,
-    "prohibited_content": FinishReason.FINISH_REASON_CONTENT_FILTER,
-    "spii": FinishReason.FINISH_REASON_CONTENT_FILTER,
+    "content_filter": FINISH_REASON_CONTENT_FILTER,
+    "refusal": FINISH_REASON_CONTENT_FILTER,
+    "sensitive": FINISH_REASON_CONTENT_FILTER,
+    "safety": FINISH_REASON_CONTENT_FILTER,
+    "recitation": FINISH_REASON_CONTENT_FILTER,
+    "blocklist": FINISH_REASON_CONTENT_FILTER,
+    "prohibited_content": FINISH_REASON_CONTENT_FILTER,
+    "spii": FINISH_REASON_CONTENT_FILTER,
 }
-"""A host's finish reason in lower case: some gateways pass on Gemini's, such as MAX_TOKENS."""
+"""A host's finish reason in lower case, as some gateways pass on Gemini's, such as MAX_TOKENS, and up to a
+colon, behind which Gemini itself has its own reason."""
 
-_INTERRUPTED = frozenset(("abort", "error", "insufficient_system_resource", "network_error"))
-"""Finish reasons of answers that the host could not complete, such as vLLM's and DeepSeek's."""
+_INTERRUPTED = frozenset((
+    "abort", "error", "insufficient_system_resource", "network_error", "function_call_filter",
+    "malformed_function_call", "unexpected_tool_call",
+))  # fmt: skip
+"""Finish reasons of answers that the host could not complete, such as vLLM's and DeepSeek's, and Gemini's
+attempts to call a tool, of which the answer has nothing."""
 
 _CACHED = ("num_cached_tokens", "cached_tokens", "prompt_cache_hit_tokens")
 """Where Mistral, Kimi and DeepSeek count the tokens that were read from their cache."""
@@ -60,8 +65,9 @@ def parse_completion(completion: Any, error_mapping: ErrorMapping, *, hidden_thi
         if not choices and (completion.get("error") or completion.get("object") == "error"):
             raise from_error_body(completion, error_mapping)
         choice = _requested(choices)
-        message = choice["message"]
         finish = _finish_reason(choice, error_mapping)
+        # Gemini leaves out the message that its filter withholds.
+        message = choice.get("message") or {} if finish == FINISH_REASON_CONTENT_FILTER else choice["message"]
         content = message.get("content")
         if not content and (content := message.get("refusal") or ""):
             finish = _of_refusal(finish)
@@ -212,7 +218,7 @@ def _call(call: Any) -> tuple[Any, Any, Any]:
 def _of_refusal(finish: FinishReason.ValueType) -> FinishReason.ValueType:
     """The finish reason of a text in which the model says why it refuses to answer: it must not be taken for
     the answer, which may have to be JSON."""
-    return FinishReason.FINISH_REASON_CONTENT_FILTER if finish == FINISH_REASON_STOP else finish
+    return FINISH_REASON_CONTENT_FILTER if finish == FINISH_REASON_STOP else finish
 
 
 def _join_text(chunks: list[Any]) -> str:
@@ -227,7 +233,7 @@ def _parts(chunks: list[Any], kind: str) -> list[Any]:
 def _finish_reason(choice: dict[str, Any], error_mapping: ErrorMapping) -> FinishReason.ValueType:
     reason = choice["finish_reason"]
     if type(reason) is str:
-        reason = reason.lower()
+        reason = reason.lower().partition(":")[0]
     if reason in _INTERRUPTED:
         if choice.get("error"):
             with never_retried():

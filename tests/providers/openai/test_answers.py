@@ -45,6 +45,7 @@ CACHED = {"prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 2}
         ("a_new_one", STOP),
         ("STOP", STOP),
         ("MAX_TOKENS", LENGTH),
+        ("content_filter: RECITATION", FILTERED),
         *((name, FILTERED) for name in ("SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII")),
     ],
 )
