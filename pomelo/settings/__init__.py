@@ -44,7 +44,7 @@ class ProviderSettings(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, hide_input_in_errors=True)
 
     api_key: types.ApiKey = Field(default=None, repr=False)
-    base_url: types.Url = ""
+    base_url: types.BaseUrl = ""
 
     def further(self, name: str, schema: type[BaseModel] | None) -> BaseModel | None:
         """Returns the further settings as an instance of `schema`; None if the provider `name` declares none.
@@ -85,7 +85,7 @@ class Settings(BaseModel):
     """The bucket of images and audio, which several machines share; empty: the data folder."""
     workers: int = Field(default=1, ge=1, le=64)
     """Number of serving processes; more than 1 needs a store that they can share."""
-    public_url: types.PublicUrl = ""
+    public_url: types.BaseUrl = ""
     """The URL at which callers reach REST; empty: its address."""
     page: bool = True
     """Whether REST serves the page for developers at `/`."""

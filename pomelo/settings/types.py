@@ -74,9 +74,9 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
-def _public_url(text: str) -> str:
+def _base_url(text: str) -> str:
     if "?" in text or "#" in text:
-        raise ValueError("must have no ? and no #: the paths of links are appended to it")
+        raise ValueError("must have no ? and no #: paths are appended to it")
     return text
 
 
@@ -200,7 +200,7 @@ Limit = Annotated[int, Field(strict=True, gt=0, lt=2**53)]
 ApiKey = Annotated[str | None, AfterValidator(_api_key)]
 """A vendor's key, without the line end that a file of it has."""
 Url = Annotated[str, AfterValidator(_url)]
-PublicUrl = Annotated[Url, AfterValidator(_public_url)]
+BaseUrl = Annotated[Url, AfterValidator(_base_url)]
 Origin = Annotated[str, AfterValidator(normalize_origin)]
 Network = Annotated[str, AfterValidator(check_network)]
 Folder = Annotated[Path, BeforeValidator(_folder)]

@@ -194,6 +194,9 @@ OTHER_ROWS = {
     "a base URL without a scheme": (
         '[hosts.h]\nbase_url = "llm.example.com"  # HERE\n', "hosts.h.base_url", "must begin with http:// or https://. Write",
     ),
+    "a base URL with a query": (
+        '[hosts.h]\nbase_url = "https://h.example/x?api-version=1"  # HERE\n', "hosts.h.base_url", "must have no ? and no #: paths are appended",
+    ),
     "an invalid header": ('[hosts.h]\nheaders = { A = "x\\ny", B = "z" }  # HERE\n', "hosts.h.headers", "that HTTP headers can have. Write"),
     "an error that no provider may raise": (
         '[hosts.h]\nmeanings = { k = "invalid_api_key" }  # HERE\n', "hosts.h.meanings.k", "must be an error that a provider may raise",

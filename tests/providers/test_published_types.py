@@ -164,8 +164,8 @@ async def _anthropic(setup: Setup, received: Received) -> None:
     import anthropic
 
     body = dict(received.body)
-    # The client asks for a later version of the API, which lacks it.
-    more = {"temperature": body.pop("temperature")}
+    # The client asks for a later version of the API, which lacks it. A model that thinks does not take it.
+    more = {"temperature": body.pop("temperature")} if "temperature" in body else {}
     headers = {"anthropic-version": "2023-06-01", "x-api-key": KEY}
     url = setup.upstream.anthropic_base_url
     async with anthropic.AsyncAnthropic(base_url=url, api_key=KEY, default_headers=headers) as client:

@@ -31,6 +31,8 @@ def _parameter(name: str) -> str:
 def _url(text: str) -> str:
     if not _URL.fullmatch(text):
         raise ValueError("must begin with http:// or https://")
+    if "?" in text or "#" in text:
+        raise ValueError("must have no ? and no #: paths are appended to it")
     return text
 
 
