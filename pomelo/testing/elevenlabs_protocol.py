@@ -285,8 +285,10 @@ _SPEECH_FAULTS: Mapping[str, Script] = {
         404, "voice_not_found", error_type="not_found", param="voice_id", message=BODY
     ),
 }
-_NO_POLICY = {"against the policy": "the vendor documents no such refusal"}
-_NO_TEXT = {**_NO_POLICY, "too long": "audio has no characters; too much of it is 413"}
+_NO_TEXT = {
+    "against the policy": "the vendor documents no such refusal",
+    "too long": "audio has no characters; too much of it is 413",
+}
 
 PROTOCOL = VendorProtocol(
     "elevenlabs",
@@ -296,8 +298,11 @@ PROTOCOL = VendorProtocol(
     lambda status, message: error_reply(status, message=message),
     {
         "text_to_speech": VendorFaults(
-            {**_SPEECH_FAULTS, "too long": error_reply(400, "max_character_limit_exceeded", message=BODY)},
-            _NO_POLICY,
+            {
+                **_SPEECH_FAULTS,
+                "too long": error_reply(400, "max_character_limit_exceeded", message=BODY),
+                "against the policy": error_reply(403, "content_against_policy", shape="old", message=BODY),
+            }
         ),
         "speech_to_speech": VendorFaults(_SPEECH_FAULTS, _NO_TEXT),
         "speech_to_text": VendorFaults(

@@ -16,6 +16,7 @@ _MEANINGS = {
     "invalid_content": "invalid_parameter",
     "invalid_audio_format": "invalid_parameter",
     "empty_text": "invalid_parameter",
+    "content_against_policy": "content_policy_violation",
     "max_character_limit_exceeded": "context_length_exceeded",
     "text_too_long": "context_length_exceeded",
     "rate_limit_exceeded": "provider_unavailable",
