@@ -16,8 +16,11 @@ from pomelo.errors import invalid
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted
 from pomelo.gen.v1.usage_pb2 import Usage
 
-DEFAULTS: Values = {"modalities": (["text"],), "verbosity": ("medium",)}
+DEFAULTS: Values = {"modalities": (["text"],)}
 """Parameters that are accepted with these values, which change nothing."""
+
+NO_EFFECT: Values = {"verbosity": ("medium",)}
+"""Parameters without effect. OpenAI's agents ask for a low verbosity by default."""
 
 _CHUNK = "chat.completion.chunk"
 
@@ -33,6 +36,7 @@ class ChatParameters(TextParameters):
     def to_fields(self, body: dict[str, Any]) -> Mapping[str, Any]:
         self.take_shared(body)
         self.take_only(body, DEFAULTS)
+        self.leave_out(body, NO_EFFECT)
         self._include_usage = self.take_stream_options(body)
         limit = body.pop("max_completion_tokens", None)
         if limit is not None:

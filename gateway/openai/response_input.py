@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gateway.types.fields import check_names, required_text
+from gateway.types.text.messages import CACHE_HINTS
 from pomelo.errors import invalid, missing
 
 _PART = re.compile(r"messages\[\d+\](?:\.content|\.tool_calls\[\d+\])?")
@@ -144,11 +145,11 @@ def _to_part(label: str, part: Any, part_types: tuple[str, ...]) -> dict[str, An
     if part_type not in part_types:
         raise invalid(f"{label}.type", f"one of {', '.join(part_types)}")
     if part_type == "input_image":
-        check_names(part, ("type", "image_url", "detail"), label)
+        check_names(part, ("type", "image_url", "detail", *CACHE_HINTS), label)
         image = {"url": required_text(part, "image_url", label), "detail": part.get("detail")}
         return {"type": "image_url", "image_url": image}
     if part_type == "refusal":
         check_names(part, ("type", "refusal"), label)
         return {"type": "text", "text": required_text(part, "refusal", label)}
-    check_names(part, ("type", "text", "parsed", "annotations", "logprobs"), label)
+    check_names(part, ("type", "text", "parsed", "annotations", "logprobs", *CACHE_HINTS), label)
     return {"type": "text", "text": part.get("text")}

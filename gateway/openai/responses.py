@@ -23,6 +23,9 @@ DEFAULTS: Values = {
 }
 """Parameters that are accepted with these values, which change nothing."""
 
+REASONING_NO_EFFECT: Values = {"context": ("auto",), "summary": (), "generate_summary": ()}
+"""Members of `reasoning` without effect: no thoughts are returned, and no model takes them."""
+
 _STORED = ("previous_response_id", "conversation", "prompt")
 """Parameters that name what OpenAI stores."""
 
@@ -102,7 +105,7 @@ class ResponseParameters(TextParameters):
             raise invalid("text", "an object with format")
         check_names(text, ("format", "verbosity"), "text")
         if text.get("verbosity") not in (None, "medium"):
-            raise invalid("text.verbosity", '"medium"')
+            self.ignore("text.verbosity", ("medium",))
         form = text.get("format")
         if type(form) is not dict or form.get("type") != "json_schema":
             return form
@@ -115,10 +118,10 @@ class ResponseParameters(TextParameters):
             return None
         if type(reasoning) is not dict:
             raise invalid("reasoning", "an object with effort")
-        check_names(reasoning, ("effort", "summary", "generate_summary"), "reasoning")
-        for name in ("summary", "generate_summary"):
-            if reasoning.get(name) is not None:
-                self.ignore(f"reasoning.{name}")
+        check_names(reasoning, ("effort", *REASONING_NO_EFFECT), "reasoning")
+        for name, usual in REASONING_NO_EFFECT.items():
+            if reasoning.get(name) not in (None, *usual):
+                self.ignore(f"reasoning.{name}", usual)
         return reasoning.get("effort")
 
     def caller_name(self, field: str) -> str:

@@ -103,11 +103,12 @@ async def test_what_has_no_effect_is_taken_and_reported(app: RunningApp, account
             input=[*reasoning, {"role": "user", "content": "Hi"}],
             store=True,
             include=[part for part in get_args(ResponseIncludable) if part != "message.output_text.logprobs"],
+            text={"verbosity": "low"},
             truncation="disabled",
             background=False,
             service_tier="default",
         )
-    assert response.headers["X-Pomelo-Adjusted"] == "store; include; input[0]"
+    assert response.headers["X-Pomelo-Adjusted"] == "store; include; text.verbosity; input[0]"
 
 
 @pytest.mark.parametrize(
@@ -122,7 +123,6 @@ async def test_what_has_no_effect_is_taken_and_reported(app: RunningApp, account
         ({"max_tokens": 5}, "max_output_tokens"),
         ({"messages": []}, "input"),
         ({"include": ["message.output_text.logprobs"]}, "include"),
-        ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"text": {"format": {"type": "xml"}}}, "text.format.type"),
         ({"reasoning": {"effort": "immense"}}, "reasoning.effort"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),

@@ -24,7 +24,7 @@ from gateway.openapi.schema import COUNT, JSON, LABEL, TEXT, Models, Schema, clo
 from gateway.openapi.tasks import task_schema
 from gateway.types import TASK_FORMATS
 from gateway.types.base import result_schema
-from gateway.types.text.messages import PARSED
+from gateway.types.text.messages import DETAIL, PARSED
 from gateway.types.text.results import CHOICE, CHUNK_CHOICE, RESPONSE_MESSAGE, TOOL_CALLS, exactly_one
 from pomelo.gen.v1.task_pb2 import TaskType
 
@@ -64,6 +64,7 @@ def _chat_request(task: Schema) -> Schema:
         "max_completion_tokens": task["properties"]["max_tokens"],
         **_SHARED,
         **only(chat.DEFAULTS),
+        **without_effect(chat.NO_EFFECT),
     }
     return closed(properties, task["required"])
 
@@ -172,7 +173,7 @@ def _response_schemas(task: Schema) -> dict[str, Schema]:
         "FunctionTool": closed(function_tool, ("type", "name")),
         "FunctionChoice": closed({"type": {"const": "function"}, "name": TEXT}),
         "TextOptions": closed(
-            {"format": nullable(ref("ResponseTextFormat")), **only({"verbosity": ("medium",)})}, ()
+            {"format": nullable(ref("ResponseTextFormat")), **without_effect(chat.NO_EFFECT)}, ()
         ),
         "ResponseTextFormat": union(
             "The form of the output.",
@@ -182,7 +183,7 @@ def _response_schemas(task: Schema) -> dict[str, Schema]:
         "ReasoningOptions": closed(
             {
                 "effort": task["properties"]["reasoning_effort"],
-                **without_effect({"summary": (), "generate_summary": ()}),
+                **without_effect(openai_responses.REASONING_NO_EFFECT),
             },
             (),
         ),
@@ -204,7 +205,7 @@ def _response_schemas(task: Schema) -> dict[str, Schema]:
             {**_INPUT_TEXT, "parsed": PARSED, **dict.fromkeys(("annotations", "logprobs"), _ANY)}, _INPUT_TEXT
         ),
         "InputImage": closed(
-            {**_INPUT_IMAGE, "detail": {"enum": ["auto", "low", "high", None]}},
+            {**_INPUT_IMAGE, "detail": DETAIL},
             _INPUT_IMAGE,
             description="Only a message of the user may have images.",
         ),

@@ -26,7 +26,19 @@ _PARTS = ("text", "image_url")
 _RESPONSE_PARTS = (*_PARTS, "refusal")
 """The types of parts that a message of the assistant may have. What it refused with is a text of it."""
 
-_DETAILS = fields.enum_values(ImageDetail, ("auto", "low", "high"))
+_COPIED = ("role", "annotations", "tool_calls")
+"""Members of a message of the assistant that some SDKs copy into its parts, where they have no effect."""
+
+_THOUGHTS = ("reasoning", "reasoning_content", "reasoning_details", "thinking_blocks")
+"""What models of other providers thought, as frameworks send it back. No model takes it."""
+
+CACHE_HINTS = ("cache_control", "prompt_cache_breakpoint")
+"""Members of parts that say where a provider may cache the input. They do not change the output."""
+
+_DETAILS = {
+    **fields.enum_values(ImageDetail, ("auto", "low", "high")),
+    "original": ImageDetail.IMAGE_DETAIL_HIGH,
+}
 
 
 def assign_messages(task_input: Any, value: Any) -> None:
@@ -71,7 +83,7 @@ def _fill_message(message: Message, label: str, item: Any) -> None:
 def _fill_response(message: Message, label: str, item: dict[str, Any]) -> None:
     """Fills a message of the assistant from an earlier response. SDKs send back all of its members, and what
     they have parsed of them."""
-    known = ["role", "content", "refusal", "parsed", "name", "tool_calls"]
+    known = ["role", "content", "refusal", "parsed", "name", "tool_calls", *_THOUGHTS]
     if item.get("annotations") == []:
         known.append("annotations")
     fields.check_names(item, known, label)
@@ -127,7 +139,8 @@ def _add_parts(message: Message, label: str, items: list[Any], part_types: tuple
             raise missing(f"{part_label}.type")
         if part_type not in part_types:
             raise invalid(f"{part_label}.type", f"one of {', '.join(part_types)}")
-        fields.check_names(item, ("type", part_type), part_label)
+        more = _COPIED if part_types is _RESPONSE_PARTS else ()
+        fields.check_names(item, ("type", part_type, *CACHE_HINTS, *more), part_label)
         value = item.get(part_type)
         if value is None:
             raise missing(f"{part_label}.{part_type}")
@@ -149,7 +162,7 @@ def _fill_image(image: ImagePart, label: str, value: Any) -> None:
     if detail is not None:
         number = _DETAILS.get(detail) if type(detail) is str else None
         if number is None:
-            raise invalid(f"{label}.detail", "auto, low or high")
+            raise invalid(f"{label}.detail", f"one of {', '.join(_DETAILS)}")
         image.detail = number
 
 
@@ -162,7 +175,7 @@ _TEXT_OR_NULL = {
     "description": "Absent or null only with tool_calls or refusal.",
 }
 _URL = {"type": "string", "description": "A data: URI with a base64 image."}
-_DETAIL = {"enum": [*_DETAILS, None], "description": "How closely the model looks at it."}
+DETAIL: Schema = {"enum": [*_DETAILS, None], "description": "How closely the model looks at it."}
 _FORMAT = {"type": ["string", "null"], "description": "A media type. No effect: the bytes decide."}
 PARSED: Schema = {"description": "What SDKs have read from it. No effect."}
 _FUNCTION_CALL = {
@@ -222,6 +235,6 @@ SCHEMAS: Mapping[str, Schema] = {
     "RefusalPart": closed({"type": {"const": "refusal"}, "refusal": TEXT}),
     "TextPart": closed({"type": {"const": "text"}, "text": TEXT}),
     "ImagePart": closed({"type": {"const": "image_url"}, "image_url": {"anyOf": [ref("ImageUrl"), _URL]}}),
-    "ImageUrl": closed({"url": _URL, "detail": _DETAIL, "format": _FORMAT}, ("url",)),
+    "ImageUrl": closed({"url": _URL, "detail": DETAIL, "format": _FORMAT}, ("url",)),
     "ToolCall": closed({**_CALL, "index": _INDEX}, _CALL),
 }

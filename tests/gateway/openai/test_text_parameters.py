@@ -83,6 +83,7 @@ DEFAULTS = [
     pytest.param(RESPONSE, {"stream_options": {"include_obfuscation": False}}),
     pytest.param(CHAT, {"service_tier": "default"}),
     pytest.param(RESPONSE, {"text": {}, "reasoning": {}}),
+    pytest.param(RESPONSE, {"text": {"verbosity": "medium"}, "reasoning": {"context": "auto"}}),
 ]
 
 
@@ -112,6 +113,29 @@ async def test_a_parameter_without_effect_is_reported_or_refused(
 
 
 @pytest.mark.parametrize(
+    ("form", "given", "name"),
+    [
+        (CHAT, {"verbosity": "low"}, "verbosity"),
+        (RESPONSE, {"text": {"verbosity": "low"}}, "text.verbosity"),
+        (RESPONSE, {"reasoning": {"context": "all_turns"}}, "reasoning.context"),
+    ],
+    ids=["chat", "responses", "reasoning"],
+)
+async def test_a_hint_that_agents_send_by_default_is_reported_or_refused(
+    gateway: GatewayApp, form: tuple[str, dict[str, Any]], given: dict[str, Any], name: str
+) -> None:
+    path, body = form
+    async with post(gateway, path, body | given) as response:
+        assert response.status == 200, await response.text()
+        assert response.headers["X-Pomelo-Adjusted"] == name
+    assert await error_of(post(gateway, path, body | given, headers=STRICT)) == (
+        400,
+        "invalid_parameter",
+        name,
+    )
+
+
+@pytest.mark.parametrize(
     ("form", "given", "parameter"),
     [
         *[
@@ -133,7 +157,6 @@ async def test_a_parameter_without_effect_is_reported_or_refused(
         (CHAT, {"n": 2}, "n"),
         (CHAT, {"n": True}, "n"),
         (CHAT, {"modalities": ["audio"]}, "modalities"),
-        (CHAT, {"verbosity": "low"}, "verbosity"),
         (CHAT, {"max_completion_tokens": 0}, "max_completion_tokens"),
         (RESPONSE, {"background": 0}, "background"),
         (RESPONSE, {"include": ["message.output_text.logprobs"]}, "include"),
@@ -339,7 +362,6 @@ async def test_a_response_repeats_what_was_given(
 @pytest.mark.parametrize(
     ("given", "parameter"),
     [
-        ({"text": {"verbosity": "low"}}, "text.verbosity"),
         ({"text": {"schema": {}}}, "text.schema"),
         ({"text": {"format": {"type": "json_schema", "json_schema": {}}}}, "text.format.json_schema"),
         ({"text": {"format": "json"}}, "text.format"),
