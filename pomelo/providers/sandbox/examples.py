@@ -16,10 +16,13 @@ from pydantic_core import to_json
 MAX_DEPTH = 32
 MAX_VALUES = 1_000
 MAX_CHARACTERS = 100_000
-"""Characters of all strings and given values together."""
+"""Characters of all examples of an answer together, as JSON."""
 
 MAX_STEPS = 20_000
-"""Keywords, names and characters of references that are read: a few milliseconds."""
+"""Schemas, keywords, names and characters of references that are read for all examples of an answer."""
+
+_SEPARATORS = 4
+"""Characters around a value: those after its name and after it, or the brackets of an object or array."""
 
 _FORMATS = {
     "date": "2026-01-01",
@@ -43,21 +46,23 @@ _TYPES_BY_KEYWORD = {
 """The type that is meant if a schema has none."""
 
 
-def example_of(schema: Any) -> Any:
+def example_of(schema: Any, number: int = 1) -> Any:
     """Return a value for any schema, valid or not: the same for the same schema. Its depth, values and
-    characters are limited; a schema that needs more gets null in their place."""
-    return _Example(schema).value(schema, 0)
+    characters are limited; a schema that needs more gets null in their place, or fewer members and items.
+    `number` is that of the examples of the answer, which have equal shares of what an answer may take."""
+    return _Example(schema, number).value(schema, 0)
 
 
 class _Example:
-    def __init__(self, root: Any) -> None:
+    def __init__(self, root: Any, number: int) -> None:
         self._root = root
         self._left = MAX_VALUES
-        self._characters = MAX_CHARACTERS
-        self._steps = MAX_STEPS
+        self._characters = MAX_CHARACTERS // number
+        self._steps = MAX_STEPS // number
 
     def value(self, schema: Any, depth: int) -> Any:
         self._left -= 1
+        self._characters -= _SEPARATORS
         if self._left < 0 or depth > MAX_DEPTH or self._steps < 0:
             return None
         schema = self._resolve(schema)
@@ -72,9 +77,9 @@ class _Example:
             case "array":
                 return self._array(schema, depth)
             case "integer":
-                return _number(schema, 1)
+                return self._given(_number(schema, 1))
             case "number":
-                return _number(schema, 0)
+                return self._given(_number(schema, 0))
             case "boolean":
                 return False
             case "null":
@@ -94,6 +99,7 @@ class _Example:
             if not pending or self._steps < 0:
                 break
             found = pending.pop(0)
+            self._steps -= 4  # reading a schema takes the time of as many keywords
             if not isinstance(found, dict):
                 continue
             self._steps -= len(found)
@@ -130,9 +136,12 @@ class _Example:
         properties, required = schema.get("properties"), schema.get("required")
         members: dict[str, Any] = {}
         for name in required if isinstance(required, list) else ():
-            if isinstance(name, str) and name not in members and self._left > 0:
-                found = properties.get(name) if isinstance(properties, dict) else None
-                members[name] = self.value(found, depth + 1)
+            if not isinstance(name, str) or name in members:
+                continue
+            if self._left <= 0 or self._given(name) is None:
+                break
+            found = properties.get(name) if isinstance(properties, dict) else None
+            members[name] = self.value(found, depth + 1)
         return members
 
     def _array(self, schema: Mapping[str, Any], depth: int) -> list[Any]:
@@ -140,7 +149,7 @@ class _Example:
         first = first if isinstance(first, list) else []
         count = _bound(schema, "minItems", MAX_VALUES)
         items: list[Any] = []
-        while len(items) < count and self._left > 0:
+        while len(items) < count and self._left > 0 and self._characters >= 0:
             at = len(items)
             items.append(self.value(first[at] if at < len(first) else schema.get("items"), depth + 1))
         return items

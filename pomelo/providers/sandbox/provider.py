@@ -98,26 +98,16 @@ class Sandbox:
 
     async def _reply(self, job: Job[Any]) -> tuple[Triggers, _Reply]:
         given, model = job.input, job.model
+        loop = asyncio.get_running_loop()
         if given.ByteSize() > _LARGE:
-            loop = asyncio.get_running_loop()
             prompt = await loop.run_in_executor(self._threads, text.read_prompt, given)
         else:
             prompt = text.read_prompt(given)
         text.check_length(prompt.tokens, model.limits.max_input_tokens)
         triggers = await self._begin(prompt.text, job, "messages")
-        limit = text.output_limit(given, model.limits.max_output_tokens)
-        calls = tools.tool_calls(prompt, given, model.name, triggers.calls)
-        usage = Usage(input_tokens=prompt.tokens)
-        if not calls:
-            content, finish = text.reply(prompt, given, model.name, triggers.words, limit)
-            usage.output_tokens = text.count(content)
-            return triggers, _Reply(content, [], finish, usage)
-        finish = FinishReason.FINISH_REASON_TOOL_CALLS
-        if limit and tools.count(calls) > limit:
-            calls = list(tools.truncate(calls, limit))
-            finish = FinishReason.FINISH_REASON_LENGTH
-        usage.output_tokens = tools.count(calls)
-        return triggers, _Reply("", calls, finish, usage)
+        if given.tools or given.HasField("format"):  # an example of a schema takes time
+            return triggers, await loop.run_in_executor(self._threads, _answer, job, prompt, triggers)
+        return triggers, _answer(job, prompt, triggers)
 
     async def image(self, job: Job[Any]) -> AsyncGenerator[Event, None]:
         """Draws an image that depends on prompt, seed and model.
@@ -235,6 +225,23 @@ class Sandbox:
         audio = job.audio or AudioSource("", 0)
         limit = job.model.limits.max_audio_seconds
         return await asyncio.get_running_loop().run_in_executor(self._threads, recognize, audio, limit)
+
+
+def _answer(job: Job[Any], prompt: text.Prompt, triggers: Triggers) -> _Reply:
+    given, model = job.input, job.model
+    limit = text.output_limit(given, model.limits.max_output_tokens)
+    calls = tools.tool_calls(prompt, given, model.name, triggers.calls)
+    usage = Usage(input_tokens=prompt.tokens)
+    if not calls:
+        content, finish = text.reply(prompt, given, model.name, triggers.words, limit)
+        usage.output_tokens = text.count(content)
+        return _Reply(content, [], finish, usage)
+    finish = FinishReason.FINISH_REASON_TOOL_CALLS
+    if limit and tools.count(calls) > limit:
+        calls = list(tools.truncate(calls, limit))
+        finish = FinishReason.FINISH_REASON_LENGTH
+    usage.output_tokens = tools.count(calls)
+    return _Reply("", calls, finish, usage)
 
 
 def _seed(job: Job[Any]) -> str:

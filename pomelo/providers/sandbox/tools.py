@@ -32,17 +32,18 @@ def tool_calls(prompt: Prompt, given: TextInput, model: str, number: int) -> lis
     # Clients know a call by its id, also one that answers the same message again.
     taken = {part.tool_call.id for message in given.messages for part in message.content}
     new_ids = (call_id for call_id in ids if call_id not in taken)
-    arguments = itertools.cycle([_arguments(tool) for tool in tools[:number]])
+    arguments = itertools.cycle([_arguments(tool, number) for tool in tools[:number]])
     return [
         ToolCall(id=next(new_ids), name=name, arguments_json=text)
         for name, text in itertools.islice(arguments, number)
     ]
 
 
-def _arguments(tool: Tool) -> tuple[str, str]:
-    """The name of a tool, and arguments that match its schema."""
+def _arguments(tool: Tool, number: int) -> tuple[str, str]:
+    """The name of a tool, and arguments that match its schema, for one of `number` calls."""
     schema = from_json(tool.parameters_json) if tool.parameters_json else {}
-    return tool.name, json.dumps(example_of({"type": "object", **schema}), ensure_ascii=False)
+    example = example_of({"type": "object", **schema}, number)
+    return tool.name, json.dumps(example, ensure_ascii=False)
 
 
 def _call_id(seed: str) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from pomelo.gen.v1.speech_pb2 import SpeechToTextInput, Transcription
-from pomelo.providers.sandbox import Sandbox, recognition
-from tests.unit.providers.sandbox.sandbox_jobs import source, transcribe
+from pomelo.gen.v1.text_pb2 import JsonSchema, TextFormat, Tool
+from pomelo.providers.sandbox import Sandbox, examples, recognition, text, tools
+from tests.unit.providers.sandbox.sandbox_jobs import job, source, transcribe, user_input
 
 
 async def test_sandbox_tasks_do_not_occupy_the_threads_of_live_tasks() -> None:
@@ -31,6 +33,31 @@ async def test_sandbox_tasks_do_not_occupy_the_threads_of_live_tasks() -> None:
     assert await asyncio.gather(*tasks) == [1] * 50
     for iterator in iterators:
         await iterator.aclose()
+    await sandbox.aclose()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"tools": [Tool(name="f", parameters_json="{}")]},
+        {"format": TextFormat(json_schema=JsonSchema(name="f", schema_json="{}"))},
+    ],
+)
+async def test_an_example_of_a_schema_is_made_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]
+) -> None:
+    threads: list[threading.Thread] = []
+
+    def record(schema: Any, *more: int) -> Any:
+        threads.append(threading.current_thread())
+        return examples.example_of(schema, *more)
+
+    for module in (text, tools):
+        monkeypatch.setattr(module, "example_of", record)
+    sandbox = Sandbox()
+    await sandbox.complete_text(job("gpt-4", user_input("Hi", **fields)))
+    assert threads
+    assert threading.current_thread() not in threads
     await sandbox.aclose()
 
 

@@ -31,7 +31,7 @@ from pomelo.gen.v1.text_pb2 import (
 )
 from pomelo.gen.v1.usage_pb2 import Usage
 from pomelo.providers.sandbox import Sandbox
-from pomelo.providers.sandbox.examples import MAX_CHARACTERS, MAX_DEPTH, MAX_VALUES, example_of
+from pomelo.providers.sandbox.examples import MAX_CHARACTERS, MAX_DEPTH, MAX_STEPS, MAX_VALUES, example_of
 from tests.unit.providers.sandbox.sandbox_jobs import job, message, user_input
 
 CITY = {
@@ -245,11 +245,46 @@ def test_an_example_is_small_however_large_its_schema_wants_it() -> None:
         {"type": "array", "minItems": 999, "items": {"$ref": "#"}, **dict.fromkeys(map(str, range(9_000)))},
         {"type": "array", "minItems": 999, "items": {"required": ["a"] * 9_000}},
         {"type": "array", "minItems": 999, "items": {"$ref": "#" + "/a" * 9_000}},
+        {"type": "array", "minItems": 999, "items": {"required": ["x" * 9_000]}},
+        {"type": "array", "minItems": 999, "items": {"required": ["\x00" * 900, "b"]}},
+        {"type": "array", "minItems": 999, "items": {"type": "number", "minimum": 10**4_000}},
     ]
     before = time.thread_time()
     for schema in bombs:
         assert len(json.dumps(example_of(schema))) < 2 * MAX_CHARACTERS
     assert time.thread_time() - before < 1
+
+
+@pytest.mark.parametrize(
+    "schema", [{"type": "string", "minLength": 9_000}, {"required": ["x" * 900], "minItems": 9}]
+)
+async def test_all_calls_of_an_answer_have_as_many_characters_as_one(sandbox: Sandbox, schema: Any) -> None:
+    items = {"type": "array", "minItems": 999, "items": schema}
+    parameters = json.dumps({"required": ["a"], "properties": {"a": items}})
+    tools = [Tool(name=f"f{number}", parameters_json=parameters) for number in range(99)]
+    for used in (tools, tools[:1]):
+        calls = await calls_of(sandbox, user_input("[[calls:99]]", tools=used))
+        assert len(calls) == 99
+        assert sum(len(call.arguments_json) for call in calls) <= MAX_CHARACTERS
+    (call,) = await calls_of(sandbox, user_input("Hi", tools=tools))
+    assert MAX_CHARACTERS / 2 < len(call.arguments_json) <= MAX_CHARACTERS
+
+
+class CountedSchema(dict[str, Any]):
+    """A schema that counts how often it is read."""
+
+    reads = 0
+
+    def items(self) -> Any:
+        CountedSchema.reads += 1
+        return super().items()
+
+
+@pytest.mark.parametrize("number", [1, 99])
+def test_empty_alternatives_of_a_schema_are_read_a_bounded_number_of_times(number: int) -> None:
+    CountedSchema.reads = 0
+    example_of({"type": "array", "minItems": 999, "items": {"allOf": [CountedSchema()] * 31}}, number)
+    assert 0 < CountedSchema.reads <= MAX_STEPS // 4 // number
 
 
 NAMES = st.sampled_from(["a", "b", "c"])
