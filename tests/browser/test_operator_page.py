@@ -11,7 +11,7 @@ import pytest
 
 from pomelo.cli.operator_page import OperatorPage
 from pomelo.telemetry.admin import open_admin
-from pomelo.telemetry.exposition import Exposition
+from pomelo.telemetry.exposition import Exposition, open_worker_socket
 from pomelo.telemetry.metrics import Metrics
 from pomelo.telemetry.readiness import Readiness
 from tests.browser.access import overflow, serious_faults
@@ -145,6 +145,42 @@ async def test_metrics_that_are_missing_are_not_shown_as_ready_and_test_credits_
         others.clear()
         await tab.until(f"{state} === 'Ready'")
         assert "Live credits held\n1.5\n" in await tab.run(section("Load"))
+
+
+async def test_the_rate_counts_from_0_after_a_worker_was_restarted_and_leaves_out_one_that_did_not_report(
+    browser: Browser, tmp_path: Path
+) -> None:
+    metrics, other = Metrics(), Metrics()
+    ended = ("rest", "live", "text", "gpt-4", "openai", "ok")
+    metrics.tasks.values[ended], other.tasks.values[ended] = 1_000_000, 7_000_000
+    others = {1: tmp_path / "worker-1.sock"}
+    admin = open_admin(
+        "127.0.0.1:0", Exposition(metrics, 0, others), Readiness(), find_page=OperatorPage().find
+    )
+
+    def fact(name: str) -> str:
+        found = f"[...document.querySelectorAll('dt')].find((each) => each.textContent === '{name}')"
+        return f"{found}?.nextSibling.textContent.replaceAll(/[^0-9.-]/g, '')"
+
+    async with admin as address, browser.open_tab() as tab:
+        await tab.open(f"http://{address}/")
+        await tab.until(f"{fact('Tasks since start')} === '1000000'")
+        metrics.tasks.values[ended] = 50  # it was restarted, and has run 50 tasks since
+        async with open_worker_socket(Exposition(other, 1), others[1]):
+            await tab.until(f"{fact('Tasks since start')} === '7000050'")
+        assert 0 < float(await tab.run(fact("Tasks per second"))) <= 50
+
+
+async def test_a_server_that_drains_is_shown_as_draining_not_as_one_with_a_broken_worker(
+    browser: Browser, tmp_path: Path
+) -> None:
+    metrics = Metrics()
+    metrics.draining.read_one(lambda: 1)
+    exposition = Exposition(metrics, 0, {1: tmp_path / "worker-1.sock"})
+    admin = open_admin("127.0.0.1:0", exposition, Readiness(), find_page=OperatorPage().find)
+    async with admin as address, browser.open_tab() as tab:
+        await tab.open(f"http://{address}/")
+        await tab.until("document.querySelector('#state').textContent === 'Draining'")
 
 
 @pytest.mark.parametrize("path", ["accounts", "keys"])

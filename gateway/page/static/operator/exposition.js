@@ -36,3 +36,15 @@ export class Metrics {
     return [...sums].filter(([, value]) => value).sort((a, b) => b[1] - a[1]);
   }
 }
+
+/** Returns by how much a counter has grown, over the workers that have reported it both times. A counter that is
+ * smaller than before has begun at 0 again: its worker was restarted. */
+export function increase(name, before, now) {
+  const reports = (metrics) => new Set(metrics.of('pomelo_worker_up').filter(({ value }) => value).map(({ labels }) => labels.worker));
+  const earlier = reports(before);
+  return [...reports(now)].filter((worker) => earlier.has(worker)).reduce((total, worker) => {
+    const sum = (metrics) => metrics.sum(name, (labels) => labels.worker === worker) ?? 0;
+    const [from, to] = [sum(before), sum(now)];
+    return total + (to < from ? to : to - from);
+  }, 0);
+}

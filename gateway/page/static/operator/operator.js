@@ -2,7 +2,7 @@
 
 import { facts, h, table } from './dom.js';
 import { bytes, count, credits, time } from './format.js';
-import { Metrics } from './exposition.js';
+import { increase, Metrics } from './exposition.js';
 
 const INTERVAL = 5000;
 const CIRCUITS = ['closed', 'half-open', 'open'];
@@ -33,7 +33,8 @@ function showMetrics(now) {
   }
   before = now;
   const isOne = (name) => now.metrics.of(name).every(({ value }) => value);
-  if (!isOne('pomelo_worker_up')) show('A worker does not answer', 'failed');  // its other metrics are missing
+  if (now.metrics.sum('pomelo_draining')) show('Draining', 'failed');  // its workers end one after the other
+  else if (!isOne('pomelo_worker_up')) show('A worker does not answer', 'failed');  // its other metrics are missing
   else if (isOne('pomelo_ready')) show('Ready', 'done');
   else show('Not ready', 'failed');
 }
@@ -45,7 +46,7 @@ function show(text, name) {
 
 function load({ at, metrics }) {
   const ended = metrics.sum('pomelo_tasks_total') ?? 0;
-  const rate = before && (ended - (before.metrics.sum('pomelo_tasks_total') ?? 0)) / ((at - before.at) / 1000);
+  const rate = before && increase('pomelo_tasks_total', before.metrics, metrics) / ((at - before.at) / 1000);
   const ofLimit = (protocol) => {
     const used = metrics.sum('pomelo_connections', (labels) => labels.protocol === protocol);
     return used === undefined ? null : `${count(used)} of ${count(metrics.sum('pomelo_connections_limit', (labels) => labels.protocol === protocol))}`;
