@@ -18,7 +18,7 @@ from pomelo.cli.terminal import (
     print_array,
     print_json,
     print_line,
-    print_table,
+    print_pages,
     unix_time,
 )
 from pomelo.money import format_credits, parse_credits
@@ -88,8 +88,8 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
     if as_json:
         print_array(account_json(account) for page in found for account in page.accounts)
         return
-    for page in found:
-        rows = [
+    pages = (
+        [
             (
                 account.id,
                 _plan(account),
@@ -99,7 +99,9 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
             )
             for account in page.accounts
         ]
-        print_table(("NAME", "PLAN", "CREDITS", "TEST_CREDITS", "CREATED"), rows, optional=("CREATED",))
+        for page in found
+    )
+    print_pages(("NAME", "PLAN", "CREDITS", "TEST_CREDITS", "CREATED"), pages, optional=("CREATED",))
 
 
 def show(name: Name, config: Config = None, as_json: Json = False) -> None:

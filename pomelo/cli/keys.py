@@ -19,7 +19,7 @@ from pomelo.cli.terminal import (
     print_array,
     print_json,
     print_line,
-    print_table,
+    print_pages,
     unix_time,
     value_name,
 )
@@ -102,8 +102,8 @@ def list_keys(
     if as_json:
         print_array(listed_key(key) for page in found for key in page.keys)
         return
-    for page in found:
-        rows = [
+    pages = (
+        [
             (
                 key.id,
                 key.name,
@@ -119,11 +119,13 @@ def list_keys(
             )
             for key in page.keys
         ]
-        header = (
-            *("KEY_ID", "NAME", "ACCOUNT", "MODE", "MODELS", "BUDGET", "USED"),
-            *("CREATED", "EXPIRES", "LAST_USE", "STATE"),
-        )
-        print_table(header, rows, optional=("CREATED", "EXPIRES", "LAST_USE", "MODELS", "BUDGET"))
+        for page in found
+    )
+    header = (
+        *("KEY_ID", "NAME", "ACCOUNT", "MODE", "MODELS", "BUDGET", "USED"),
+        *("CREATED", "EXPIRES", "LAST_USE", "STATE"),
+    )
+    print_pages(header, pages, optional=("CREATED", "EXPIRES", "LAST_USE", "MODELS", "BUDGET"))
 
 
 def budget(

@@ -13,7 +13,7 @@ from pomelo.cli.terminal import (
     format_time,
     mode_name,
     print_array,
-    print_table,
+    print_pages,
     read_time,
     unix_time,
 )
@@ -41,8 +41,8 @@ def log(
     if as_json:
         print_array(_json(act) for page in found for act in page.acts)
         return
-    for page in found:
-        rows = [
+    pages = (
+        [
             (
                 format_time(act, "time") or "",
                 act.action,
@@ -54,7 +54,9 @@ def log(
             )
             for act in page.acts
         ]
-        print_table(("TIME", "ACTION", "ACCOUNT", "MODE", "KEY_ID", "CHANGE", "NOTE"), rows)
+        for page in found
+    )
+    print_pages(("TIME", "ACTION", "ACCOUNT", "MODE", "KEY_ID", "CHANGE", "NOTE"), pages)
 
 
 def _mode(act: Act) -> str | None:

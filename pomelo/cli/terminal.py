@@ -171,23 +171,33 @@ def print_array(values: Iterable[Any]) -> None:
 def print_table(
     header: Sequence[str], rows: Sequence[Sequence[str]], *, optional: Sequence[str] = ()
 ) -> None:
-    """Prints columns that are as wide as their widest cell.
+    """Prints a table, as `print_pages`."""
+    print_pages(header, [rows], optional=optional)
 
-    On a terminal that is too narrow, the `optional` columns are left out, the first one first, until the rest
-    fits; if it never does, cells take several lines.
+
+def print_pages(
+    header: Sequence[str], pages: Iterable[Sequence[Sequence[str]]], *, optional: Sequence[str] = ()
+) -> None:
+    """Prints the rows of all pages as one table, each page as soon as it arrives. Its columns are as wide as
+    their widest cell so far.
+
+    On a terminal that is too narrow for the first page, the `optional` columns are left out, the first one
+    first, until the rest fits; if it never does, cells take several lines.
     """
-    rows = [[visible(cell) for cell in row] for row in rows]
-    columns = {name: [name, *(row[n] for row in rows)] for n, name in enumerate(header)}
-    widths = {name: max(map(_cell_width, cells)) for name, cells in columns.items()}
     available = get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    for name in optional:
-        if _line_width(widths) > available and name in columns:
-            del columns[name], widths[name]
-    if _line_width(widths) > available:
-        _print_wrapped(columns, available)
-    else:
-        _print_aligned(columns, widths)
-    if left_out := len(header) - len(columns):
+    widths = dict.fromkeys(header, 0)
+    for number, rows in enumerate(pages):
+        lines = [[visible(cell) for cell in row] for row in (rows if number else [header, *rows])]
+        columns = {name: [line[n] for line in lines] for n, name in enumerate(header) if name in widths}
+        widths = {name: max([widths[name], *map(_cell_width, columns[name])]) for name in columns}
+        for name in () if number else optional:
+            if _line_width(widths) > available and name in columns:
+                del columns[name], widths[name]
+        if _line_width(widths) > available:
+            _print_wrapped(columns, available, with_header=not number)
+        else:
+            _print_aligned(columns, widths)
+    if left_out := len(header) - len(widths):
         typer.echo(f"({counted(left_out, 'column')} left out: widen the terminal, or use --json.)", err=True)
 
 
@@ -212,16 +222,18 @@ def _print_aligned(columns: Mapping[str, Sequence[str]], widths: Mapping[str, in
         typer.echo(_GAP.join(cells).rstrip())
 
 
-def _print_wrapped(columns: Mapping[str, Sequence[str]], width: int) -> None:
+def _print_wrapped(columns: Mapping[str, Sequence[str]], width: int, *, with_header: bool) -> None:
     """Prints a table whose cells take several lines where they must, with a line between two rows."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, show_edge=False, padding=(0, len(_GAP), 0, 0))
+    table = Table(
+        box=None, pad_edge=False, show_edge=False, padding=(0, len(_GAP), 0, 0), show_header=with_header
+    )
     for name in columns:
         table.add_column(name, overflow="fold", header_style="none")
-    for row in zip(*(cells[1:] for cells in columns.values()), strict=True):
+    for row in zip(*(cells[with_header:] for cells in columns.values()), strict=True):
         table.add_row(*map(Text, row))
     Console(width=width, color_system=None, highlight=False).print(table)
 

@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Awaitable, Iterator, Sequence
 from enum import StrEnum
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +22,7 @@ from pomelo.cli.terminal import (
     format_time,
     mode_name,
     print_array,
-    print_table,
+    print_pages,
     read_time,
     task_type_name,
     value_name,
@@ -115,7 +116,7 @@ def usage(
     if output_format is Format.csv:
         _print_csv(rows)
     else:
-        _print_tables(rows, _RECORD_COLUMNS if by is None else None, failed=failed)
+        _print_table(rows, _RECORD_COLUMNS if by is None else None, failed=failed)
 
 
 def _grouping(by: By) -> UsageGrouping:
@@ -204,23 +205,22 @@ _TOTAL_OPTIONAL = (
 )
 
 
-def _print_tables(
+def _print_table(
     pages: Iterator[list[dict[str, Any]]], columns: Sequence[tuple[str, str]] | None, *, failed: bool
 ) -> None:
-    """Prints a table for each page. `columns` are the names and the fields to print; None: all."""
-    for number, rows in enumerate(pages):
-        if not rows:
-            if not number:
-                typer.echo("Nothing has failed." if failed else "Nothing was used.", err=True)
-            continue
-        shown = columns or [(name.upper(), name) for name in rows[0]]
-        if columns and not any(row["code"] for row in rows):
-            shown = [column for column in columns if column[1] != "code"]
-        print_table(
-            [name for name, _ in shown],
-            [[_cell(row[field]) for _, field in shown] for row in rows],
-            optional=_OPTIONAL if columns else _TOTAL_OPTIONAL,
-        )
+    """Prints all pages as one table. `columns` are the names and the fields to print; None: all."""
+    first = next(pages)
+    if not first:
+        typer.echo("Nothing has failed." if failed else "Nothing was used.", err=True)
+        return
+    shown = columns or [(name.upper(), name) for name in first[0]]
+    if columns and sys.stdout.isatty() and not any(row["code"] for row in first):
+        shown = [column for column in columns if column[1] != "code"]
+    print_pages(
+        [name for name, _ in shown],
+        ([[_cell(row[field]) for _, field in shown] for row in rows] for rows in chain([first], pages)),
+        optional=_OPTIONAL if columns else _TOTAL_OPTIONAL,
+    )
 
 
 def _cell(value: Any) -> str:
