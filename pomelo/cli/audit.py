@@ -17,6 +17,7 @@ def audit(config: Config = None, as_json: Json = False) -> None:
 
     Status 1 if there are any.
     """
+    from pomelo.accounts.audit import MAX_FINDINGS
     from pomelo.gen.admin.v1.admin_service_pb2 import AuditLedgerRequest
     from pomelo.settings import load
 
@@ -47,6 +48,8 @@ def audit(config: Config = None, as_json: Json = False) -> None:
         )
         if findings:
             print_table([name.upper() for name in findings[0]], [[*row.values()] for row in findings])
+        if len(findings) >= MAX_FINDINGS:
+            print_line(f"Only the first {MAX_FINDINGS:,} findings are listed; the difference is that of all")
         print_line(f"Difference: {f'{difference} credits' if findings else 'none'}")
     if findings:
         raise typer.Exit(1)

@@ -247,3 +247,18 @@ async def test_the_audit_finds_changes_in_the_database_file(
     assert found["difference"] == "0.000024"
     differences = [(one["check"], one["difference"]) for one in found["findings"]]
     assert differences == [("bill", "0.000012"), ("spent", "-0.000012")]
+
+
+async def test_the_audit_says_that_not_all_findings_are_listed(tmp_path: Path) -> None:
+    async with serve(tmp_path):
+        pass
+    lost = "\nOnly the first 1,000 findings are listed; the difference is that of all\n"
+    wallets = "WITH RECURSIVE n (i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < {}) "
+    wallets += "INSERT INTO wallets (account, live, granted) SELECT 'gone{}-' || i, 1, 1 FROM n"
+    corrupt(tmp_path / "data" / "pomelo.db", wallets.format(10, "a"))
+    result = await pomelo(tmp_path, "audit")
+    assert (result.status, lost in result.out) == (1, False)
+    corrupt(tmp_path / "data" / "pomelo.db", wallets.format(1_000, "b"))
+    result = await pomelo(tmp_path, "audit")
+    assert result.out.count("gone") == 1_000
+    assert result.out.endswith(f"{lost}Difference: 0.00101 credits\n")
