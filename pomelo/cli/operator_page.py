@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
+from pomelo.cli.client import is_served
 from pomelo.errors import PomeloError
 from pomelo.gen.admin.v1.admin_service_pb2 import ListAccountsRequest, ListKeysRequest
 from pomelo.network.addresses import host_of, is_loopback
@@ -14,7 +17,13 @@ if TYPE_CHECKING:
     from aiohttp import web
 
     from pomelo.accounts.operator import LocalOperator
+    from pomelo.settings import Settings
     from pomelo.telemetry.admin import Page
+    from pomelo.telemetry.metrics import Metrics
+    from pomelo.telemetry.readiness import Readiness
+
+ENDED_INTERVAL = 0.1
+"""Seconds between two looks at whether the other workers have ended."""
 
 _PAGE_SIZE = 100
 
@@ -43,6 +52,32 @@ class OperatorPage:
         if path.startswith("/page/"):
             return partial(_respond_with_file, path.removeprefix("/page/"))
         return None
+
+
+@asynccontextmanager
+async def open_admin(
+    settings: Settings, metrics: Metrics, readiness: Readiness, page: OperatorPage, worker: int | None = None
+) -> AsyncIterator[str]:
+    """Serves metrics, health and the operator's page, and yields the bound address, empty if they are off.
+    `worker` is the number of this process among several: the first one serves the metrics of all, which the
+    others report to it, until they have ended."""
+    from pomelo.telemetry.admin import open_admin as serve_admin
+    from pomelo.telemetry.exposition import Exposition, open_worker_socket, worker_socket
+
+    if worker and settings.admin:
+        socket = worker_socket(settings.data, worker)
+        async with open_worker_socket(Exposition(metrics, worker), socket) as opened:
+            yield opened
+        return
+    address = "" if worker else settings.admin
+    shared = worker is not None
+    others = {n: worker_socket(settings.data, n) for n in range(1, settings.workers)} if shared else {}
+    exposition = Exposition(metrics, 0, others)
+    async with serve_admin(address, exposition, readiness, find_page=page.find, reuse_port=shared) as opened:
+        yield opened
+        # While they drain, nothing else can report them.
+        while address and any(map(is_served, others.values())):  # noqa: ASYNC110 (of other processes)
+            await asyncio.sleep(ENDED_INTERVAL)
 
 
 async def _respond_with_file(name: str, request: web.BaseRequest) -> web.Response:

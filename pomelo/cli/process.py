@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import typer
 
 from pomelo import __version__
 from pomelo.accounts.keys import Keyring
-from pomelo.cli.operator_page import OperatorPage
+from pomelo.cli.operator_page import OperatorPage, open_admin
 from pomelo.cli.terminal import FailureError, discard_output
 from pomelo.configuration import rest_url, store_of
 from pomelo.configuration.fleet import check_server
@@ -171,16 +171,17 @@ async def open_observed_app(
     from pomelo.app import open_app
 
     metrics, page = process_metrics(task_log), OperatorPage()
-    async with (
-        open_admin(settings, metrics, readiness, page, worker) as admin,
-        open_traces(worker) as traces,
-        open_app(
-            settings, worker=worker, observers=(task_log, *traces), metrics=metrics, readiness=readiness
-        ) as app,
-    ):
-        page.operator = app.operator
-        process.defer_garbage_collection()
-        yield app, admin
+    async with open_admin(settings, metrics, readiness, page, worker) as admin:
+        async with (
+            open_traces(worker) as traces,
+            open_app(
+                settings, worker=worker, observers=(task_log, *traces), metrics=metrics, readiness=readiness
+            ) as app,
+        ):
+            page.operator = app.operator
+            process.defer_garbage_collection()
+            yield app, admin
+        page.operator = None
 
 
 @asynccontextmanager
@@ -246,24 +247,6 @@ async def serve_gateway(
             _print(f"  admin {_admin_url(admin)}")
             await wait_for_signal(stop, settings)
             await wait_for_end(stop, settings, readiness)
-
-
-def open_admin(
-    settings: Settings, metrics: Metrics, readiness: Readiness, page: OperatorPage, worker: int | None = None
-) -> AbstractAsyncContextManager[str]:
-    """Serves metrics, health and the operator's page, and yields the bound address, empty if they are off.
-    `worker` is the number of this process among several: the first one serves the metrics of all, which the
-    others report to it."""
-    from pomelo.telemetry.admin import open_admin as serve_admin
-    from pomelo.telemetry.exposition import Exposition, open_worker_socket, worker_socket
-
-    if worker and settings.admin:
-        return open_worker_socket(Exposition(metrics, worker), worker_socket(settings.data, worker))
-    address = "" if worker else settings.admin
-    shared = worker is not None
-    others = {n: worker_socket(settings.data, n) for n in range(1, settings.workers)} if shared else {}
-    exposition = Exposition(metrics, 0, others)
-    return serve_admin(address, exposition, readiness, find_page=page.find, reuse_port=shared)
 
 
 def process_metrics(task_log: TaskLog) -> Metrics:

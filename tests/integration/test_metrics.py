@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 import signal
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 
 from pomelo import money
 from pomelo.stores.usage import UsageQuery
@@ -24,6 +28,8 @@ from tests.redis_server import RedisServer
 from tests.scrapes import Scrape, scrape
 from tests.serving import Served, serve
 from tests.tasks import text_body
+from tests.waiting import first as first_of
+from tests.waiting import until
 
 SECRET = "canary-9f27c1"
 """Text of a caller, which no metric may contain."""
@@ -190,6 +196,59 @@ async def test_the_sums_of_two_workers_equal_the_ledgers_and_a_dead_worker_shows
                 assert again.by("pomelo_tasks_total", "worker").get(("0",)) == of_workers[("0",)]
                 assert ("1",) not in again.by("pomelo_tasks_total", "worker")
         assert not list(served.data.glob("worker-*"))
+
+
+async def test_while_a_worker_drains_its_metrics_can_be_scraped_though_the_first_one_has_drained(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    admin = f"127.0.0.1:{free_port()}"
+    settings = {"POMELO_WORKERS": "2", "POMELO_ADMIN": admin, "POMELO_GRACE": "60"}
+    body = text_body("[[words:5]] [[stall]]", stream=True)
+    streams: dict[str, list[aiohttp.ClientResponse]] = {"0": [], "1": []}
+    with RedisServer() as redis:
+        async with serve(tmp_path, POMELO_STORE=redis.url, **settings) as served:
+            running = dict.fromkeys((("0",), ("1",)), 0.0)
+            while not all(running.values()):
+                headers = served.headers | {"Connection": "close"}
+                stream = await http.post(f"{served.url}/api/v1/task", json=body, headers=headers)
+                await stream.content.readline()
+                total, before = sum(running.values()) + 1, running
+                while sum((running := await tasks_in_flight(http, admin)).values()) != total:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+                (worker,) = [name for (name,) in running if running[name,] > before[name,]]
+                streams[worker].append(stream)
+            first, _ = workers(served)
+            os.kill(served.pid, signal.SIGTERM)
+            close(streams["0"])
+            await until(lambda: not is_connected(first, redis.port))  # its application is closed
+            left = {("0",): 0, ("1",): len(streams["1"])}
+            found = await first_of(
+                partial(scrape, http, admin),  # a report is sent again for half a second
+                lambda found: found.by("pomelo_tasks_in_flight", "worker") == left,
+            )
+            assert found.by("pomelo_worker_up", "worker") == {("0",): 1, ("1",): 1}
+            assert found.total("pomelo_draining") == 2
+            async with http.get(f"http://{admin}/accounts") as answer:
+                assert answer.status == 404
+            close(streams["1"])
+            await until(lambda: not psutil.pid_exists(served.pid))
+        assert "Traceback" not in served.log()
+
+
+async def tasks_in_flight(http: aiohttp.ClientSession, admin: str) -> dict[tuple[str, ...], float]:
+    return (await scrape(http, admin)).by("pomelo_tasks_in_flight", "worker")
+
+
+def close(streams: list[aiohttp.ClientResponse]) -> None:
+    for stream in streams:
+        stream.close()
+
+
+def is_connected(process: psutil.Process, port: int) -> bool:
+    """Whether the process has a connection to a port."""
+    with suppress(psutil.NoSuchProcess):
+        return any(each.raddr and each.raddr.port == port for each in process.net_connections())
+    return False
 
 
 async def until_up(http: aiohttp.ClientSession, admin: str, expected: dict[tuple[str, ...], float]) -> None:
