@@ -85,6 +85,7 @@ def test_the_servers_share_media_and_the_archive_and_nothing_else(config: Any) -
 
 def test_only_one_server_starts_with_an_empty_store(config: Any) -> None:
     first, *others = servers(config)
+    assert others
     for name in others:
         assert config["services"][name]["depends_on"][first]["condition"] == "service_healthy"
 

@@ -52,7 +52,9 @@ def test_every_python_gets_the_versions_that_are_tested() -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_requirement_is_pinned_to_the_files_of_the_lock(name: str) -> None:
-    for requirement, hashes in pinned(name):
+    requirements = pinned(name)
+    assert len(requirements) > 1
+    for requirement, hashes in requirements:
         (specifier,) = requirement.specifier
         assert specifier.operator == "=="
         package = PACKAGES[requirement.name, specifier.version]
