@@ -66,6 +66,8 @@ class FailingStore:
         """Whether each reserve is refused for lack of credits."""
         self.refused_counter = ""
         """The name of the budget that lacks them; empty: the wallet does."""
+        self.budget_start = 0.0
+        """When the latest period of its budgets began, if later than that of a request."""
         self.takes_effect = False
         """Whether a call takes effect before its error is raised."""
         self.concurrent = self.max_concurrent = 0
@@ -129,7 +131,7 @@ class FailingStore:
         return await self._do("note", "", lost, lambda: None)
 
     async def budget_use(self, wallet: Wallet, budgets: Sequence[Budget]) -> list[BudgetUse]:
-        uses = [BudgetUse(0, budget.start) for budget in budgets]
+        uses = [BudgetUse(0, max(self.budget_start, budget.start)) for budget in budgets]
         return await self._do("budget_use", "", uses, lambda: None)
 
     async def limit_status(self, wallet: Wallet, counters: Sequence[Counter] = ()) -> LimitStatus:

@@ -11,6 +11,7 @@ from pomelo.call import Call, Principal
 from pomelo.catalog.catalog import Catalog, Model
 from pomelo.engine.acceptance import Acceptance
 from pomelo.engine.routing import Router
+from pomelo.errors import invalid
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
@@ -153,6 +154,16 @@ async def test_a_task_without_its_model_is_refused(
         await acceptance.accept(spec, TaskOptions(), call("rest"), PRINCIPAL, stream=False)
     if spec.model:
         assert error.value.values == {"model": "flux-1-pro", "taskType": "image"}
+
+
+@pytest.mark.parametrize("model", ["", "no-such-model", "flux-1-pro"])
+async def test_an_invalid_header_is_refused_before_whatever_is_wrong_with_the_task(
+    acceptance: Acceptance, model: str
+) -> None:
+    spec, own = text_task("Hello"), call("grpc")
+    spec.model, own.header_error = model, invalid("Prefer", "given once")
+    with refused("invalid_parameter", "Prefer"):
+        await acceptance.accept(spec, TaskOptions(), own, PRINCIPAL, stream=False)
 
 
 async def test_an_image_needs_space_if_its_answer_is_stored(acceptance: Acceptance) -> None:

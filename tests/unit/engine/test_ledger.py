@@ -187,6 +187,37 @@ async def test_a_task_that_is_being_reserved_runs() -> None:
     assert ledger.runs("img_1")
 
 
+@pytest.mark.parametrize("failing", [None, "reserve", "void"])
+async def test_a_request_that_is_counted_runs_no_longer(failing: str | None) -> None:
+    store, ledger = failing_ledger(*([failing] if failing else []))
+    counting = ledger.count_request(call_of(""), CALLER, BUILTIN["free"])
+    if failing is None:
+        await counting
+    else:
+        with refused("store_unavailable"):
+            await counting
+    store.errors.clear()
+    await ledger.operations.idle()
+    (task_id,) = {each.removeprefix("void ") for each in store.calls if each.startswith("void ")}
+    assert not ledger.runs(task_id)
+    store.reserved[task_id] = usage_record(task_id)  # else `reconcile` would never end a late reservation
+    await reconcile(ledger, 2)
+    assert store.reserved == {}
+
+
+async def test_a_used_budget_is_reset_at_the_end_of_the_period_that_the_store_is_in() -> None:
+    """This clock was set back by an hour, over midnight."""
+    store, ledger = failing_ledger(now=lambda: 86_400.0 - 3_600)
+    store.refused, store.refused_counter = True, "budget:key.day"
+    store.budget_start = 86_400.0
+    job = accepted_job(
+        "img_1", MODEL, Usage(images=1), replace(CALLER, budget=KeyBudget("budget:key.day", 1, "day"))
+    )
+    with refused("insufficient_credits") as refusal:
+        await ledger.reserve(job, BUILTIN["unlimited"], call_of(""))
+    assert refusal.value.values["resetTime"] == "1970-01-03T00:00:00Z"
+
+
 async def reconcile(ledger: Ledger, checks: int) -> None:
     """Runs that many checks for reservations without a running task."""
     for _ in range(checks):

@@ -155,7 +155,9 @@ async def test_the_uncollected_part_of_a_cost_is_recorded_and_logged(
     usage = {"prompt_tokens": 100, "completion_tokens": 1_000, "total_tokens": 1_100}
     engine.upstream.when("too dear", Words("one", usage=usage))
     with caplog.at_level(logging.ERROR):
-        assert (await engine.ask(account, text_task("too dear"))).code == "ok"
+        answer = await engine.ask(account, text_task("too dear"))
+    assert answer.code == "ok"
+    assert answer.call.response_headers["X-Credits-Charged"] == "0.005"
     (record,) = await engine.records(account)
     assert (record.cost, record.uncollected) == (5_000, 100 * 4 + 1_000 * 20 - 5_000)
     assert (await engine.balance(account)).available == 0
@@ -188,6 +190,9 @@ async def test_a_repeated_request_costs_nothing_and_reports_the_same_adjustments
         for _ in range(2)
     ]
     assert [answer.code for answer in answers] == ["ok", "ok"]
+    assert [answer.call.reserved for answer in answers] == [True, True], (
+        "else its refusal counts as a request"
+    )
     first, second = answers
     assert {answer.call.response_headers["X-Pomelo-Adjusted"] for answer in answers} == {"stop"}
     assert "Idempotent-Replayed" not in first.call.response_headers
