@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import pytest
 
 from pomelo.accounts.access import LARGE_BODY, Access
+from pomelo.accounts.failed_keys import FailedKeys
 from pomelo.accounts.keys import Keyring
 from pomelo.accounts.plans import Plan
 from pomelo.call import Call
@@ -88,6 +89,21 @@ async def test_the_key_of_a_call_is_checked_again_only_after_a_while(
     assert (await visit.refuse(BAD_FIELD)).code == "invalid_api_key"
     with refused("invalid_api_key"):
         await access.authenticate(call_of(key))
+
+
+async def test_a_key_that_was_revoked_meanwhile_counts_once_as_a_failed_one(store: Store) -> None:
+    keyring = Keyring(store, b"s" * 32, failed_keys=FailedKeys(limit=1))
+    access = Access(keyring, PLANS, Catalog.load(), Ledger(store))
+    record, key = await keyring.create()
+    call = call_of(key)
+    call.address, call.recheck_key = "192.0.2.1", 0
+    visit = await access.admit(call)
+    await keyring.revoke(record.key_id)
+    with refused("invalid_api_key") as error:
+        await access.authenticate(call)
+    assert await visit.refuse(error.value, "gpt-4") is error.value
+    with refused("rate_limit_exceeded"):
+        await access.authenticate(call)
 
 
 async def test_the_limits_of_a_call_are_reported_and_those_of_its_text_model(
