@@ -105,6 +105,27 @@ async def test_a_creation_that_was_interrupted_is_completed_when_it_is_repeated(
             await admin.create(name, "free", 5 * CREDIT)
 
 
+@pytest.mark.parametrize("given", [0, 1])
+async def test_a_creation_that_fails_before_any_of_its_grants_is_completed_when_it_is_repeated(
+    admin: Admin, store: Store, monkeypatch: pytest.MonkeyPatch, given: int
+) -> None:
+    grants = []
+
+    async def fail(grant: Grant, act: Any = None) -> Any:
+        grants.append(grant)
+        if len(grants) > given:
+            raise PomeloError("store_unavailable")
+        return await grant_credits(grant, act)
+
+    grant_credits = store.grant
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "grant", fail)
+        with refused("store_unavailable"):
+            await admin.create("acme", "free", 5 * CREDIT)
+    account = await admin.create("acme", "free", 5 * CREDIT)
+    assert (account.live.granted_micros, account.test.granted_micros) == (5 * CREDIT, TEST_CREDITS)
+
+
 async def test_a_new_account_has_the_requested_plan_and_credits(admin: Admin) -> None:
     account = await admin.create("acme", "team", 5 * CREDIT)
     assert account.limits == pb.PlanLimits(
