@@ -66,6 +66,14 @@ def limited(limits: str) -> str:
         (entry("x", route="clamp = { seed = [1, 2, 0] }"), "clamp.seed: must have a third number above 0"),
         (entry("x", route="clamp = { seed = [1] }"), "clamp.seed: must be two numbers"),
         (entry("x", route="clamp = { seed = [true, 1] }"), "clamp.seed: must be two numbers"),
+        (
+            entry("x", route="clamp = { guidance_scale = [0, inf] }"),
+            "clamp.guidance_scale: must be two numbers",
+        ),
+        (
+            entry("x", route="clamp = { guidance_scale = [nan, 1] }"),
+            "clamp.guidance_scale: must be two numbers",
+        ),
         (entry("x", "text", "efforts = []"), "routes[0].efforts: must be a list of at least one"),
         (
             entry("x", "text", 'efforts = ["hgh"]'),

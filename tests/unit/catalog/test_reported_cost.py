@@ -116,3 +116,9 @@ def test_a_model_without_a_price_of_reported_costs_ignores_them(caplog: pytest.L
     assert not caplog.records
     long = Usage(images=1, input_tokens=5)
     assert with_reported_cost(long, report_of(0.01), prices, 40_000, "it").provider_micros == 10_000
+
+
+def test_an_attempt_that_is_repeated_reports_nothing_of_the_one_before() -> None:
+    report = Report(cost=0.01, usage=UsageCounts(input_tokens=5), thinking_bytes=9, thinks=True)
+    report.reset()
+    assert repr(report) == repr(Report())
