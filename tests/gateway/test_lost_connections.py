@@ -15,7 +15,7 @@ from pomelo.call import Call, Principal
 from tests.gateway.flow import Clients, ClientTransport, open_clients
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import ACCOUNT, HI, raw_task
-from tests.gateway.scripts import play
+from tests.gateway.scripts import play, word
 from tests.unit.telemetry.reports import Reports
 from tests.waiting import until
 
@@ -105,4 +105,26 @@ async def test_a_client_that_is_leaving_gets_no_comment(
         assert not client.unread
         client.connection.connection_lost(None)
         await asyncio.wait_for(gateway.provider.closed.wait(), 20)
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_a_client_that_leaves_between_two_events_is_no_error_of_the_stream(
+    gateway: GatewayApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    class LeavingTransport(ClientTransport):
+        """A transport that closes after each write, as asyncio's does when that has failed."""
+
+        def write(self, data: bytes | bytearray | memoryview) -> None:
+            super().write(data)
+            self._closing = True
+
+    begun = asyncio.Event()
+    gateway.provider.script = play(word("one "), begun.wait, word("two "), asyncio.Event().wait)
+    async with open_clients(gateway.services) as clients:
+        client = await clients.connect(STREAM, LeavingTransport)
+        await until(lambda: b"one " in client.unread)
+        begun.set()
+        await asyncio.wait_for(gateway.provider.closed.wait(), 20)
+        assert b"two " not in client.unread
+        client.connection.connection_lost(None)
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []

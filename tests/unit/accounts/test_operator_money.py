@@ -289,11 +289,13 @@ async def test_neither_a_revoked_key_nor_an_expired_one_is_rotated(
     assert len((await operator.list_keys(pb.ListKeysRequest(account_id="acme"))).keys) == 2
 
 
-@pytest.mark.parametrize("seconds", [-1, 30 * 86_400 + 1])
-async def test_a_grace_period_out_of_range_is_refused(operator: LocalOperator, seconds: int) -> None:
+@pytest.mark.parametrize(("seconds", "nanos"), [(-1, 0), (30 * 86_400 + 1, 0), (5, -1)])
+async def test_a_grace_period_out_of_range_is_refused(
+    operator: LocalOperator, seconds: int, nanos: int
+) -> None:
     key = (await create_key(operator)).key
     request = pb.RotateKeyRequest(id=key.id)
-    request.grace.seconds = seconds
+    request.grace.seconds, request.grace.nanos = seconds, nanos
     assert (await error_of(operator.rotate_key(request), "invalid_parameter")).field == "grace"
 
 
