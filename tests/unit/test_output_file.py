@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,21 @@ def test_a_pipe_is_written_to_and_stays_a_pipe(tmp_path: Path, open_output: Open
         assert reading.result(20) == large
     assert pipe.is_fifo()
     assert list(tmp_path.iterdir()) == [pipe]
+
+
+def test_all_is_written_if_the_system_takes_a_part_of_it_at_a_time(tmp_path: Path) -> None:
+    class Slow:
+        def __init__(self, file: Any) -> None:
+            self.close, self._write = file.close, file.write
+
+        def write(self, data: memoryview) -> int:
+            return int(self._write(data[:3]))
+
+    path = tmp_path / "file"
+    with OutputFile(path) as file:
+        file._file = Slow(file._file)  # type: ignore[assignment]
+        file.write(b"0123456789")
+    assert path.read_bytes() == b"0123456789"
 
 
 @WRITERS

@@ -39,6 +39,16 @@ def test_a_private_file_is_replaced_only_on_request(tmp_path: Path, replace: boo
     assert [one.name for one in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_private_file_gets_its_name_once_the_disk_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, named = tmp_path / "file", []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: named.append((os.fstat(descriptor), path.exists())))
+    write_private(path, "new", replace=True)
+    ((synced, was_named),) = named
+    assert (synced.st_size, was_named) == (len("new\n"), False)
+
+
 def test_a_secret_has_at_least_32_characters(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
     write_private(tmp_path / "secret", "s" * 31, replace=True)

@@ -18,6 +18,7 @@ from pomelo.gen.v1.account_service_pb2 import ModelSet
 from pomelo.gen.v1.usage_pb2 import Mode
 from pomelo.stores.base import Store
 from tests.unit.accounts.audited_store import ACME, ACME_TEST, add_account, reserve, run
+from tests.unit.accounts.key_rig import ROOT
 from tests.unit.clock import Clock
 from tests.unit.refusals import refused
 
@@ -54,6 +55,19 @@ async def test_a_key_is_created_listed_rotated_and_revoked(operator: LocalOperat
     assert rotated.secret.startswith(f"pml_live_{rotated.key.id}_")
     revoked = await operator.revoke_key(pb.RevokeKeyRequest(id=key.id))
     assert revoked.key.revoke_time == Timestamp(seconds=1_000)
+
+
+async def test_a_list_of_keys_says_which_need_the_previous_secret(
+    operator: LocalOperator, store: Store, clock: Clock
+) -> None:
+    old = (await operator.create_key(pb.CreateKeyRequest())).key
+    both = Keyring(store, b"n" * 64, clock=clock, monotonic=clock, previous=[ROOT])
+    rotating = LocalOperator(store, both, BUILTIN, UsageReader(store, b"s" * 32), {"gpt-4"}, clock)
+    new = (await rotating.create_key(pb.CreateKeyRequest())).key
+    for asked, outdated in ((operator, set[str]()), (rotating, {old.id})):
+        keys = (await asked.list_keys(pb.ListKeysRequest())).keys
+        assert {key.id for key in keys} == {old.id, new.id}
+        assert {key.id for key in keys if key.previous_secret} == outdated
 
 
 @pytest.mark.parametrize(
