@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 
 from pomelo.configuration import read_configuration
-from pomelo.configuration.fleet import describe_process, differences, fingerprint, join, mark_media
+from pomelo.configuration.fleet import (
+    check_server,
+    describe_process,
+    differences,
+    fingerprint,
+    join,
+    mark_media,
+)
 from pomelo.settings import Settings, SettingsError
 from pomelo.stores.fleet import Process
 
@@ -51,6 +58,38 @@ def test_each_setting_that_must_be_shared_is_compared_and_nothing_secret_is_show
         assert "root secret" not in shown
         assert str(tmp_path) not in shown
     assert own.facts["secret"] != described(tmp_path, ANOTHER).facts["secret"]
+
+
+@pytest.mark.parametrize(
+    ("lives", "replaced", "refused", "looks"),
+    [
+        (True, "", True, [False, True]),
+        (False, "", False, [False, True]),  # it was killed, and is still listed
+        (True, "its host", False, [False]),
+    ],
+)
+async def test_a_server_with_another_secret_may_join_only_those_that_do_not_live(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    lives: bool,
+    replaced: str,
+    refused: bool,
+    looks: list[bool],
+) -> None:
+    looked: list[bool] = []
+
+    async def read_fleet(url: str, *, living: bool) -> list[Process]:
+        looked.append(living)
+        return [replace(described(tmp_path, ANOTHER), host="its host")] if lives or not living else []
+
+    monkeypatch.setattr("pomelo.configuration.fleet.read_fleet", read_fleet)
+    checking = check_server(Settings(data=tmp_path, secret=SECRET), replaced=replaced)
+    if refused:
+        with pytest.raises(SettingsError, match="its host has the same store and another root secret"):
+            await checking
+    else:
+        await checking
+    assert looked == looks
 
 
 def test_two_secrets_are_no_difference_while_each_process_accepts_the_others(tmp_path: Path) -> None:
