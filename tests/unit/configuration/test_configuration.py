@@ -20,6 +20,7 @@ from pomelo.configuration import (
     rest_url,
 )
 from pomelo.errors import PomeloError
+from pomelo.media.store import MediaStore
 from pomelo.settings import Settings, SettingsError, load
 from tests.certificates import make_certificate
 from tests.unit.media.files import PNG, put
@@ -152,3 +153,17 @@ async def test_a_bucket_that_can_not_be_used_is_named(
     with pytest.raises(SettingsError, match=r"^POMELO_MEDIA: s3://bucket/prefix can't be used: "):
         async with open_media(settings, b"s" * 32, (), lambda: 0.0):
             pytest.fail("it was opened")
+
+
+async def test_media_are_closed_also_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[MediaStore] = []
+
+    async def aclose(media: MediaStore) -> None:
+        closed.append(media)
+
+    monkeypatch.setattr(MediaStore, "aclose", aclose)
+    with pytest.raises(ZeroDivisionError):
+        async with open_media(Settings(data=tmp_path), b"s" * 32, (), lambda: 0.0) as media:
+            assert closed == []
+            raise ZeroDivisionError
+    assert closed == [media]

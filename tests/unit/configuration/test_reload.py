@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pomelo.configuration import read_configuration, reload
-from pomelo.configuration.reload import Reloader, _changes
+from pomelo.configuration.reload import Reloader, _changes, merge
 from pomelo.providers import Credentials, Unusable
 from pomelo.providers.base import Provider
 from pomelo.settings import Settings
@@ -155,3 +155,33 @@ async def test_a_plug_in_that_worked_is_not_replaced_by_a_broken_one(
         assert line.endswith("second is broken")
         assert rig.applied == 1
         assert list(rig.reloader.providers) == ["first"]
+
+
+CERTIFICATE = {"tls_cert": Path("cert.pem"), "tls_key": Path("key.pem")}
+CLIENTS = {"tls_client_ca": Path("ca.pem")}
+
+
+@pytest.mark.parametrize(
+    ("running", "new", "fixed"),
+    [
+        ({}, CERTIFICATE, ["POMELO_TLS_CERT", "POMELO_TLS_KEY"]),
+        (CERTIFICATE, {}, ["POMELO_TLS_CERT", "POMELO_TLS_KEY"]),
+        (CERTIFICATE, CERTIFICATE | CLIENTS, ["POMELO_TLS_CLIENT_CA"]),
+        (CERTIFICATE, {"tls_cert": Path("new.pem"), "tls_key": Path("new key.pem")}, []),
+        *[({name: "127.0.0.1:5000"}, {name: "127.0.0.1:0"}, []) for name in ("rest", "grpc", "admin")],
+        ({"rest": ""}, {"rest": "127.0.0.1:0"}, ["POMELO_REST"]),
+        ({"admin": "127.0.0.1:5000"}, {"admin": "127.0.0.1:5001"}, ["POMELO_ADMIN"]),
+    ],
+)
+def test_a_change_that_needs_a_restart_is_named_and_not_made(
+    running: dict[str, Any], new: dict[str, Any], fixed: list[str]
+) -> None:
+    before, after = Settings().model_copy(update=running), Settings().model_copy(update=new)
+    merged, named = merge(before, after)
+    assert named == fixed
+    expected = before if fixed else after
+    assert (merged.tls_cert, merged.tls_key, merged.tls_client_ca) == (
+        *(expected.tls_cert, expected.tls_key),
+        expected.tls_client_ca,
+    )
+    assert (merged.rest, merged.grpc, merged.admin) == (before.rest, before.grpc, before.admin)
