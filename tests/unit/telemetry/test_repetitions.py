@@ -46,6 +46,20 @@ def test_the_first_lines_of_an_account_and_code_are_written(
     assert len(reported) == 3
 
 
+def test_a_window_begins_with_the_first_line_after_the_end_of_the_one_before(
+    limited: Repetitions, clock: Clock
+) -> None:
+    kind = "acme", "not_found"
+    assert [limited.admits(*kind) for _ in range(4)] == [True] * 3 + [False]
+    clock.now += 50.0
+    limited.flush()
+    assert [limited.admits(*kind) for _ in range(4)] == [True] * 3 + [False]
+    clock.now += 59.0
+    assert not limited.admits(*kind)
+    clock.now += 1.0
+    assert limited.admits(*kind)
+
+
 def test_what_was_not_written_is_reported_even_if_no_line_follows() -> None:
     reported: Reported = []
     ended = threading.Event()
