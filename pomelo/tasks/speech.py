@@ -214,8 +214,7 @@ class SpeechCollector(Collector):
         if self._context.keep or (not self._context.stream and self._size > MAX_INLINE_FALLBACK):
             raise error
         if not self._context.stream:
-            before = self._size - len(last)
-            self._chunks = [writer.contents()[:before], last]
+            self._chunks = [writer.contents(), last]
             self._max_inline = MAX_INLINE_FALLBACK
         writer.close()
         self._writer = None

@@ -70,7 +70,12 @@ def test_cancelled_speech_costs_between_one_character_and_all(ms: float, charact
 def test_interrupted_speech_costs_the_spoken_characters_at_its_speed(speed: float | None) -> None:
     # The sandbox speaks a character in 60 ms at speed 1.
     ms = round(100 * 60 / (speed or 1))
-    assert 89 <= interrupted(ALL_1000, speech(speed), ms * 32).characters <= 91
+    assert interrupted(ALL_1000, speech(speed), ms * 32).characters == 90
+
+
+def test_a_product_that_is_not_exact_is_no_character_more() -> None:
+    assert 6_000 * 15 * 1.1 > 99_000
+    assert interrupted(ALL_1000, speech(1.1), 6_000 * 32).characters == 99
 
 
 @pytest.mark.parametrize(
@@ -87,12 +92,15 @@ def test_interrupted_speech_is_billed_at_the_speed_sent_to_the_vendor(
     fitted = fit(Given(speech(0.25)), model, route).input
     estimate = definition_of(model.name).estimate(fitted, model, route, AudioInfo())
     ms = round(100 * 60 / sent_speed)
-    assert 89 <= interrupted(estimate, fitted, ms * 32).characters <= 91
+    assert interrupted(estimate, fitted, ms * 32).characters == 90
 
 
 @pytest.mark.parametrize(
     ("speed", "answered", "billed"),
-    [(None, 4_000, 4_000), (0.7, 4_000, 2_800), (1.2, 4_000, 4_800), (None, 1, 1), (None, 90_000, 10_000)],
+    [
+        *((None, 4_000, 4_000), (0.7, 4_000, 2_800), (1.2, 4_000, 4_800), (1.1, 4_000, 4_400)),
+        *((1.1, 4_001, 4_402), (None, 1, 1), (None, 90_000, 10_000)),
+    ],
 )
 def test_interrupted_speech_to_speech_costs_the_input_that_was_spoken(
     speed: float | None, answered: int, billed: int
@@ -103,7 +111,7 @@ def test_interrupted_speech_to_speech_costs_the_input_that_was_spoken(
         given.voice_settings.speed = speed
     collected = collector("eleven-labs-sts", stream=True, delivery=INLINE, given=given, estimate=estimate)
     collected.add(chunk(bytes(answered * 32), SAMPLES))
-    assert collected.partial_usage(given).audio_ms == pytest.approx(billed, abs=1)
+    assert collected.partial_usage(given).audio_ms == billed
 
 
 def test_interrupted_audio_that_cannot_be_measured_costs_its_whole_input() -> None:
