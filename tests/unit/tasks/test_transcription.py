@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import inf, nan
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from pomelo.catalog.pricing import Usage
 from pomelo.fields import MANY_WORDS
@@ -76,6 +77,22 @@ def test_times_that_are_no_numbers_are_replaced_by_those_before() -> None:
     result, _, _ = transcript(5.0, [(0.5, 1.0), (nan, 2.0), (2.5, inf), (nan, nan)])
     times = [(from_duration(word.start_offset), from_duration(word.end_offset)) for word in result.words]
     assert times == [(0.5, 1.0), (1.0, 2.0), (2.5, 2.5), (2.5, 2.5)]
+
+
+def test_times_that_are_no_durations_are_replaced_by_those_before() -> None:
+    wrong = Duration(seconds=5, nanos=-1)
+    collected = collector("eleven-labs-stt", estimate=Estimate(Usage(audio_ms=9_000), Usage(audio_ms=9_000)))
+    event = TaskEvent()
+    words = event.completed.transcription.words
+    words.add(start_offset=Duration(seconds=1), end_offset=Duration(seconds=2))
+    words.add(start_offset=wrong, end_offset=Duration(seconds=3))
+    words.add(start_offset=Duration(seconds=4), end_offset=wrong)
+    collected.add(event)
+    offsets = [
+        (from_duration(word.start_offset), from_duration(word.end_offset))
+        for word in finish(collected).transcription.words
+    ]
+    assert offsets == [(1, 2), (2, 3), (4, 4)]
 
 
 @pytest.mark.parametrize(
