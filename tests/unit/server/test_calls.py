@@ -227,6 +227,24 @@ async def test_the_files_of_a_task_count_as_its_message(size: int, counted: bool
         assert bool(opened.services.visits[0].refused) == counted
 
 
+async def test_the_bytes_of_a_message_are_reserved_before_it_is_parsed() -> None:
+    request = RunTaskRequest(spec=TaskSpec(model="gpt-4", text=TextInput(stop=["end"])))
+    async with serve_scripted() as opened:
+        run = opened.channel.unary_unary("/pomelo.v1.TaskService/RunTask")
+        await end(run(request.SerializeToString(), metadata=bearer(KEY)))
+        assert opened.services.visits[0].reserved == [request.ByteSize()]
+
+
+async def test_a_large_task_that_was_counted_already_is_not_counted_again_when_it_is_refused() -> None:
+    async def refuse(call: Call) -> None:
+        call.reserved, call.file_bytes = True, SMALL_MESSAGE
+        raise invalid("messages", "shorter")
+
+    async with serve_scripted(ScriptedServices(before=refuse)) as opened:
+        assert reason_of(await failure(opened.task("RunTask"))) == "invalid_parameter"
+        assert opened.services.visits[0].refused == []
+
+
 @pytest.mark.parametrize(
     "gateway", [GATEWAY, PROOF.metadata("rest", "192.0.2.7", ""), []], ids=["proven", "not proven", "none"]
 )
