@@ -36,6 +36,16 @@ _VARIABLE = (
     (re.compile(r'("b64_json":"[\w+/]{8})[\w+/=]{100,}"'), r'\1…"'),
     (re.compile(r'"key_id":"\w+"'), '"key_id":"…"'),
 )
+_HEADERS_OF_ALL = (
+    "Cache-Control: no-store",
+    "Content-Security-Policy: frame-ancestors 'none'",
+    "Date: …",
+    "Server: pomelo",
+    "X-Content-Type-Options: nosniff",
+    "X-Frame-Options: DENY",
+)
+"""What every answer has once; the recorded headers are the others."""
+
 _VARIABLE_HEADERS = {"Date", "X-RateLimit-Reset", "X-RateLimit-Reset-Tokens"}
 _OTHER_REQUESTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("models", "GET /api/v1/models", {}),
@@ -64,7 +74,7 @@ def normalize(text: str) -> str:
 
 
 async def describe(answer: aiohttp.ClientResponse) -> str:
-    """A response as text: status, sorted headers, and the body or its digest."""
+    """A response as text: status, sorted headers without those of all, and the body or its digest."""
     body = await answer.read()
     has_media = answer.content_type.startswith(("image/", "audio/"))
     text = normalize("media" if has_media else body.decode())
@@ -73,9 +83,11 @@ async def describe(answer: aiohttp.ClientResponse) -> str:
     headers = sorted(
         f"{name}: {'…' if name in variable else value}" for name, value in answer.headers.items()
     )
+    own = [header for header in headers if header not in _HEADERS_OF_ALL]
+    wrong = [f"not once: {header}" for header in _HEADERS_OF_ALL if headers.count(header) != 1]
     if len(text) > _LONGEST:
         text = f"{len(text)} characters {hashlib.sha256(text.encode()).hexdigest()}"
-    return normalize("\n".join([f"{answer.status} {answer.reason}", *headers])) + f"\n\n{text.strip()}\n"
+    return normalize("\n".join([f"{answer.status} {answer.reason}", *own, *wrong])) + f"\n\n{text.strip()}\n"
 
 
 @pytest.fixture(scope="module")
