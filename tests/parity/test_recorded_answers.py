@@ -46,6 +46,9 @@ _HEADERS_OF_ALL = (
 )
 """What every answer has once; the recorded headers are the others."""
 
+_LIMIT = "X-RateLimit-"
+"""The headers that begin so are in one line."""
+
 _VARIABLE_HEADERS = {"Date", "X-RateLimit-Reset", "X-RateLimit-Reset-Tokens"}
 _OTHER_REQUESTS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("models", "GET /api/v1/models", {}),
@@ -83,7 +86,10 @@ async def describe(answer: aiohttp.ClientResponse) -> str:
     headers = sorted(
         f"{name}: {'…' if name in variable else value}" for name, value in answer.headers.items()
     )
-    own = [header for header in headers if header not in _HEADERS_OF_ALL]
+    own = [header for header in headers if header not in _HEADERS_OF_ALL and not header.startswith(_LIMIT)]
+    limits = [header.removeprefix(_LIMIT) for header in headers if header.startswith(_LIMIT)]
+    if limits:
+        own.append("X-RateLimit: " + ", ".join(limits))
     wrong = [f"not once: {header}" for header in _HEADERS_OF_ALL if headers.count(header) != 1]
     if len(text) > _LONGEST:
         text = f"{len(text)} characters {hashlib.sha256(text.encode()).hexdigest()}"
