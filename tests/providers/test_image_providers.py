@@ -32,7 +32,6 @@ from tests.providers.rig import (
     Rig,
     check_left,
     check_no_secrets,
-    open_provider,
     open_rig,
     read_all,
 )
@@ -96,14 +95,6 @@ def _vendor(request: pytest.FixtureRequest) -> Vendor:
 async def _rig(vendor: Vendor) -> AsyncIterator[Rig]:
     async with open_rig(vendor.make, vendor.name, **vendor.options) as rig:
         yield rig
-
-
-@pytest.mark.parametrize(
-    ("key", "configured"), [(None, False), (" ", False), ("  ", False), ("k", True), (" k ", True)]
-)
-async def test_without_a_key_it_is_not_configured(vendor: Vendor, key: str | None, configured: bool) -> None:
-    async with open_provider(vendor.make, "https://api.example", key=key) as provider:
-        assert provider.configured is configured
 
 
 @pytest.mark.parametrize("name", ["", "png", "jpeg", "webp"])

@@ -17,7 +17,9 @@ from pomelo.testing.faults import FAULTS, VENDOR_SPECIFIC, unsupported_faults
 from pomelo.testing.suite import LIMIT, Case, Subject, cases, run
 from pomelo.testing.upstream import PROTOCOLS
 from tests.providers import acme
+from tests.providers.rig import open_provider, read_all
 from tests.providers.subjects import SUBJECTS
+from tests.unit.refusals import refused
 
 CASES = [case for subject in SUBJECTS for case in cases(subject)]
 (NO_TLS,) = [fault for fault in FAULTS if fault.name == "no TLS"]
@@ -26,6 +28,47 @@ CASES = [case for subject in SUBJECTS for case in cases(subject)]
 @pytest.mark.parametrize("case", CASES, ids=str)
 async def test_a_built_in_provider_keeps_the_contract(case: Case) -> None:
     (await run(case)).check()
+
+
+SUBJECT = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+
+
+@SUBJECT
+@pytest.mark.parametrize(
+    ("key", "configured"), [(None, False), ("", False), ("  ", False), ("k", True), (" k ", True)]
+)
+async def test_without_a_key_it_is_not_configured(
+    subject: Subject, key: str | None, configured: bool
+) -> None:
+    async with open_provider(subject.make, "https://api.example", key=key) as provider:
+        assert provider.configured is configured
+
+
+@SUBJECT
+@pytest.mark.parametrize("key", ["sk\r\nX-Evil: 1", "sk\x00"])
+async def test_a_key_that_is_not_a_valid_header_fails_and_is_not_shown(
+    subject: Subject, upstream: FaultUpstream, key: str
+) -> None:
+    async with open_provider(subject.make, subject.base_url(upstream), key=key) as provider:
+        for job in subject.jobs:
+            with refused("provider_failed") as raised:
+                await read_all(provider, job)
+            assert "Evil" not in repr(raised.value)
+    assert upstream.requests == []
+
+
+@SUBJECT
+async def test_a_base_url_may_end_with_a_slash(subject: Subject, upstream: FaultUpstream) -> None:
+    paths = []
+    for end in ("", "/"):
+        async with open_provider(subject.make, subject.base_url(upstream) + end) as provider:
+            for job in subject.jobs:
+                assert await read_all(provider, job)
+        paths.append([received.path for received in upstream.requests if received.method == "POST"])
+        upstream.requests.clear()
+    assert len(paths[0]) == len(subject.jobs)
+    assert paths[0] == paths[1]
+    assert "//" not in "".join(paths[0])
 
 
 def test_every_built_in_provider_is_tested() -> None:

@@ -232,32 +232,6 @@ async def test_a_long_answer_may_be_one_event(vendor: Vendor, rig: Rig) -> None:
     assert finish_reason(answer)
 
 
-@pytest.mark.parametrize("key", ["sk\r\nX-Evil: 1", "sk\x00"])
-async def test_a_key_that_is_not_a_valid_header_fails_and_is_not_shown(
-    vendor: Vendor, rig: Rig, key: str
-) -> None:
-    async with open_provider(vendor.make, base_url(rig, vendor.server), key=key) as provider:
-        error, _ = await failure(provider, vendor.job(stream=False))
-    assert error.code == "provider_failed"
-    assert rig.requests == []
-
-
-@pytest.mark.parametrize("key", [None, "", "  "])
-async def test_without_a_key_it_is_not_configured(vendor: Vendor, rig: Rig, key: str | None) -> None:
-    async with open_provider(vendor.make, base_url(rig, vendor.server), key=key) as provider:
-        assert not provider.configured
-    async with open_provider(vendor.make, base_url(rig, vendor.server)) as provider:
-        assert provider.configured
-
-
-async def test_a_base_url_may_end_with_a_slash(vendor: Vendor, upstream: FaultUpstream) -> None:
-    for end in ("", "/"):
-        async with open_provider(vendor.make, base_url(upstream, vendor.server) + end) as provider:
-            assert finish_reason(await read_all(provider, vendor.job(stream=False)))
-    assert upstream.requests[0].path == upstream.requests[1].path
-    assert "//" not in upstream.requests[0].path
-
-
 async def test_concurrent_streams_do_not_mix(vendor: Vendor, rig: Rig) -> None:
     rig.default = lambda received: vendor.protocol.Answer(f"{received.prompt} " * 20)(received)
 

@@ -281,35 +281,6 @@ async def test_the_catalogues_own_rows_are_accepted(rig: Rig) -> None:
         await transcript(rig.provider, job(result, route=route))
 
 
-@pytest.mark.parametrize("base", ["", "/"])
-async def test_a_base_url_may_end_with_a_slash(rig: Rig, base: str) -> None:
-    async with open_provider(MAKE, rig.elevenlabs_base_url + base) as provider:
-        await read_audio(provider, job())
-        await transcript(provider, job(SpeechToTextInput()))
-    assert [received.path for received in rig.requests] == [
-        f"/elevenlabs/v1/text-to-speech/{ADAM}",
-        "/elevenlabs/v1/speech-to-text",
-    ]
-
-
-@pytest.mark.parametrize("key", [None, "", "  "])
-async def test_without_a_key_it_is_not_configured(rig: Rig, key: str | None) -> None:
-    async with open_provider(MAKE, rig.elevenlabs_base_url, key=key) as provider:
-        assert not provider.configured
-    async with open_provider(MAKE, rig.elevenlabs_base_url) as provider:
-        assert provider.configured
-
-
-@pytest.mark.parametrize("key", ["xi\r\nX-Evil: 1", "xi\x00"])
-async def test_a_key_that_is_not_a_valid_header_fails_and_is_not_shown(rig: Rig, key: str) -> None:
-    async with open_provider(MAKE, rig.elevenlabs_base_url, key=key) as provider:
-        for speech_input in (None, SpeechToTextInput()):
-            error, _ = await failure(provider, job(speech_input))
-            assert error.code == "provider_failed"
-            assert "Evil" not in repr(error)
-    assert rig.requests == []
-
-
 async def test_the_list_of_voices_is_not_requested_for_a_default_voice_or_an_id(rig: Rig) -> None:
     rig.default = lambda received: (VoiceList() if "voices" in received.path else Speech())(received)
     for voice in ("adam", " ADAM", "Rachel", "x" * 20):
