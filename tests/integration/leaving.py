@@ -8,13 +8,12 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import pytest
-
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest, StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from tests.app import RunningApp
 from tests.calls import bearer
 from tests.tasks import to_options, to_task
+from tests.waiting import cancel
 
 
 class LeavingClient:
@@ -44,9 +43,7 @@ class LeavingClient:
 
     async def leave(self) -> None:
         """Cancels the task, whatever it is waiting for."""
-        self.task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await self.task
+        await cancel(self.task)
 
     async def _receive(self, audio: bytes = b"") -> None:
         async with self._received:

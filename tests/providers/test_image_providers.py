@@ -36,7 +36,7 @@ from tests.providers.rig import (
     read_all,
 )
 from tests.unit.providers.names import Names
-from tests.waiting import until
+from tests.waiting import cancel, until
 
 NOW: dict[str, Any] = {"interval": 0.001}
 PENDING = status("Pending")
@@ -226,9 +226,7 @@ async def test_cancelling_closes_everything_immediately(vendor: Vendor, stage: s
         else:
             await gate.reached.wait()
         since = asyncio.get_running_loop().time()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await cancel(task)
         seen = len(rig.requests)
         if not between:
             await check_left(rig.requests[-1], since)

@@ -32,6 +32,7 @@ from tests.providers.elevenlabs.rig import (
 )
 from tests.providers.rig import KEY, Rig
 from tests.unit.refusals import refused
+from tests.waiting import cancel
 from tests.wav import A_LAW, MU_LAW, PCM, wav_file
 
 
@@ -151,9 +152,7 @@ async def test_files_are_closed_however_a_call_ends(rig: Rig, tmp_path: Path) ->
     rig.script(Transcript(before=(gate,)))
     task = asyncio.create_task(transcript(rig.provider, speech_job))
     await gate.reached.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancel(task)
     assert [file.path for file in psutil.Process().open_files() if "audio.mp3" in file.path] == []
 
 

@@ -20,6 +20,7 @@ from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.testing import Answer, Gate, Stop, error_reply
 from tests.unit.engine.routing_rig import BUSY, FailingProvider, Rig
+from tests.waiting import cancel
 
 ACCOUNTS = pytest.mark.parametrize("accounts", [("a",), ("a", "b")], ids=["one account", "two accounts"])
 
@@ -169,9 +170,7 @@ async def test_a_cancelled_probe_lets_another_account_probe_immediately(rig: Rig
     probe = asyncio.create_task(rig.ask(router, "a"))
     await gate.reached.wait()
     assert await rig.ask(router, "b") == "from two"
-    probe.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await probe
+    await cancel(probe)
     rig.one.default = Answer("recovered")
     assert await rig.ask(router, "b") == "recovered"
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pomelo.providers.cancellation import SelfCancelledError, await_bounded
+from tests.waiting import cancel
 
 
 async def test_a_value_after_a_cancellation_that_was_ignored_is_not_returned() -> None:
@@ -29,9 +30,7 @@ async def test_a_value_after_a_cancellation_that_was_ignored_is_not_returned() -
 
     task = asyncio.create_task(call())
     await began.wait()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancel(task)
 
 
 async def answer() -> int:

@@ -13,6 +13,7 @@ from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import ConnectionLimiter
 from tests.unit.providers.raw_server import CHAT, OK, RawServer, raw_server, sends
+from tests.waiting import cancel
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{}"
 REFUSED = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\n{}"
@@ -79,7 +80,5 @@ async def test_a_request_that_is_cancelled_gives_its_place_back(request_of: Requ
             for _ in range(5):  # the response arrives, and is waited for
                 await asyncio.sleep(0)
         assert limiter.in_use == 1
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
+        await cancel(asking)
         assert is_idle(limiter)

@@ -13,6 +13,7 @@ import pytest
 from pomelo.runtime.process import CancelScope
 from tests.lost_errors import lost_errors
 from tests.unit.loop import iterations
+from tests.waiting import cancel
 
 now = asyncio.get_running_loop
 
@@ -199,9 +200,7 @@ async def test_a_cancellation_from_outside_is_not_the_scopes() -> None:
     for expires in (False, True):
         task = asyncio.create_task(body(expires=expires))
         await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await cancel(task)
     assert ended == [False, False]
 
 

@@ -9,6 +9,7 @@ import pytest
 from pomelo.runtime.in_flight import MIB, FairSemaphore, InFlight, InFlightLimits
 from tests.unit.loop import iterations
 from tests.unit.refusals import refused
+from tests.waiting import cancel
 
 SMALL = InFlightLimits(calls=5, account_calls=3, bytes=100, account_bytes=60)
 
@@ -281,7 +282,5 @@ async def test_a_slot_is_free_after_its_only_waiter_was_cancelled() -> None:
 async def test_a_cancelled_waiter_is_not_kept_in_the_queue() -> None:
     semaphore = FairSemaphore(1)
     (cancelled,) = await waiting(semaphore, 1)
-    cancelled.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await cancelled
+    await cancel(cancelled)
     assert not semaphore._owners["a"].waiters

@@ -15,7 +15,7 @@ from tests.calls import call_of
 from tests.tasks import text_body, text_task
 from tests.unit.engine.apps import EngineApp, open_engine
 from tests.unit.telemetry.reports import Reports
-from tests.waiting import until
+from tests.waiting import cancel, until
 
 STREAM = pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 BUSY = error_reply(503, code="busy", headers={"x-request-id": "req_vendor"})
@@ -181,9 +181,7 @@ async def test_a_task_that_is_cancelled_just_before_its_deadline_is_late(
     running = asyncio.create_task(engine.app.services.tasks.run_task(text_task(), TaskOptions(), call))
     await gate.reached.wait()
     call.deadline = asyncio.get_running_loop().time() + left
-    running.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await running
+    await cancel(running)
     (report,) = reports.tasks
     assert (report.outcome, report.code, report.provider) == (outcome, code, "openai")
     await engine.settled(account)

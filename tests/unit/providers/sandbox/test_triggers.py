@@ -31,6 +31,7 @@ from tests.unit.providers.sandbox.sandbox_jobs import (
     user_input,
 )
 from tests.unit.refusals import refused
+from tests.waiting import cancel
 
 FRONT_END_ERRORS = {"unsupported_media_type", "not_found", "method_not_allowed", "model_not_found"}
 CODES = sorted(set(TABLE) - FRONT_END_ERRORS)
@@ -213,9 +214,7 @@ async def test_a_stall_lasts_until_it_is_cancelled(sandbox: Sandbox, task_type: 
         async with asyncio.timeout(0.2):
             await asyncio.shield(task)
     assert not task.done()
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
+    await cancel(task)
 
 
 async def test_a_trigger_in_generated_speech_takes_effect_when_it_is_recognized() -> None:
