@@ -33,36 +33,11 @@ from tests.contract.earlier_files import left_by, open_at
 from tests.contract.ledger_rig import wallets
 from tests.limits import counters
 
-# Recorded from version 1, not created with MIGRATIONS: released migrations must not change.
-VERSION_1 = """
-    PRAGMA application_id = 1347243087;
-    CREATE TABLE migrations (version INTEGER NOT NULL PRIMARY KEY, applied REAL NOT NULL) STRICT;
-    CREATE TABLE accounts (name TEXT NOT NULL PRIMARY KEY) STRICT, WITHOUT ROWID;
-    CREATE TABLE keys (
-        key_id TEXT NOT NULL PRIMARY KEY,
-        account TEXT NOT NULL REFERENCES accounts (name),
-        live INTEGER NOT NULL CHECK (live IN (0, 1)),
-        digest BLOB NOT NULL,
-        models TEXT NOT NULL,
-        created REAL NOT NULL,
-        expires REAL,
-        revoked REAL
-    ) STRICT, WITHOUT ROWID;
-    INSERT INTO migrations VALUES (1, 1790000000.5);
-    INSERT INTO accounts VALUES ('default'), ('acme');
-    INSERT INTO keys VALUES
-        ('k1', 'default', 1, x'00ff', '["gpt-4"]', 1790000001.5, NULL, NULL),
-        ('k2', 'default', 0, x'01', '[]', 1790000002.5, 1890000000.5, 1790000003.5),
-        ('k3', 'acme', 0, x'02', '[]', 1790000004.5, NULL, NULL);
-"""
-
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    with closing(sqlite3.connect(tmp_path / "pomelo.db")) as old:
-        old.execute("PRAGMA journal_mode = WAL")
-        old.executescript(VERSION_1)
-    return tmp_path / "pomelo.db"
+    """A file as version 1 left it."""
+    return left_by(1, tmp_path)
 
 
 @pytest.fixture
