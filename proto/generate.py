@@ -1,7 +1,8 @@
 """Generates pomelo/gen from proto/ (`make gen`); a test compares the two.
 
 protoc writes absolute imports of the proto packages (`pomelo.v1`), which are rewritten to the Python packages
-(`pomelo.gen.v1`).
+(`pomelo.gen.v1`). The experimental functions that grpc adds to each service, which nothing calls and the type
+stubs lack, are left out.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from grpc_tools import protoc
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "pomelo" / "gen"
 _IMPORT = re.compile(r"\bpomelo\.((?:\w+\.)*v\d+)(?= import|\.\w+_pb2)")
+_EXPERIMENTAL = "\n\n # This class is part of an EXPERIMENTAL API."
+"""The beginning of the end of a module with a service."""
 
 
 def generate(target: Path) -> None:
@@ -48,7 +51,7 @@ def generate(target: Path) -> None:
                 continue  # a file without a service
             path = target / source.relative_to(generated)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(_IMPORT.sub(r"pomelo.gen.\1", text))
+            path.write_text(_IMPORT.sub(r"pomelo.gen.\1", text.partition(_EXPERIMENTAL)[0]))
 
 
 if __name__ == "__main__":
