@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import shutil
 import sys
-from asyncio.subprocess import PIPE
 from base64 import b64decode
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +15,7 @@ import aiohttp
 import av
 import pytest
 
+from tests.integration.commands import output_of
 from tests.serving import Served
 
 PAGE = Path(__file__).parents[2] / "docs" / "rest-api.md"
@@ -62,11 +61,7 @@ async def run(language: str, code: str, folder: Path) -> str:
     command = (*COMMANDS[language], code)
     if shutil.which(command[0]) is None or (language == "bash" and shutil.which("curl") is None):
         pytest.skip(f"{command[0]} or curl is not on this machine")
-    process = await asyncio.create_subprocess_exec(*command, cwd=folder, stdout=PIPE, stderr=PIPE)
-    async with asyncio.timeout(60):
-        out, error = await process.communicate()
-    assert process.returncode == 0, error.decode()
-    return out.decode()
+    return await output_of(*command, cwd=folder)
 
 
 def test_the_page_has_examples() -> None:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import sys
-from asyncio.subprocess import PIPE
 from pathlib import Path
 
 import grpc
@@ -21,6 +20,7 @@ from pomelo.server.call_limits import CallLimits
 from pomelo.server.server import ServerOptions
 from tests import node_client
 from tests.calls import bearer
+from tests.integration.commands import output_of
 from tests.protobuf.contract import ROOT, Contract
 from tests.protobuf.test_python_stubs import generate
 from tests.serving import Served
@@ -52,13 +52,7 @@ async def run(served: Served, folder: Path, *command: str, **variables: str) -> 
     code = command[-1].replace("127.0.0.1:50051", f"127.0.0.1:{served.grpc_port}")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "POMELO_KEY": served.key, **variables}
-    process = await asyncio.create_subprocess_exec(
-        *command[:-1], code, cwd=folder, env=environment, stdout=PIPE, stderr=PIPE
-    )
-    async with asyncio.timeout(60):
-        out, error = await process.communicate()
-    assert process.returncode == 0, error.decode()
-    return out.decode()
+    return await output_of(*command[:-1], code, cwd=folder, env=environment)
 
 
 def test_every_block_is_run() -> None:

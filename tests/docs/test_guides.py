@@ -6,18 +6,17 @@ anything.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import re
 import shutil
 import sys
-from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from tests.docs.blocks import blocks_of
+from tests.integration.commands import output_of
 from tests.serving import Served
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -89,18 +88,9 @@ async def test_an_example_prints_what_the_guide_shows(
     command = COMMANDS[example.language]
     if shutil.which(command[0]) is None or (example.language == "bash" and shutil.which("curl") is None):
         pytest.skip(f"{command[0]} or curl is not on this machine")
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        example.code,
-        cwd=tmp_path,
-        env={**os.environ, "URL": served.url, "KEY": served.key},
-        stdout=PIPE,
-        stderr=PIPE,
-    )
-    async with asyncio.timeout(60):
-        out, error = await process.communicate()
-    assert process.returncode == 0, error.decode()
-    printed = out.decode().replace("\r\n", "\n").strip()
+    variables = {**os.environ, "URL": served.url, "KEY": served.key}
+    out = await output_of(*command, example.code, cwd=tmp_path, env=variables)
+    printed = out.replace("\r\n", "\n").strip()
     shown = ".*".join(map(re.escape, example.output.strip().split("…")))
     assert re.fullmatch(shown, printed, re.DOTALL), printed
 
@@ -109,19 +99,10 @@ async def test_the_commands_of_the_sandbox_page(served: Served, tmp_path: Path) 
     if shutil.which("curl") is None:
         pytest.skip("curl is not on this machine")
     commands = [block for block in blocks_of(DOCS / "sandbox.md") if "curl " in block.code]
-    printed = []
-    for block in commands:  # some of them read the file that one before them has written
-        process = await asyncio.create_subprocess_exec(
-            *(*COMMANDS["bash"], block.code),
-            cwd=tmp_path,
-            env={**os.environ, "URL": served.url, "KEY": served.key},
-            stdout=PIPE,
-            stderr=PIPE,
-        )
-        async with asyncio.timeout(60):
-            out, error = await process.communicate()
-        assert process.returncode == 0, error.decode()
-        printed.append(out.decode())
+    variables = {**os.environ, "URL": served.url, "KEY": served.key}
+    printed = [  # some of them read the file that one before them has written
+        await output_of(*COMMANDS["bash"], block.code, cwd=tmp_path, env=variables) for block in commands
+    ]
     stream, calls, image, speech, changed, transcript, triggers = printed
     assert stream.endswith("data: [DONE]\n\n")
     assert stream.count("task.completion.chunk") > 200

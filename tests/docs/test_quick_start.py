@@ -16,6 +16,7 @@ import pytest
 
 from tests import node_client
 from tests.docs.blocks import blocks_of
+from tests.integration.commands import output_of
 from tests.protobuf.contract import ENVIRONMENT, ROOT
 from tests.serving import Served
 
@@ -62,13 +63,7 @@ def of(served: Served, code: str) -> str:
 async def run(served: Served, folder: Path, command: str, **variables: str) -> str:
     """Returns the output of a shell command, after the one that sets the key."""
     environment = {**os.environ, "POMELO_TARGET": f"127.0.0.1:{served.grpc_port}", **variables}
-    process = await asyncio.create_subprocess_exec(
-        "bash", "-ec", KEY + command, cwd=folder, env=environment, stdout=PIPE, stderr=PIPE
-    )
-    async with asyncio.timeout(60):
-        out, error = await process.communicate()
-    assert process.returncode == 0, error.decode()
-    return out.decode()
+    return await output_of("bash", "-ec", KEY + command, cwd=folder, env=environment)
 
 
 def needs(*commands: str) -> None:

@@ -76,6 +76,15 @@ async def pomelo(folder: Path, *arguments: str, stdin: str = "", **variables: st
     return CommandResult(status, out, error.decode())
 
 
+async def output_of(*command: str, **options: Any) -> str:
+    """Returns the output of a program, which must succeed; `options` are those of its process."""
+    process = await asyncio.create_subprocess_exec(*command, stdout=PIPE, stderr=PIPE, **options)
+    async with asyncio.timeout(60):
+        out, error = await process.communicate()
+    assert process.returncode == 0, error.decode()
+    return out.decode()
+
+
 async def pomelo_json(folder: Path, *arguments: str, **variables: str) -> Any:
     """Returns the JSON that a command prints."""
     result = await pomelo(folder, *arguments, "--json", **variables)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import shutil
 import sys
-from asyncio.subprocess import PIPE
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.integration.commands import output_of
 from tests.serving import Served
 
 BUF = shutil.which("buf", path=str(Path(sys.executable).parent)) or shutil.which("buf")
@@ -29,18 +28,13 @@ TASKS: dict[str, dict[str, Any]] = {
 async def curl(served: Served, method: str, request: dict[str, Any]) -> list[dict[str, Any]]:
     """Calls a method; returns the messages of its response."""
     assert BUF is not None, "buf is among the development dependencies"
-    process = await asyncio.create_subprocess_exec(
+    out = await output_of(
         *(BUF, "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--reflect"),
         *("-H", f"authorization: Bearer {served.key}", "-d", json.dumps(request)),
         f"http://127.0.0.1:{served.grpc_port}/pomelo.v1.{method}",
-        stdout=PIPE,
-        stderr=PIPE,
     )
-    async with asyncio.timeout(60):
-        out, error = await process.communicate()
-    assert process.returncode == 0, error.decode()
     decoder = json.JSONDecoder()
-    text, messages = out.decode().strip(), []
+    text, messages = out.strip(), []
     while text:
         message, end = decoder.raw_decode(text)
         messages.append(message)

@@ -19,7 +19,7 @@ import pytest
 from rich.cells import cell_len
 
 from tests.driver import TaskRequest
-from tests.integration.commands import create_key, environment, pomelo
+from tests.integration.commands import create_key, environment, output_of, pomelo
 from tests.rest_driver import RestDriver
 from tests.serving import Served
 from tests.tasks import text_body
@@ -108,13 +108,8 @@ async def test_a_shell_completes_commands(tmp_path: Path, shell: str) -> None:
         (tmp_path / "pomelo").chmod(0o700)
         lines = f'{script.out}\nCOMP_WORDS=(pomelo acc); COMP_CWORD=1; _pomelo_completion pomelo; echo "${{COMPREPLY[@]}}"'
         path = f"{tmp_path}:{os.environ['PATH']}"
-        process = await asyncio.create_subprocess_exec(
-            *(bash, "--norc", "-c", lines),
-            env=environment(tmp_path, PATH=path),
-            stdout=asyncio.subprocess.PIPE,
-        )
-        out, _ = await process.communicate()
-        assert out.decode().split() == ["accounts"]
+        out = await output_of(bash, "--norc", "-c", lines, env=environment(tmp_path, PATH=path))
+        assert out.split() == ["accounts"]
 
 
 async def test_wide_characters_stay_in_their_columns(served: Served, http: aiohttp.ClientSession) -> None:
