@@ -19,7 +19,7 @@ from pomelo.providers.http.client import Http
 from pomelo.providers.registry import read_registry
 from pomelo.settings import SettingsError, load
 from pomelo.testing import FaultUpstream, Received, Reply, VendorProtocol, openai_protocol, plain_refusal
-from pomelo.testing.text_answer import DONE
+from pomelo.testing.text_answer import DONE, token_counts
 from tests.docs.blocks import ROOT
 from tests.providers.rig import KEY, SECRETS, check_no_secrets, read_all
 from tests.providers.text_rig import COMPATIBLE, check_last, failure, hi, text
@@ -31,9 +31,9 @@ SAFE = {"hate": {"filtered": False, "severity": "safe"}}
 
 def answer(received: Received) -> Reply:
     """An answer with the results of the content filter."""
-    usage = openai_protocol.token_counts(9, 2) | {"completion_tokens_details": {"reasoning_tokens": 0}}
+    usage = token_counts(9, 2) | {"completion_tokens_details": {"reasoning_tokens": 0}}
     if not received.body.get("stream"):
-        message = {"role": "assistant", "content": "Hi there", "refusal": None, "annotations": []}
+        message: dict[str, Any] = {"role": "assistant", "content": "Hi there", "refusal": None, "annotations": []}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "content_filter_results": SAFE}
         body = {"object": "chat.completion", "choices": [choice], "usage": usage}
         return Reply(steps=(json.dumps(body | {"prompt_filter_results": [{"prompt_index": 0}]}).encode(),))

@@ -142,8 +142,8 @@ class Chat(Vendor):
         self.configured = bool(self._base) and (self.configured or not profile.key_needed)
         self._url = URL(self._base + self.path)
         self._missing: dict[tuple[str, Any], str] = {}
-        """Of models that have refused tool calls without the thoughts behind them, by the effort: what they
-        missed."""
+        """What stands for the thoughts behind tool calls, by model and effort, where a model has refused a
+        request without them and accepted it so: a refusal that only repeats a caller's words teaches nothing."""
         self._json_headers = {**profile.headers, **self._json_headers}
         own_names = {
             profile.max_tokens_field: "max_tokens",
@@ -210,22 +210,24 @@ class Chat(Vendor):
             try:
                 stream = await stack.enter_async_context(opened(self._body(job)))
             except UpstreamError as error:
-                if not self._learns(job, error):
+                if not (missing := self._missing_thoughts(job, error)):
                     raise
-                stream = await stack.enter_async_context(opened(self._body(job)))
+                stream = await stack.enter_async_context(opened(self._body(job, missing)))
+                self._missing[_thinking_mode(job)] = missing
             yield stream
 
     async def complete_text(self, job: Job[TextInput]) -> Event:
         """As `text`, without a stream."""
-        for is_last in (False, True):
-            try:
-                completion = await self._http.request_json(
-                    self._url, self._json_headers, self._body(job), self._error_mapping, surrogates=True
-                )
-                break
-            except UpstreamError as error:
-                if is_last or not self._learns(job, error):
-                    raise
+        ask = partial(
+            self._http.request_json, self._url, self._json_headers, error_mapping=self._error_mapping, surrogates=True
+        )
+        try:
+            completion = await ask(self._body(job))
+        except UpstreamError as error:
+            if not (missing := self._missing_thoughts(job, error)):
+                raise
+            completion = await ask(self._body(job, missing))
+            self._missing[_thinking_mode(job)] = missing
         event = parse_completion(
             completion, self._error_mapping, hidden_thinking=self.profile.hidden_thinking
         )
@@ -233,18 +235,20 @@ class Chat(Vendor):
             job.report.cost = reported_cost(completion.get("usage"))
         return event
 
-    def _learns(self, job: Job[TextInput], error: UpstreamError) -> bool:
-        """Whether a refused request, which costs nothing, can be sent again with placeholders for the missing
-        thoughts behind tool calls. Later requests then have them."""
-        if error.vendor_code not in (MISSING_SIGNATURE, MISSING_TEXT):
-            return False
-        self._missing[job.route.model, _effort(job.input, job.route)] = error.vendor_code
-        return True
+    def _missing_thoughts(self, job: Job[TextInput], error: UpstreamError) -> str:
+        """The code of the refusal of a request, which costs nothing, if it can be sent again with placeholders
+        for the missing thoughts behind tool calls; "" for any other error."""
+        code = error.vendor_code
+        if code not in (MISSING_SIGNATURE, MISSING_TEXT) or code == self._missing.get(_thinking_mode(job)):
+            return ""
+        return code
 
-    def _body(self, job: Job[TextInput]) -> bytes:
+    def _body(self, job: Job[TextInput], missing: str = "") -> bytes:
         text = job.input
         fields = request(job, self.profile)
-        if self._missing and (missing := self._missing.get((job.route.model, _effort(text, job.route)))):
+        if self._missing and not missing:
+            missing = self._missing.get(_thinking_mode(job), "")
+        if missing:
             add_placeholders(fields["messages"], missing)
         body = to_json(fields)
         if text.tools:
@@ -252,6 +256,10 @@ class Chat(Vendor):
         if text.HasField("format"):
             body = with_member(body, "response_format", response_format_json(text.format))
         return body
+
+
+def _thinking_mode(job: Job[TextInput]) -> tuple[str, Any]:
+    return job.route.model, _effort(job.input, job.route)
 
 
 def request(job: Job[TextInput], profile: Profile) -> dict[str, Any]:

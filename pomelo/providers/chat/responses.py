@@ -68,7 +68,7 @@ def parse_completion(completion: Any, error_mapping: ErrorMapping, *, hidden_thi
         finish = _finish_reason(choice, error_mapping)
         # Gemini leaves out the message that its filter withholds.
         message = choice.get("message") or {} if finish == FINISH_REASON_CONTENT_FILTER else choice["message"]
-        content = message.get("content")
+        content: Any = message.get("content")
         if not content and (content := message.get("refusal") or ""):
             finish = _of_refusal(finish)
         if type(content) is list:
