@@ -53,7 +53,7 @@ class HealthServicer:
         request = await rpc.small_message(health_pb2.HealthCheckRequest)
         known = request.service in self._services
         reported = None
-        await rpc.probe()  # otherwise a first response that is not read could not be ended
+        await rpc.send_metadata()  # otherwise a first response that is not read could not be ended
         while True:
             # Read before the write, during which the state may change.
             change, draining = self._readiness.next_change(), self._readiness.draining

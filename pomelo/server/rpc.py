@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -16,7 +15,7 @@ from pomelo.call import Call
 from pomelo.errors import BODY_ERRORS, PomeloError, without_traceback
 from pomelo.network.origin import FORWARDED_KEY, caller_address, network
 from pomelo.runtime.in_flight import FairSemaphore, Ticket
-from pomelo.runtime.process import CancelScope
+from pomelo.runtime.process import CancelScope, shielded
 from pomelo.server import field_limit
 from pomelo.server.call_limits import DEADLINE, TOO_MANY_MESSAGES, ServerState, TimeoutReason
 from pomelo.server.messages import check_request, check_size, parse, receive, too_large
@@ -318,23 +317,22 @@ class Rpc:
         pairs = to_metadata(self.call.response_headers)
         if self.gateway:
             pairs.append((OPEN_KEY, "1"))
-        await self._send_metadata(pairs)
+        await self.send_metadata(pairs)
 
-    async def probe(self) -> None:
-        """Sends empty initial metadata.
+    async def send_metadata(self, pairs: Sequence[tuple[str, str]] = ()) -> None:
+        """Sends initial metadata, also if it is cancelled meanwhile: grpc.aio can't end a call before.
 
         Raises:
             grpc.aio.BaseError: the caller has left.
         """
-        scope, when = self.scope, self.scope.when
-        scope.reschedule(math.inf)  # grpc.aio can't end a call whose initial metadata are being sent
-        await self._send_metadata(())
-        scope.reschedule(when)
-
-    async def _send_metadata(self, pairs: Sequence[tuple[str, str]]) -> None:
         self.opening = True
-        await self._context.send_initial_metadata(pairs)
-        self.opening = False
+        sending = self._loop.create_task(self._context.send_initial_metadata(pairs))
+        try:
+            await shielded(sending)
+        finally:
+            if not sending.done():
+                await asyncio.wait((sending,))
+            self.opening = sending.exception() is not None
 
     async def send(self, message: Message) -> None:
         """Sends one message of a stream; waits until the caller reads."""

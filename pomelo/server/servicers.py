@@ -140,7 +140,7 @@ class ReflectionServicer:
     async def ServerReflectionInfo(self, rpc: Rpc) -> None:
         await rpc.admit_if_known()
         rpc.count_without_key()
-        await rpc.probe()  # otherwise a first answer that is not read could not be ended
+        await rpc.send_metadata()  # otherwise a first answer that is not read could not be ended
         # A response repeats its request.
         while (request := await rpc.next_message(ServerReflectionRequest, SMALL_MESSAGE)) is not None:
             for answer in self._reflection.answers(request):
@@ -188,7 +188,7 @@ async def _chunks(buffered: list[media_pb.UploadMediaRequest], rpc: Rpc) -> Asyn
         return  # refused in any case
     # To grpc.aio a caller who left looks like one who has completed the upload, until it cancels the call a
     # moment later. Sending something reveals the difference.
-    await rpc.probe()
+    await rpc.send_metadata()
 
 
 def _chunk(message: media_pb.UploadMediaRequest) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
@@ -14,6 +15,8 @@ import pytest
 from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaRequest
+from pomelo.gen.v1.task_pb2 import TaskEvent
+from pomelo.runtime.process import CancelScope
 from pomelo.server import rpc
 from pomelo.status import OPEN_KEY
 from tests.calls import as_dict, bearer, end, failure, reason_of
@@ -138,6 +141,29 @@ async def test_a_key_that_is_not_checked_in_time_is_reported_as_one_that_is_not_
         error = await failure(opened.task("RunTask"))
     assert reason_of(error) == "deadline_exceeded"
     assert error.details() == "A call without a key ends after 0.1 seconds. Send a key"
+
+
+@pytest.mark.parametrize("gateway", [False, True])
+async def test_a_stream_whose_deadline_passes_while_it_is_accepted_ends(gateway: bool) -> None:
+    class Late(ScriptedServices):
+        @asynccontextmanager
+        async def stream_task(self, *_: Any) -> AsyncIterator[AsyncIterator[TaskEvent]]:
+            deadline = CancelScope().start()
+
+            async def produce() -> AsyncIterator[TaskEvent]:
+                yield TaskEvent()
+
+            deadline.expire()
+            try:
+                yield produce()
+            except BaseException as error:
+                deadline.ended_by(error)
+                raise PomeloError("deadline_exceeded") from error
+
+    async with asyncio.timeout(20), serve_scripted(Late()) as opened:
+        call = opened.task("StreamTask", metadata=[*bearer(KEY), *(GATEWAY if gateway else ())])
+        assert reason_of(await failure(call)) == "deadline_exceeded"
+        assert "x-request-id" in as_dict(await call.initial_metadata())
 
 
 @METHODS
