@@ -121,9 +121,15 @@ async def test_what_a_model_of_another_provider_thought_is_left_out(
 
 @pytest.mark.parametrize("hint", ["cache_control", "prompt_cache_breakpoint"])
 async def test_a_part_may_have_a_hint_for_a_cache(gateway: GatewayApp, hint: str) -> None:
-    marked = {hint: {"type": "ephemeral"}}
-    parts = [{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": {"url": IMAGE}}]
-    items = [{"type": "input_text", "text": "Hi"}, {"type": "input_image", "image_url": IMAGE}]
+    marked: dict[str, Any] = {hint: {"type": "ephemeral"}}
+    parts: list[dict[str, Any]] = [
+        {"type": "text", "text": "Hi"},
+        {"type": "image_url", "image_url": {"url": IMAGE}},
+    ]
+    items: list[dict[str, Any]] = [
+        {"type": "input_text", "text": "Hi"},
+        {"type": "input_image", "image_url": IMAGE},
+    ]
     for path, name, content in ((CHAT, "messages", parts), (RESPONSES, "input", items)):
         asked = {"role": "user", "content": [part | marked for part in content]}
         async with post(gateway, path, {"model": "gpt-4", name: [asked]}, headers=STRICT) as response:
