@@ -207,7 +207,7 @@ async def test_while_a_worker_drains_its_metrics_can_be_scraped_though_the_first
     streams: dict[str, list[aiohttp.ClientResponse]] = {"0": [], "1": []}
     with RedisServer() as redis:
         async with serve(tmp_path, POMELO_STORE=redis.url, **settings) as served:
-            running = dict.fromkeys((("0",), ("1",)), 0.0)
+            running: dict[tuple[str, ...], float] = {("0",): 0.0, ("1",): 0.0}
             while not all(running.values()):
                 headers = served.headers | {"Connection": "close"}
                 stream = await http.post(f"{served.url}/api/v1/task", json=body, headers=headers)
