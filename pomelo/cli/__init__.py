@@ -81,6 +81,8 @@ def _print_failure(error: Exception) -> None:
         Exception: the error itself, if it is an internal one.
     """
     line = explain(error)
+    if getattr(error, "code", "") == "store_unavailable":
+        line += ". See: pomelo doctor"  # which names the store or archive that fails, and the reason
     settings = sys.modules.get("pomelo.settings")
     # Only settings have errors of several lines; other text stays on one line.
     is_settings_error = settings is not None and isinstance(error, settings.SettingsError)

@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -15,13 +15,14 @@ import typer
 import pomelo
 from pomelo.cli.findings import Finding, report
 from pomelo.cli.server_checks import TIMEOUT, check_grpc, check_rest, get_status
-from pomelo.cli.terminal import Config, Json, counted, explain, format_time
+from pomelo.cli.store_checks import check_store
+from pomelo.cli.terminal import Config, Json, explain, format_time
 
 if TYPE_CHECKING:
     from datetime import date
     from pathlib import Path
 
-    from pomelo.gen.admin.v1.admin_service_pb2 import Account, GetServerResponse, Key
+    from pomelo.gen.admin.v1.admin_service_pb2 import GetServerResponse
     from pomelo.providers import Credentials
     from pomelo.providers.registry import Entry, Registry
     from pomelo.settings import Settings, SettingsError
@@ -71,7 +72,7 @@ def _check(config: Any) -> Iterator[Finding]:
     if served:
         server, finding = _server(settings)
         yield finding
-    yield from _store(settings, served, registry)
+    yield from check_store(settings, served, registry)
     if settings.media:
         yield asyncio.run(check_bucket(settings))
     yield check_grpc(settings, served)
@@ -151,113 +152,6 @@ def _server(settings: Settings) -> tuple[GetServerResponse | None, Finding]:
         detail += f", but this command is of {pomelo.__version__}: restart the server"
         return found, Finding("server", "warning", detail)
     return found, Finding("server", "ok", detail)
-
-
-def _store(settings: Settings, served: bool, registry: Registry | SettingsError) -> Iterator[Finding]:
-    from pomelo.cli.keys import state
-    from pomelo.cli.operator import find_missing, has_database, list_pages
-    from pomelo.gen.admin.v1 import admin_service_pb2 as pb
-    from pomelo.gen.v1.usage_pb2 import Mode
-    from pomelo.stores import check_store
-
-    if settings.uses_sqlite and not served and not has_database(settings):
-        yield Finding("store", "off", "empty: no keys yet")
-        return
-    name = "SQLite" if settings.uses_sqlite else settings.store.partition(":")[0]
-    of_keys, of_accounts = pb.ListKeysRequest(), pb.ListAccountsRequest()
-    try:
-        missing = "" if settings.uses_sqlite or served else find_missing(settings)
-        if missing:
-            asyncio.run(check_store(settings.store_url(), archive=settings.archive_url()))
-            yield Finding("store", "off", f"{name} can be reached, and was not read. {missing}")
-            return
-        key_pages = list_pages(settings, of_keys, lambda operator: operator.list_keys(of_keys))
-        keys = [key for page in key_pages for key in page.keys]
-        account_pages = list_pages(
-            settings, of_accounts, lambda operator: operator.list_accounts(of_accounts)
-        )
-        accounts = [account for page in account_pages for account in page.accounts]
-    except Exception as error:
-        line = explain(error)
-        if line == str(registry):
-            line = "can't be opened without the providers: see below"
-        yield Finding("store", "broken", line)
-        return
-    usable = [key for key in keys if state(key) == "active"]
-    yield from _secret(settings, [key for key in usable if key.previous_secret])
-    yield Finding("store", "ok", f"{name}, {counted(len(keys), 'key')}, {len(usable)} usable")
-    if not settings.uses_sqlite:
-        yield _archive(settings)
-    yield _plans(settings, accounts)
-    yield _credits(accounts, {key.account_id for key in usable if key.mode == Mode.MODE_LIVE})
-
-
-def _archive(settings: Settings) -> Finding:
-    """Reads from the archive, through the running server if there is one: tasks go on without it."""
-    from pomelo.cli.operator import call_operator
-    from pomelo.gen.admin.v1.admin_service_pb2 import ListUsageRequest
-    from pomelo.stores.accounts import DEFAULT_ACCOUNT
-
-    # Of one account: first, the records that are still in Redis are moved to the archive.
-    request = ListUsageRequest(account_id=DEFAULT_ACCOUNT, page_size=1)
-    try:
-        call_operator(settings, lambda operator: operator.list_usage(request), TIMEOUT)
-    except Exception as error:
-        detail = f"usage records can't be read from POMELO_ARCHIVE: {explain(error)}"
-        return Finding("archive", "broken", detail)
-    return Finding("archive", "ok", "usage records can be read")
-
-
-def _secret(settings: Settings, outdated: Sequence[Key]) -> Iterator[Finding]:
-    """Reports, while the root secret is rotated, whether the previous one is still needed."""
-    if not settings.secret_previous:
-        return
-    if not outdated:
-        yield Finding("secret", "ok", "no active key needs POMELO_SECRET_PREVIOUS: you may remove it")
-        return
-    one = len(outdated) == 1
-    yield Finding(
-        "secret",
-        "warning",
-        f"{counted(len(outdated), 'active key')} still {'uses' if one else 'use'} the previous secret: "
-        f"{_join(key.id for key in outdated)}. Keep POMELO_SECRET_PREVIOUS until "
-        f"{'it is' if one else 'they are'} used, or run: pomelo keys rotate {outdated[0].id}",
-    )
-
-
-def _plans(settings: Settings, accounts: Sequence[Account]) -> Finding:
-    blocked = [account for account in accounts if not account.HasField("limits")]
-    if blocked:
-        name, plan = blocked[0].id, blocked[0].plan
-        return Finding(
-            "plans",
-            "broken",
-            f"{_join(account.id for account in blocked)}: blocked, since there is no plan {plan}. "
-            f"Add [plans.{plan}] to pomelo.toml, or run: pomelo accounts plan {name} PLAN",
-        )
-    own = f", {counted(len(settings.plans), 'plan')} of pomelo.toml" if settings.plans else ""
-    return Finding("plans", "ok", f"{counted(len(accounts), 'account')} on an existing plan{own}")
-
-
-def _credits(accounts: Sequence[Account], live: Collection[str]) -> Finding:
-    """Reports accounts with live keys that can't pay. It is normal that an account has spent its credits."""
-    empty = [account.id for account in accounts if account.id in live and account.live.available_micros <= 0]
-    if empty:
-        return Finding(
-            "credits",
-            "off",
-            f"no live credits, but live keys: {_join(empty)}. Run: pomelo accounts grant {empty[0]} CREDITS",
-        )
-    if not live:
-        return Finding("credits", "off", "no live key yet: test keys spend test credits")
-    return Finding("credits", "ok", "every account with a live key has live credits")
-
-
-def _join(names: Iterable[str]) -> str:
-    """Returns the first three names, and how many more there are."""
-    first = list(names)
-    more = f" and {len(first) - 3} more" if len(first) > 3 else ""
-    return ", ".join(first[:3]) + more
 
 
 def _links(settings: Settings) -> Iterator[Finding]:

@@ -99,10 +99,27 @@ async def test_an_archive_that_is_down_is_broken_while_its_server_runs(tmp_path:
                 status, found = await doctor(tmp_path, **variables)
                 assert (status, found["store"][0], found["archive"][0]) == (1, "ok", "broken")
                 assert found["archive"][1].startswith(
-                    "usage records can't be read from POMELO_ARCHIVE: store_un"
+                    "usage records can't be read from POMELO_ARCHIVE: The archive in Postgres can't be used ("
                 )
+                audit = await pomelo(tmp_path, "audit", **variables)
+                assert audit.status == 1
+                assert audit.error.startswith("pomelo: store_unavailable: ")
+                assert audit.error.endswith(". See: pomelo doctor\n")
     finally:
         postgres.close()
+
+
+async def test_a_redis_server_that_is_down_is_named_also_while_its_server_runs(tmp_path: Path) -> None:
+    with RedisServer() as redis:
+        variables = free_addresses() | {"POMELO_STORE": redis.url}
+        async with start_server(tmp_path, **variables):
+            redis.kill()
+            _, found = await doctor(tmp_path, **variables)
+            state, detail = found["store"]
+            assert state == "broken"
+            assert detail.startswith(f"The Redis server at 127.0.0.1:{redis.port} can't be reached: ")
+            listed = await pomelo(tmp_path, "accounts", "list", **variables)
+            assert listed.error.endswith(". See: pomelo doctor\n")
 
 
 async def test_the_bucket_of_media_is_checked(tmp_path: Path) -> None:
