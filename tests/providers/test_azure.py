@@ -33,7 +33,12 @@ def answer(received: Received) -> Reply:
     """An answer with the results of the content filter."""
     usage = token_counts(9, 2) | {"completion_tokens_details": {"reasoning_tokens": 0}}
     if not received.body.get("stream"):
-        message: dict[str, Any] = {"role": "assistant", "content": "Hi there", "refusal": None, "annotations": []}
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": "Hi there",
+            "refusal": None,
+            "annotations": [],
+        }
         choice = {"index": 0, "message": message, "finish_reason": "stop", "content_filter_results": SAFE}
         body = {"object": "chat.completion", "choices": [choice], "usage": usage}
         return Reply(steps=(json.dumps(body | {"prompt_filter_results": [{"prompt_index": 0}]}).encode(),))

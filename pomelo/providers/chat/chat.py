@@ -143,7 +143,7 @@ class Chat(Vendor):
         self._url = URL(self._base + self.path)
         self._missing: dict[tuple[str, Any], str] = {}
         """What stands for the thoughts behind tool calls, by model and effort, where a model has refused a
-        request without them and accepted it so: a refusal that only repeats a caller's words teaches nothing."""
+        request without them and accepted it so. A refusal may just repeat a caller's words."""
         self._json_headers = {**profile.headers, **self._json_headers}
         own_names = {
             profile.max_tokens_field: "max_tokens",
@@ -219,7 +219,11 @@ class Chat(Vendor):
     async def complete_text(self, job: Job[TextInput]) -> Event:
         """As `text`, without a stream."""
         ask = partial(
-            self._http.request_json, self._url, self._json_headers, error_mapping=self._error_mapping, surrogates=True
+            self._http.request_json,
+            self._url,
+            self._json_headers,
+            error_mapping=self._error_mapping,
+            surrogates=True,
         )
         try:
             completion = await ask(self._body(job))
@@ -236,8 +240,8 @@ class Chat(Vendor):
         return event
 
     def _missing_thoughts(self, job: Job[TextInput], error: UpstreamError) -> str:
-        """The code of the refusal of a request, which costs nothing, if it can be sent again with placeholders
-        for the missing thoughts behind tool calls; "" for any other error."""
+        """The code of a refusal, which costs nothing, if the request can be sent again with placeholders for
+        the missing thoughts behind tool calls; "" for any other error."""
         code = error.vendor_code
         if code not in (MISSING_SIGNATURE, MISSING_TEXT) or code == self._missing.get(_thinking_mode(job)):
             return ""
