@@ -38,7 +38,8 @@ class Timing:
     each attempt. A worker sends a heartbeat every `heartbeat`, and is considered dead after `dead_after`
     without one. Usage records are moved to the archive every `drain`. Opening waits up to `open` for a busy
     server, closing up to `close` for running work. `answer_ttl` and `tombstone_ttl` are how long an answer
-    and the end of a task are remembered."""
+    and the end of a task are remembered; `void_ttl`, the end of one that has not begun, which only a late
+    reservation needs."""
 
     timeout: float = 0.9
     attempt_timeout: float = 0.3
