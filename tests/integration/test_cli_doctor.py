@@ -221,9 +221,17 @@ async def test_it_reports_whether_openai_accepts_the_key_and_never_shows_it(
 
 async def test_the_login_in_a_base_url_is_not_shown(tmp_path: Path) -> None:
     address = free_addresses()["POMELO_REST"]
-    url = f"http://me:secret-word@{address}/v1?token=secret-word"
+    url = f"http://me:secret-word@{address}/v1"
     _, found = await doctor(tmp_path, **free_addresses(), OPENAI_API_KEY="sk-x", OPENAI_BASE_URL=url)
     assert found["openai"] == ("broken", f"http://{address}/v1 can't be reached")
+
+
+async def test_a_refused_base_url_is_not_shown(tmp_path: Path) -> None:
+    url = "http://me:secret-word@127.0.0.1/v1?token=secret-word"
+    result = await pomelo(tmp_path, "doctor", OPENAI_API_KEY="sk-x", OPENAI_BASE_URL=url)
+    shown = result.out + result.error
+    assert "OPENAI_BASE_URL: must have no ?" in shown
+    assert "secret-word" not in shown
 
 
 async def test_live_keys_without_credits_are_reported(tmp_path: Path) -> None:
