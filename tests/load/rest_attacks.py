@@ -61,7 +61,7 @@ def empty_lists(key: str) -> tuple[bytes]:
 
 
 NEVER = 60.0
-WEBSOCKET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+WEBSOCKET = b"GET /api/v1/models HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
 FORM = "multipart/form-data; boundary=B"
 
 ATTACKS = {
