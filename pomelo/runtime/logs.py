@@ -8,13 +8,12 @@ cause millions, so similar lines are limited.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from pomelo.errors import ErrorRow
+from pomelo.runtime.repetitions import MAX_LINES, WINDOW, Repetitions
 
 _MAX_REMEMBERED = 1_000
 """Maximum number of different errors that are remembered."""
@@ -69,12 +68,6 @@ def _lines(error: BaseException, seen: set[int]) -> list[str]:
     return [*lines, f"{kind.__module__}.{kind.__qualname__}{code}"]
 
 
-MAX_LINES = 10
-"""Lines of one kind that are logged in a window."""
-
-WINDOW = 60.0
-"""Seconds from the first line of a kind to the end of its window."""
-
 MAX_KINDS = 1_000
 """Maximum number of kinds that are counted separately; Pomelo itself has fewer."""
 
@@ -82,17 +75,6 @@ _EXCERPT = 200
 """Characters of a suppressed line that are shown beside the number of suppressed lines."""
 
 _Kind = tuple[str, int, str]
-
-
-@dataclass(slots=True, eq=False)
-class _Lines:
-    """The lines of one kind in a window, which ends at `ends` on the monotonic clock."""
-
-    ends: float
-    count: int = 0
-    suppressed: int = 0
-    text: str = ""
-    timer: threading.Timer | None = None
 
 
 class LimitedHandler(logging.Handler):
@@ -113,10 +95,8 @@ class LimitedHandler(logging.Handler):
     ) -> None:
         super().__init__()
         self._inner = inner
-        self._limit = lines
-        self._window = window
-        self._monotonic = monotonic
-        self._kinds: dict[_Kind, _Lines] = {}
+        self._repetitions = Repetitions(self._report, MAX_KINDS, _rest, lines, window, monotonic)
+        self.lock = self._repetitions.lock  # with two, a thread that reports could wait for one that logs
         self.suppressed = 0
         """Lines that were suppressed since the start."""
 
@@ -125,74 +105,38 @@ class LimitedHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Passes the record on, or counts it."""
-        if getattr(record, "unlimited", False):
+        unlimited = getattr(record, "unlimited", False)
+        if unlimited or self._repetitions.admits(_kind(record), lambda: _excerpt(record)):
             self._inner.handle(record)
-            return
-        kind = _kind(record)
-        if kind not in self._kinds and len(self._kinds) >= MAX_KINDS:
-            kind = ("", record.levelno, "")
-        now = self._monotonic()
-        lines = self._kinds.get(kind)
-        if lines is None or lines.ends <= now:
-            if lines is not None:
-                self._report(kind, lines)
-            lines = self._kinds[kind] = _Lines(now + self._window)
-        lines.count += 1
-        if lines.count <= self._limit:
-            self._inner.handle(record)
-            return
-        lines.suppressed += 1
-        self.suppressed += 1
-        if lines.timer is None:
-            lines.text = record.getMessage().partition("\n")[0][:_EXCERPT]
-            lines.timer = threading.Timer(self._window, self._window_ended, (kind, lines))
-            lines.timer.daemon = True
-            lines.timer.start()
+        else:
+            self.suppressed += 1
 
     def flush(self) -> None:
         self._inner.flush()
 
     def close(self) -> None:
         """Logs the number of lines that were suppressed so far, and closes the inner handler."""
-        self.acquire()
-        try:
-            for kind, lines in self._kinds.items():
-                self._report(kind, lines)
-            self._kinds.clear()
-        finally:
-            self.release()
+        self._repetitions.flush()
         self._inner.close()
         super().close()
 
-    def _window_ended(self, kind: _Kind, lines: _Lines) -> None:
-        self.acquire()
-        try:
-            self._report(kind, lines)
-        finally:
-            self.release()
-
-    def _report(self, kind: _Kind, lines: _Lines) -> None:
-        """Logs the number of suppressed lines, once."""
-        if lines.timer is not None:
-            lines.timer.cancel()
-        count, lines.suppressed = lines.suppressed, 0
-        if count:
-            name, level, _ = kind
-            self._inner.handle(
-                logging.LogRecord(
-                    name or "pomelo",
-                    level,
-                    __file__,
-                    0,
-                    "%s … %s similar lines suppressed",
-                    (lines.text, f"{count:,}"),
-                    None,
-                )
-            )
+    def _report(self, kind: _Kind, count: int, text: str) -> None:
+        """Logs the number of suppressed lines."""
+        name, level, _ = kind
+        message, values = "%s … %s similar lines suppressed", (text, f"{count:,}")
+        self._inner.handle(logging.LogRecord(name or "pomelo", level, __file__, 0, message, values, None))
 
 
 def _kind(record: logging.LogRecord) -> _Kind:
     return record.name, record.levelno, str(record.msg) if is_own(record.name) else ""
+
+
+def _rest(kind: _Kind) -> _Kind:
+    return "", kind[1], ""
+
+
+def _excerpt(record: logging.LogRecord) -> str:
+    return record.getMessage().partition("\n")[0][:_EXCERPT]
 
 
 def is_own(name: str) -> bool:

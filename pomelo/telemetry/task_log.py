@@ -9,12 +9,15 @@ from typing import Any
 
 from pomelo import money
 from pomelo.call import MODE_NAMES
+from pomelo.runtime.repetitions import Repetitions
 from pomelo.telemetry.events import AttemptReport, CallReport, Observer, TaskReport
 from pomelo.telemetry.lines import Render, printable, timestamp
-from pomelo.telemetry.repetitions import Repetitions
 
 MAX_MODEL = 100
 """Characters of a model's name that are logged: a caller may send any."""
+
+MAX_KINDS = 10_000
+"""Accounts and codes whose lines are counted separately; the accounts beyond it are counted together."""
 
 log = logging.getLogger("pomelo.calls")
 """For calls without a valid key, whose lines are limited."""
@@ -42,14 +45,14 @@ class TaskLog(Observer):
         self._render = render
         self._level = level
         self._constant = constant
-        self._repetitions = Repetitions(self._log_repetitions)
+        self._repetitions = Repetitions(self._log_repetitions, MAX_KINDS, rest=lambda kind: ("", kind[1]))
 
     def task_ended(self, report: TaskReport) -> None:
         if self._level > logging.INFO:
             return
         if not report.attempts and report.outcome != "failed":  # failed: the limits of the plan count it
             code = report.code or ("ok" if report.outcome == "completed" else report.outcome)
-            if not self._repetitions.admits(report.account, code):
+            if not self._repetitions.admits((report.account, code)):
                 return
         call, record = report.call, report.record
         fields = {
@@ -110,7 +113,7 @@ class TaskLog(Observer):
         call = report.call
         principal = call.principal
         account = "" if principal is None else principal.account
-        if report.code and account and not self._repetitions.admits(account, report.code):
+        if report.code and account and not self._repetitions.admits((account, report.code)):
             return
         fields = {
             "request_id": call.request_id,
@@ -134,7 +137,8 @@ class TaskLog(Observer):
         """Writes how many lines were not written since the last time. No report may follow."""
         self._repetitions.flush()
 
-    def _log_repetitions(self, account: str, code: str, count: int) -> None:
+    def _log_repetitions(self, kind: tuple[str, str], count: int, _: str) -> None:
+        account, code = kind
         fields = {"account": account, "code": code, "suppressed": count}
         self._log("info", "similar lines suppressed", fields)
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pomelo.errors import PomeloError
-from pomelo.runtime.logs import MAX_KINDS, WINDOW, LimitedHandler, UnexpectedErrors, format_trace
+from pomelo.runtime.logs import MAX_KINDS, LimitedHandler, UnexpectedErrors, format_trace
+from pomelo.runtime.repetitions import WINDOW
 from tests.unit.clock import Clock
 
 unexpected = logging.getLogger("tests.unexpected")

@@ -9,7 +9,7 @@ import time
 import pytest
 
 from pomelo.cli.process import process_metrics
-from pomelo.runtime.logs import MAX_LINES
+from pomelo.runtime.repetitions import MAX_LINES
 from pomelo.telemetry.log import open_log
 from pomelo.telemetry.metrics import LAG_SECONDS, Metrics
 from pomelo.telemetry.process import measure_process
