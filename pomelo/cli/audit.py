@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from pomelo.cli.operator import call_operator
-from pomelo.cli.terminal import Config, Json, counted, print_json, print_line, print_table
+from pomelo.cli.terminal import Config, Json, counted, print_json, print_line, print_pages
 from pomelo.money import format_credits
 
 _TIMEOUT = 3600.0
@@ -47,7 +47,7 @@ def audit(config: Config = None, as_json: Json = False) -> None:
             f"{cost} credits charged, {uncollected} uncollected"
         )
         if findings:
-            print_table([name.upper() for name in findings[0]], [[*row.values()] for row in findings])
+            print_pages([name.upper() for name in findings[0]], [[[*row.values()] for row in findings]])
         if len(findings) >= MAX_FINDINGS:
             print_line(f"Only the first {MAX_FINDINGS:,} findings are listed; the difference is that of all")
         print_line(f"Difference: {f'{difference} credits' if findings else 'none'}")

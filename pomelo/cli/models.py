@@ -13,8 +13,9 @@ from pomelo.cli.terminal import (
     Json,
     Key,
     Target,
+    format_time,
     print_json,
-    print_table,
+    print_pages,
     task_type_name,
     value_name,
 )
@@ -67,14 +68,10 @@ def models(
     if any(model.HasField("retire_time") for model in found):
         header.append("RETIRES")
         for row, model in zip(rows, found, strict=True):
-            row.append(_day(model.retire_time) or "")
-    print_table(header, rows)
+            row.append((format_time(model, "retire_time") or "")[:10])
+    print_pages(header, [rows])
     if not all(model.available for model in found):
         typer.echo("Not available: no provider of the model is configured. Run: pomelo doctor", err=True)
-
-
-def _day(time: Any) -> str | None:
-    return time.ToDatetime().date().isoformat() if time.seconds else None
 
 
 def _prices(model: Model) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from pomelo.cli.terminal import Commands, Config, FailureError, Json, print_json, print_table
+from pomelo.cli.terminal import Commands, Config, FailureError, Json, print_json, print_pages
 
 if TYPE_CHECKING:
     from pomelo.catalog.catalog import Catalog, Model, Route
@@ -76,20 +76,18 @@ def check(
     if as_json:
         print_json([_json(one) for one in different])
     elif different:
-        print_table(
-            ("MODEL", "ROUTE", "PRICE OF", "HERE", "LISTED", "NOTE"),
-            [
-                (
-                    one.model,
-                    f"{one.provider} {one.provider_model}",
-                    one.unit + (f" from {one.from_input_tokens:,} tokens" if one.from_input_tokens else ""),
-                    _shown(one.price),
-                    _shown(one.listed),
-                    one.note,
-                )
-                for one in different
-            ],
-        )
+        rows = [
+            (
+                one.model,
+                f"{one.provider} {one.provider_model}",
+                one.unit + (f" from {one.from_input_tokens:,} tokens" if one.from_input_tokens else ""),
+                _shown(one.price),
+                _shown(one.listed),
+                one.note,
+            )
+            for one in different
+        ]
+        print_pages(("MODEL", "ROUTE", "PRICE OF", "HERE", "LISTED", "NOTE"), [rows])
     else:
         count = sum(1 for _ in _listed_routes(catalog, when))
         typer.echo(

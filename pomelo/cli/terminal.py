@@ -168,13 +168,6 @@ def print_array(values: Iterable[Any]) -> None:
     sys.stdout.write("[]\n" if separator.startswith("[") else "\n]\n")
 
 
-def print_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, optional: Sequence[str] = ()
-) -> None:
-    """Prints a table, as `print_pages`."""
-    print_pages(header, [rows], optional=optional)
-
-
 def print_pages(
     header: Sequence[str], pages: Iterable[Sequence[Sequence[str]]], *, optional: Sequence[str] = ()
 ) -> None:
