@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from pomelo.gen.v1.text_pb2 import FinishReason, JsonSchema, TextFormat, ToolChoice
+from pomelo.gen.v1.text_pb2 import FinishReason, JsonSchema, TextFormat, TextInput, Tool, ToolChoice
 from pomelo.providers.guard import MAX_TOOL_CALLS
 from pomelo.testing import Call, FaultUpstream, Stop
 from tests.providers.rig import Rig, read_all
@@ -15,6 +15,7 @@ from tests.providers.text_rig import (
     ANTHROPIC,
     LENGTH,
     LONG,
+    OPENAI,
     STOP,
     TIME,
     WEATHER,
@@ -100,6 +101,28 @@ async def test_a_schema_for_the_output_is_sent_in_its_own_order(
     await read_all(rig.provider, vendor.job(hi(tools=[WEATHER], format=task.format), stream=stream))
     assert WEATHER.parameters_json.encode() in rig.requests[1].raw
     assert SCHEMA.encode() in rig.requests[1].raw
+
+
+@pytest.mark.parametrize("vendor", [OPENAI, ANTHROPIC], ids=lambda vendor: vendor.name, indirect=True)
+@pytest.mark.parametrize(
+    ("task", "field"),
+    [
+        (hi(tools=[Tool(name="x", parameters_json='{"type":"object"}', strict=True)]), "tools"),
+        (hi(tools=[Tool(name="x", parameters_json='{"type":"string"}')]), "tools"),
+        *(
+            (
+                hi(format=TextFormat(json_schema=JsonSchema(name="x", schema_json=schema, strict=True))),
+                "response_format",
+            )
+            for schema in ("{}", '{"type":"object"}')
+        ),
+    ],
+)
+async def test_a_schema_that_the_vendor_refuses_is_the_callers_fault(
+    vendor: Vendor, rig: Rig, task: TextInput, field: str, stream: bool
+) -> None:
+    error, _ = await failure(rig.provider, vendor.job(task, stream=stream))
+    assert (error.code, error.field) == ("invalid_parameter", field)
 
 
 @pytest.mark.parametrize("fault", [Stop.CLOSE, Stop.RESET, Stop.END])

@@ -6,12 +6,6 @@ from typing import Any
 
 import pytest
 
-from pomelo.gen.v1.text_pb2 import (
-    JsonSchema,
-    TextFormat,
-    TextInput,
-    Tool,
-)
 from pomelo.testing import Call, Reply
 from pomelo.testing.anthropic_protocol import Answer, error_reply, event, words
 from tests.providers.rig import Rig, read_all
@@ -126,28 +120,6 @@ async def test_a_refusal_keeps_its_finish_reason(rig: Rig, stream: bool) -> None
 
 
 # --- refusals of the vendor
-
-
-@pytest.mark.parametrize(
-    ("task", "field"),
-    [
-        (hi(tools=[Tool(name="x", parameters_json='{"type":"object"}', strict=True)]), "tools"),
-        (hi(tools=[Tool(name="x", parameters_json='{"type":"string"}')]), "tools"),
-        (
-            hi(
-                format=TextFormat(
-                    json_schema=JsonSchema(name="x", schema_json='{"type":"object"}', strict=True)
-                )
-            ),
-            "response_format",
-        ),
-    ],
-)
-async def test_a_schema_that_the_vendor_refuses_is_the_callers_fault(
-    rig: Rig, task: TextInput, field: str, stream: bool
-) -> None:
-    error, _ = await failure(rig.provider, ANTHROPIC.job(task, stream=stream))
-    assert (error.code, error.field) == ("invalid_parameter", field)
 
 
 @pytest.mark.parametrize(

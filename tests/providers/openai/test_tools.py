@@ -17,7 +17,6 @@ from pomelo.gen.v1.text_pb2 import (
     Role,
     TextFormat,
     TextInput,
-    Tool,
     ToolChoice,
 )
 from pomelo.testing import Answer, FaultUpstream, error_reply
@@ -212,24 +211,6 @@ def call_of_tool(name: str) -> dict[str, Any]:
 
 
 # --- refusals of the vendor
-
-
-@pytest.mark.parametrize(
-    ("task", "field"),
-    [
-        (hi(tools=[Tool(name="x", parameters_json='{"type":"object"}', strict=True)]), "tools"),
-        (hi(tools=[Tool(name="x", parameters_json='{"type":"string"}')]), "tools"),
-        (
-            hi(format=TextFormat(json_schema=JsonSchema(name="x", schema_json="{}", strict=True))),
-            "response_format",
-        ),
-    ],
-)
-async def test_a_schema_that_the_vendor_refuses_is_the_callers_fault(
-    rig: Rig, task: TextInput, field: str, stream: bool
-) -> None:
-    error, _ = await failure(rig.provider, OPENAI.job(task, stream=stream))
-    assert (error.code, error.field) == ("invalid_parameter", field)
 
 
 async def test_an_effort_that_the_vendor_refuses_is_not_the_callers_fault(rig: Rig) -> None:
