@@ -1,7 +1,8 @@
-"""TLS certificates for the servers and clients of tests, created by openssl."""
+"""TLS certificates for the servers and clients of tests, created by openssl, and a context that accepts any."""
 
 from __future__ import annotations
 
+import ssl
 import subprocess
 from pathlib import Path
 
@@ -24,3 +25,10 @@ def make_certificate(folder: Path, name: str, subject: str, *options: str) -> No
     files = ("-keyout", f"{name}.key", "-out", f"{name}.pem")
     command += (*files, "-subj", f"/CN={subject}", *options)
     subprocess.run(command, cwd=folder, check=True, capture_output=True)
+
+
+def trusting() -> ssl.SSLContext:
+    """Returns a client's context that accepts every certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context

@@ -25,6 +25,7 @@ from gateway.request import Request
 from gateway.responses import Response, ResponseStream
 from pomelo.network.listening import bind
 from pomelo.telemetry.readiness import Readiness
+from tests.certificates import trusting
 from tests.waiting import until
 
 SIZE = 20 * 1024 * 1024
@@ -79,13 +80,6 @@ class Served:
         """Returns the connection once its client has left something unread."""
         await until(lambda: self.made and self.made[0].writing_paused, 20)
         return self.made[0]
-
-
-def trusting() -> ssl.SSLContext:
-    """A client's context that accepts any certificate."""
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
 
 
 @asynccontextmanager

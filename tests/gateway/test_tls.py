@@ -6,29 +6,20 @@ import asyncio
 import ssl
 from contextlib import AsyncExitStack
 
-import pytest
-
+from tests.certificates import trusting
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import HI, TTS, headers_of, raw_get, raw_task, read_until_closed
 
 
-@pytest.fixture(scope="module")
-def trusting() -> ssl.SSLContext:
-    """A client context that accepts every certificate."""
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    return context
-
-
-async def is_served(gateway: GatewayApp, trusting: ssl.SSLContext) -> bool:
+async def is_served(gateway: GatewayApp) -> bool:
     """Returns whether a request over TLS is answered."""
     url = f"https://{gateway.host}:{gateway.port}/api/v1/account"
-    async with gateway.http.get(url, headers=gateway.headers, ssl=trusting) as response:
+    async with gateway.http.get(url, headers=gateway.headers, ssl=trusting()) as response:
         return response.status == 200
 
 
 async def test_an_unfinished_tls_handshake_times_out(
-    open_gateway: OpenApp, certificate: ssl.SSLContext, trusting: ssl.SSLContext
+    open_gateway: OpenApp, certificate: ssl.SSLContext
 ) -> None:
     async with open_gateway(tls=certificate, untrusted_timeout=0.5) as gateway:
         loop = asyncio.get_running_loop()
@@ -37,33 +28,31 @@ async def test_an_unfinished_tls_handshake_times_out(
                 begin = loop.time()
                 await read_until_closed(reader)
                 assert loop.time() - begin < 9
-        assert await is_served(gateway, trusting)
-        async with gateway.connect(ssl=trusting) as (reader, _):
+        assert await is_served(gateway)
+        async with gateway.connect(ssl=trusting()) as (reader, _):
             assert await read_until_closed(reader) == b""
 
 
 async def test_connections_in_a_tls_handshake_count_and_can_be_evicted(
-    open_gateway: OpenApp, certificate: ssl.SSLContext, trusting: ssl.SSLContext
+    open_gateway: OpenApp, certificate: ssl.SSLContext
 ) -> None:
     async with open_gateway(tls=certificate, max_connections=3) as gateway, AsyncExitStack() as stack:
         silent = [await stack.enter_async_context(gateway.connect()) for _ in range(4)]
         assert await read_until_closed(silent[0][0]) == b""
-        assert await is_served(gateway, trusting)
+        assert await is_served(gateway)
         assert await read_until_closed(silent[1][0]) == b""
 
 
-async def test_a_media_link_over_tls_is_https(
-    open_gateway: OpenApp, certificate: ssl.SSLContext, trusting: ssl.SSLContext
-) -> None:
+async def test_a_media_link_over_tls_is_https(open_gateway: OpenApp, certificate: ssl.SSLContext) -> None:
     async with open_gateway(tls=certificate) as gateway:
         url = f"https://{gateway.host}:{gateway.port}"
-        task = gateway.http.post(f"{url}/api/v1/task", json=TTS, headers=gateway.headers, ssl=trusting)
+        task = gateway.http.post(f"{url}/api/v1/task", json=TTS, headers=gateway.headers, ssl=trusting())
         async with task as response:
             assert (await response.json())["audio"]["url"].startswith(f"{url}/media/")
 
 
 async def test_only_responses_over_tls_ask_browsers_to_use_tls(
-    open_gateway: OpenApp, certificate: ssl.SSLContext, trusting: ssl.SSLContext, gateway: GatewayApp
+    open_gateway: OpenApp, certificate: ssl.SSLContext, gateway: GatewayApp
 ) -> None:
     asked = {
         200: raw_task(HI | {"stream": True}),
@@ -75,12 +64,12 @@ async def test_only_responses_over_tls_ask_browsers_to_use_tls(
     }
     async with open_gateway(tls=certificate, json_limit=1000) as secure:
         for status, data in asked.items():
-            async with secure.connect(data, ssl=trusting) as (reader, _):
+            async with secure.connect(data, ssl=trusting()) as (reader, _):
                 head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 %d " % status) or status == 400
             assert headers_of(head)["strict-transport-security"] == "max-age=31536000"
         for fields in (b"X: " + b"x" * 40_000, b"".join([b"X%d: %400d\r\n" % (n, n) for n in range(100)])):
-            async with secure.connect(b"GET / HTTP/1.1\r\n" + fields, ssl=trusting) as (reader, _):
+            async with secure.connect(b"GET / HTTP/1.1\r\n" + fields, ssl=trusting()) as (reader, _):
                 head = await reader.readuntil(b"\r\n\r\n")  # no request was parsed
                 assert headers_of(head)["strict-transport-security"] == "max-age=31536000"
     async with gateway.get("/api/v1/account") as response:

@@ -15,15 +15,9 @@ from tests.app import RunningApp
 from tests.driver import PROTOCOL, PROTOCOL_AND_STREAM, STREAM
 from tests.integration.faulty_provider import FAULTY, LAST, WORD, ask, check, faulty_app, yielding
 from tests.tasks import text_body
-from tests.waiting import until
+from tests.waiting import current_task, until
 
 app = faulty_app()
-
-
-def current_task() -> asyncio.Task[Any]:
-    task = asyncio.current_task()
-    assert task is not None
-    return task
 
 
 @PROTOCOL

@@ -39,6 +39,16 @@ class Same:
         return getattr(self.store, name)
 
 
+class Counting(Same):
+    """It counts its sums."""
+
+    sums = 0
+
+    async def sum_usage(self, *arguments: Any, **options: Any) -> list[UsageTotal]:
+        self.sums += 1
+        return await self.store.sum_usage(*arguments, **options)
+
+
 @pytest.fixture(name="store")
 async def _store(store: Store) -> Store:
     """A store in which the key `first` has a budget, and was replaced by `second`."""
@@ -119,13 +129,6 @@ async def test_a_difference_that_only_one_comparison_finds_is_no_finding(
 
 
 async def test_the_records_of_an_account_are_summed_once_for_all_its_budgets(store: Store) -> None:
-    class Counting(Same):
-        sums = 0
-
-        async def sum_usage(self, *arguments: Any, **options: Any) -> list[UsageTotal]:
-            self.sums += 1
-            return await store.sum_usage(*arguments, **options)
-
     for number in range(20):
         await store.add_key(KeyRecord(f"k{number}", "acme", True, b"", (), 3.0 + number, budget=TOTAL))
         await spend(store, f"t{number}", f"k{number}", BUDGET._replace(name=f"budget:k{number}.total"))
@@ -227,15 +230,6 @@ async def test_a_task_that_begins_during_the_audit_is_no_finding(store: Store) -
 
 
 async def test_the_records_of_a_wallet_at_rest_are_read_once(store: Store) -> None:
-    class Counting(Same):
-        """It counts its sums."""
-
-        sums = 0
-
-        async def sum_usage(self, *arguments: Any, **options: Any) -> list[UsageTotal]:
-            self.sums += 1
-            return await store.sum_usage(*arguments, **options)
-
     await run(store, "task")
     counting = Counting(store)
     assert not (await audit(counting)).findings

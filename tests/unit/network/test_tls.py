@@ -14,7 +14,7 @@ from pomelo.configuration import find_certificate
 from pomelo.configuration.reload import GatewayReloader, merge
 from pomelo.network.tls import ReplaceableContext, default_context, read_certificate
 from pomelo.settings import Settings, SettingsError
-from tests.certificates import make_certificate
+from tests.certificates import make_certificate, trusting
 
 
 @pytest.fixture(scope="module", name="folder")
@@ -32,11 +32,9 @@ def test_an_authority_needs_no_extensions_on_any_python() -> None:
 
 def presented(context: ssl.SSLContext, server_name: str | None = None) -> bytes:
     """The certificate that a client gets of a server with this context."""
-    client_context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    client_context.check_hostname, client_context.verify_mode = False, ssl.CERT_NONE
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = context.wrap_bio(to_server, to_client, server_side=True)
-    client = client_context.wrap_bio(to_client, to_server, server_hostname=server_name)
+    client = trusting().wrap_bio(to_client, to_server, server_hostname=server_name)
     for _ in range(5):
         for end in (client, server):
             try:

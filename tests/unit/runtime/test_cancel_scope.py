@@ -13,15 +13,9 @@ import pytest
 from pomelo.runtime.process import CancelScope
 from tests.lost_errors import lost_errors
 from tests.unit.loop import iterations
-from tests.waiting import cancel
+from tests.waiting import cancel, current_task
 
 now = asyncio.get_running_loop
-
-
-def current_task() -> asyncio.Task[object]:
-    task = asyncio.current_task()
-    assert task is not None
-    return task
 
 
 async def run(scope: CancelScope, begin: Callable[[], None], then: BaseException | None = None) -> None:
