@@ -33,6 +33,7 @@ from pomelo.stores.ledger import (
     Reserved,
     ReserveRequest,
     Settled,
+    UnknownOutcomeError,
 )
 from pomelo.stores.usage import UsageRecord
 from pomelo.telemetry.events import Observer
@@ -209,17 +210,18 @@ class Ledger:
     ) -> None:
         """Voids what was, or may have been, reserved for a caller that had left by then.
 
-        If the outcome is unknown, the store is asked once: a long outage must not queue work for each refused
-        call. `reconcile` ends what is left.
+        If the outcome is unknown, the store is asked once, and not at all after a reserve that had no effect:
+        a long outage must not queue work for each refused call. `reconcile` ends what is left.
         """
         self.operations.acquire(draft.task_id)
 
         def done(future: asyncio.Future[Reserved | Refused | ReplayedAnswer]) -> None:
-            if future.cancelled():
-                self.refund(draft)
-            elif future.exception() is not None:
-                self.refund(draft, once=True)
-            elif isinstance(future.result(), Reserved):
+            error = None if future.cancelled() else future.exception()
+            known = isinstance(error, PomeloError | LostReservationError)
+            if error is not None:
+                if not known or isinstance(error, UnknownOutcomeError):
+                    self.refund(draft, once=True)
+            elif future.cancelled() or isinstance(future.result(), Reserved):
                 self.refund(draft)
             self.operations.release(draft.task_id)
 

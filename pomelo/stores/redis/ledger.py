@@ -112,6 +112,7 @@ class Ledger(Role):
                 partial(self._void, wallet, task_id, refund, ""),
             ),
             ends_task=True,
+            gives_up=True,
         )
 
     @translated_errors
@@ -359,8 +360,7 @@ class Ledger(Role):
         self, wallet: Wallet, task_id: str, refund: bool, call: str, attempt: Attempt | None = None
     ) -> None:
         with self._connection.one_deadline(attempt=attempt), self._connection.translated_errors():
-            attempt = attempt or self._send_void(wallet, task_id, refund, call)
-            reply = await self._connection.finish(attempt)
+            reply = await self._connection.finish(attempt or self._send_void(wallet, task_id, refund, call))
             if reply[0] == b"key":
                 attempt = self._send_void(wallet, task_id, refund, call, reply[1].decode())
                 reply = await self._connection.finish(attempt)

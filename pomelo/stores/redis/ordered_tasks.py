@@ -25,8 +25,8 @@ T = TypeVar("T")
 _WAIT_INITIAL = 0.05
 _WAIT_MAX = 1.0
 _MAX_UNDO_TIME = 30.0
-"""Seconds for which undoing a reserve with unknown outcome is retried. A long outage must not leave a retry
-running for each of them; `Ledger.reservations` finds the reservations that they left."""
+"""Seconds for which a void, and undoing a reserve with unknown outcome, are retried. A long outage must not
+leave a retry running for each of them; `Ledger.reservations` finds the reservations that they left."""
 
 
 class Operation(NamedTuple, Generic[T]):
@@ -50,6 +50,7 @@ class _Running(Generic[T]):
     operation: Operation[T]
     outcome: asyncio.Future[T]
     ends_task: bool
+    gives_up: bool
     undo: Callable[[], Awaitable[None]] | None
     runner: asyncio.Task[None] | None = None
     finished: asyncio.Future[None] | None = None
@@ -87,19 +88,21 @@ class OrderedTasks:
         operation: Operation[T],
         *,
         ends_task: bool = False,
+        gives_up: bool = False,
         undo: Callable[[], Awaitable[None]] | None = None,
     ) -> asyncio.Future[T]:
         """Starts an operation. Cancelling its future does not stop it.
 
         One that ends its task (`ends_task`) is retried after any error until its outcome is known, and its
         awaiter receives store_unavailable after the first attempt; other operations that would end the same
-        task meanwhile are dropped. `undo` runs if the outcome of `operation` is unknown.
+        task meanwhile are dropped. `undo` runs if the outcome of `operation` is unknown, and ends its task.
+        It is retried for a limited time, and so is an operation that `gives_up`.
         """
         outcome: asyncio.Future[T] = self._loop.create_future()
         if self._closed:
             fail(outcome, PomeloError("store_unavailable"))
             return outcome
-        running = _Running(task_id, operation, outcome, ends_task, undo)
+        running = _Running(task_id, operation, outcome, ends_task, gives_up, undo)
         self._all.add(running)
         before = self._last.get(task_id)
         if before is None or not before.ends_task:
@@ -174,9 +177,10 @@ class OrderedTasks:
             if error is None:
                 return
             if running.ends_task:
-                await self._retry(partial(operation.complete, None))
+                await self._retry(partial(operation.complete, None), running.gives_up)
             elif running.undo is not None and isinstance(error, UnknownOutcomeError):
-                await self._retry(running.undo, self._loop.time() + _MAX_UNDO_TIME)
+                running.ends_task = True
+                await self._retry(running.undo, True)
         except asyncio.CancelledError:
             fail(outcome, PomeloError("store_unavailable"))
             raise
@@ -202,9 +206,9 @@ class OrderedTasks:
             resolve(future, value)
         return None
 
-    async def _retry(self, operation: Callable[[], Awaitable[object]], end: float = math.inf) -> None:
-        """Repeats an operation until its outcome is known, or until the time `end`."""
-        wait = _WAIT_INITIAL
+    async def _retry(self, operation: Callable[[], Awaitable[object]], gives_up: bool) -> None:
+        """Repeats an operation until its outcome is known."""
+        wait, end = _WAIT_INITIAL, self._loop.time() + (_MAX_UNDO_TIME if gives_up else math.inf)
         while self._loop.time() < end:
             await asyncio.sleep(wait)
             if await self._attempt(operation, self._loop.create_future()) is None:

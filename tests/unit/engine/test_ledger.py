@@ -15,7 +15,7 @@ from pomelo.engine.ledger import Ledger
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from pomelo.stores.accounts import Wallet
-from pomelo.stores.ledger import LostReservationError
+from pomelo.stores.ledger import LostReservationError, UnknownOutcomeError
 from tests.calls import call_of
 from tests.unit.engine.failing_store import (
     ANY_ERROR,
@@ -149,6 +149,34 @@ async def test_a_refused_caller_that_has_left_has_nothing_to_void() -> None:
     assert store.calls == ["reserve"]
 
 
+@pytest.mark.parametrize(
+    ("error", "voids"),
+    [
+        (PomeloError("store_unavailable"), 0),
+        (LostReservationError("img_1"), 0),
+        (UnknownOutcomeError("store_unavailable"), 1),
+        (KeyError("reply"), 1),
+    ],
+)
+@pytest.mark.parametrize("leaves", [False, True])
+async def test_only_a_reserve_with_an_unknown_outcome_is_voided_once(
+    error: Exception, voids: int, leaves: bool
+) -> None:
+    store, ledger = failing_ledger("void")
+    store.errors["reserve"] = error
+    store.waits["reserve"] = asyncio.Event()
+    reserving = asyncio.create_task(reserve(ledger, "img_1"))
+    await until(lambda: store.calls == ["reserve"])
+    if leaves:
+        reserving.cancel()
+        await asyncio.wait([reserving])
+    store.waits["reserve"].set()
+    await asyncio.wait([reserving])
+    await ledger.operations.idle()
+    assert store.calls == ["reserve"] + ["void img_1"] * voids
+    assert not ledger.runs("img_1")
+
+
 async def test_a_reserve_that_was_voided_meanwhile_is_refused_and_not_voided_again() -> None:
     store, ledger = failing_ledger()
     store.errors["reserve"] = LostReservationError("img_1")
@@ -189,7 +217,9 @@ async def test_a_task_that_is_being_reserved_runs() -> None:
 
 @pytest.mark.parametrize("failing", [None, "reserve", "void"])
 async def test_a_request_that_is_counted_runs_no_longer(failing: str | None) -> None:
-    store, ledger = failing_ledger(*([failing] if failing else []))
+    store, ledger = failing_ledger()
+    if failing is not None:
+        store.errors[failing] = UnknownOutcomeError("store_unavailable")
     counting = ledger.count_request(call_of(""), CALLER, BUILTIN["free"])
     if failing is None:
         await counting

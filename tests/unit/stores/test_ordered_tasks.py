@@ -189,6 +189,37 @@ async def test_an_undo_is_not_repeated_without_end(
     assert calls.begun == ["reserve", "undo"]
 
 
+async def test_an_end_that_gives_up_is_not_repeated_without_end(
+    tasks: OrderedTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ordered_tasks, "_MAX_UNDO_TIME", 0.01)
+    calls = Calls()
+    calls.end("void", PomeloError("store_unavailable"))
+    voiding = tasks.start("a", calls.named("void"), ends_task=True, gives_up=True)
+    await fails(voiding)
+    await until(lambda: not tasks._all)
+    assert calls.begun == ["void", "void"]
+
+
+async def test_the_void_of_a_reserve_that_is_being_undone_is_dropped(tasks: OrderedTasks) -> None:
+    calls = Calls()
+    calls.end("reserve", UnknownOutcomeError("store_unavailable"))
+
+    async def undo() -> None:
+        await calls.do("undo")
+
+    reserving = tasks.start("a", calls.named("reserve"), undo=undo)
+    await fails(reserving)
+    await until(lambda: "undo" in calls.begun)
+    voiding = tasks.start("a", calls.named("void"), ends_task=True)
+    assert await fails(voiding) is UnknownOutcomeError
+    assert tasks.is_busy("a")
+    calls.end("undo")
+    await until(lambda: not tasks.is_busy("a"))
+    await tasks.close(30.0)
+    assert calls.begun == ["reserve", "undo"]
+
+
 async def test_after_it_was_closed_nothing_starts_and_what_hangs_is_cancelled(tasks: OrderedTasks) -> None:
     calls = Calls()
     running = tasks.start("a", calls.named("hangs"))
