@@ -16,7 +16,7 @@ from pomelo.stores.redis import key_names
 from pomelo.stores.redis.key_names import names
 from pomelo.stores.redis.wallet_index import StoredReservation
 from tests.contract.ledger_rig import KEY, WALLET, record, request, settlement
-from tests.contract.redis_rig import Opener
+from tests.contract.redis_rig import FaultyClient, Opener
 from tests.contract.test_ledger_budgets import DAY, NAME, limited
 from tests.redis_server import RedisServer
 from tests.unit.refusals import refused
@@ -183,6 +183,35 @@ async def test_a_key_of_a_wrong_type_leaves_no_change_half_done(
             await do(store)
         assert contents(server, damaged) == before, damaged
     server.do("FLUSHALL")  # ends the repetitions of settle and void
+
+
+async def test_acts_that_were_moved_to_the_log_do_not_stay_where_they_were_written(
+    store: Any, server: RedisServer
+) -> None:
+    await store.set_plan("acme", "scale", ACT)
+    await store.add_key(API_KEY, replace(ACT, act_id="key"))
+    await store.grant(Grant("more", WALLET, 5, 1.0), replace(ACT, act_id="grant"))
+    sources = [key_names.ACCOUNT_ACTS, key_names.KEY_ACTS, NAMES.acts]
+    assert [server.do("HLEN", source) for source in sources] == [1, 1, 1]
+    assert len(await store.list_acts(limit=9)) == 3
+    assert [server.do("HLEN", source) for source in sources] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("expires", [None, 8.0])
+async def test_a_key_that_changes_while_it_is_replaced_stays_as_it_is(
+    store: Any, server: RedisServer, expires: float | None
+) -> None:
+    await store.add_key(API_KEY)
+
+    def rehash(command: tuple[Any, ...]) -> bool:
+        if "k2" in command:  # the command that replaces the key
+            text = server.do("HGET", key_names.KEYS, "k1")
+            server.do("HSET", key_names.KEYS, "k1", text.replace(b"78", b"79"))
+        return False
+
+    FaultyClient(store, 20.0).hits = rehash
+    assert not await store.replace_key("k1", replace(API_KEY, key_id="k2"), 9.0, ACT, expires=expires)
+    assert await store.list_keys("acme") == [replace(API_KEY, digest=b"y")]
 
 
 async def test_a_wallet_that_was_overdrawn_gets_credits_and_a_higher_limit(

@@ -118,6 +118,20 @@ async def test_a_worker_that_was_silent_for_long_sends_a_heartbeat_before_it_res
         assert (found["a"], found["new"]) == (False, True)
 
 
+async def test_a_worker_is_silent_since_it_has_sent_its_last_heartbeat_not_since_the_reply(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    clock = [5_000.0]
+    async with open_clocked(server, tmp_path, clock) as store:
+        worker = store._worker  # type: ignore[attr-defined]
+        # Its reply takes 40 s.
+        FaultyClient(store, 20.0).hits = lambda command: bool(clock.append(clock.pop() + 40.0))
+        await worker._send_heartbeat()
+        assert worker.is_live
+        clock[0] += 21.0
+        assert not worker.is_live
+
+
 async def test_a_worker_that_was_removed_while_it_was_silent_gets_a_new_id(
     server: RedisServer, tmp_path: Path
 ) -> None:
