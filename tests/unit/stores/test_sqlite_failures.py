@@ -214,11 +214,15 @@ async def test_the_check_of_a_store_fails_while_it_can_not_be_read(failing: Sqli
     await failing.check()
 
 
+@pytest.mark.parametrize("noted", [False, True])
 @pytest.mark.parametrize("end", ["settle", "void", "recover"])
-async def test_a_commit_that_fails_after_it_was_made_charges_once(failing: SqliteStore, end: str) -> None:
+async def test_a_commit_that_fails_after_it_was_made_charges_once(
+    failing: SqliteStore, end: str, noted: bool
+) -> None:
     await failing.reserve(own_request("a"))
     await failing.reserve(own_request("b"))
-    await failing.note([record("a", account="default", live=False, cost=2)])
+    if noted:
+        await failing.note([record("a", account="default", live=False, cost=2)])
     Failing.late = True
     with pytest.raises(UnknownOutcomeError):
         await failing.settle(own_settlement("a"))
