@@ -121,7 +121,7 @@ async def test_a_worker_that_was_silent_for_long_sends_a_heartbeat_before_it_res
 async def test_a_worker_is_silent_since_it_has_sent_its_last_heartbeat_not_since_the_reply(
     server: RedisServer, tmp_path: Path
 ) -> None:
-    clock = [5_000.0]
+    clock: Any = [5_000.0]
     async with open_clocked(server, tmp_path, clock) as store:
         worker = store._worker  # type: ignore[attr-defined]
         # Its reply takes 40 s.
