@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from pomelo.network.addresses import check_socket_path
 
 BACKLOG = 4096
 """Connections that the kernel queues while the event loop is busy."""
@@ -34,6 +38,29 @@ def reserve(host: str, port: int) -> list[socket.socket]:
     """As `bind_blocking`, but the sockets only keep other users' programs from the addresses, on which other
     processes listen."""
     return _bind(host, port, _look_up(host, port), reuse_port=True)
+
+
+def make_free(path: Path) -> None:
+    """Makes `path` usable for a Unix socket: removes a socket there that no process listens on. asyncio and
+    grpc would also remove one that a process listens on.
+
+    Raises:
+        OSError: the path is too long, a process listens there, or another file has this path.
+    """
+    check_socket_path(path)
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, f"{path} exists and is no socket. Remove it")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise OSError(errno.EADDRINUSE, f"Another process listens on {path}. Is Pomelo running already?")
 
 
 def _look_up(host: str, port: int) -> Sequence[Any]:

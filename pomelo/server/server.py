@@ -6,8 +6,6 @@ import asyncio
 import errno
 import logging
 import os
-import socket
-import stat
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -26,7 +24,7 @@ from pomelo.gen.v1 import (
     model_service_pb2,
     task_service_pb2,
 )
-from pomelo.network.addresses import check_socket_path
+from pomelo.network.listening import make_free
 from pomelo.network.origin import GatewayProof
 from pomelo.network.tls import Certificate
 from pomelo.runtime import process
@@ -264,14 +262,15 @@ async def open_operator_socket(operator: Operator, path: Path, *, grace: float =
     Raises:
         OSError: the path is too long, another process listens there, or another file has this path.
     """
-    address = _free_address(path)
+    path = path.absolute()
+    make_free(path)
     server = _create_server(ServerOptions())
     name = ADMIN_SERVICE.full_name
     server.add_registered_method_handlers(name, admin_handlers(operator))
     add_ServerReflectionServicer_to_server(OpenReflection([name]), server)
     umask = os.umask(0o177)  # otherwise another user could open it before a chmod
     try:
-        _bind(server, address, None)
+        _bind(server, socket_address(path), None)
     finally:
         os.umask(umask)
     await server.start()
@@ -296,25 +295,3 @@ def _bind(server: Any, address: str, credentials: Any) -> str:
     if address.startswith("unix:"):
         return address
     return f"{address.rpartition(':')[0]}:{port}"
-
-
-def _free_address(path: Path) -> str:
-    """Returns the address of a new socket at `path`; removes a socket there that no process listens on.
-
-    grpc itself would also remove one that a process listens on.
-    """
-    path = path.absolute()
-    check_socket_path(path)
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return socket_address(path)
-    if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, f"{path} exists and is no socket. Remove it")
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return socket_address(path)
-    raise OSError(errno.EADDRINUSE, f"Another process listens on {path}. Is Pomelo running already?")

@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from pomelo.network.addresses import check_socket_path
+from pomelo.network.listening import make_free
 from pomelo.telemetry.instruments import Counter, Gauge, Histogram, Instrument
 from pomelo.telemetry.metrics import Metrics
 
@@ -130,7 +130,7 @@ async def open_worker_socket(exposition: Exposition, path: Path) -> AsyncIterato
     It replaces the socket file of a process that has died. Leaving removes the file.
 
     Raises:
-        OSError: the path is too long, or can't be used.
+        OSError: the path is too long, another process listens there, or another file has this path.
     """
 
     async def write(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -143,7 +143,7 @@ async def open_worker_socket(exposition: Exposition, path: Path) -> AsyncIterato
         finally:
             writer.close()
 
-    _make_free(path)
+    make_free(path)
     umask = os.umask(0o177)  # otherwise another user could open it before a chmod
     try:
         server = await asyncio.start_unix_server(write, path)
@@ -153,13 +153,7 @@ async def open_worker_socket(exposition: Exposition, path: Path) -> AsyncIterato
         yield str(path)
     finally:
         server.close()
-        _make_free(path)
-
-
-def _make_free(path: Path) -> None:
-    """Removes the socket of a process that has ended."""
-    check_socket_path(path)
-    path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 async def _read(path: Path) -> str | None:

@@ -73,6 +73,17 @@ async def test_the_socket_of_a_worker_is_its_owners_and_is_removed_at_the_end(tm
     assert not path.exists()
 
 
+async def test_the_socket_of_a_worker_of_another_server_is_not_replaced(tmp_path: Path) -> None:
+    path = worker_socket(tmp_path, 1)
+    async with open_worker_socket(Exposition(Metrics(), 1), path):
+        with pytest.raises(OSError, match="listens on .*worker-1.sock. Is Pomelo running already"):
+            async with open_worker_socket(Exposition(Metrics(), 1), path):
+                pass
+        reader, writer = await asyncio.open_unix_connection(path)
+        assert Scrape((await reader.read()).decode()).values
+        writer.close()
+
+
 async def test_a_path_that_is_too_long_for_a_socket_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="Use a data folder with a shorter path"):
         async with open_worker_socket(Exposition(Metrics()), worker_socket(tmp_path / ("x" * 100), 1)):
