@@ -72,3 +72,11 @@ AUDIO_FORMATS: Mapping[str, AudioFormat] = {
 
 DEFAULT_AUDIO_FORMAT = "mp3_44100_128"
 """The output_format of speech if the caller does not set it."""
+
+OUTPUT_FORMATS: Mapping[str, str] = {
+    "mp3": DEFAULT_AUDIO_FORMAT,
+    "opus": "opus_48000_64",
+    "wav": "wav_24000",
+    "pcm": "pcm_24000",
+}
+"""The output_format for a caller who names only a codec; bare samples are those of OpenAI."""

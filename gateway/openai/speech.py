@@ -17,7 +17,8 @@ from gateway.state import Gateway
 from gateway.task import send_raw
 from gateway.types.base import Link
 from gateway.types.fields import unknown_field
-from gateway.types.speech import MAX_CHUNK_AUDIO, OUTPUT_FORMATS
+from gateway.types.speech import MAX_CHUNK_AUDIO
+from pomelo.audio_formats import OUTPUT_FORMATS
 from pomelo.call import Call
 from pomelo.errors import invalid
 from pomelo.gen.v1.media_pb2 import MediaDelivery

@@ -20,7 +20,7 @@ from gateway.types.base import (
     render_media,
     result_schema,
 )
-from pomelo.audio_formats import DEFAULT_AUDIO_FORMAT
+from pomelo.audio_formats import OUTPUT_FORMATS
 from pomelo.errors import invalid
 from pomelo.fields import (
     LANGUAGE,
@@ -70,14 +70,6 @@ def render_chunk(objects: StreamObjects, chunk: AudioChunk) -> Iterator[bytes]:
         prefix = objects.prefix("speech.generation.chunk", b',"audio":{"b64_json":"')
         yield prefix + binascii.b2a_base64(data[at : at + MAX_CHUNK_AUDIO], newline=False) + b'"}}'
 
-
-OUTPUT_FORMATS = {
-    "mp3": DEFAULT_AUDIO_FORMAT,
-    "opus": "opus_48000_64",
-    "wav": "wav_24000",
-    "pcm": "pcm_24000",
-}
-"""The output_format for a caller who names only a codec; bare samples are those of OpenAI."""
 
 _FORMATS_BY_MEDIA_TYPE = {
     **dict.fromkeys(("audio/mpeg", "audio/mp3"), ""),

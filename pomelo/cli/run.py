@@ -31,6 +31,9 @@ _MAX_INLINE_AUDIO = 3 * 1024 * 1024
 
 _CHUNK_SIZE = 256 * 1024
 
+_FORMATS_BY_EXTENSION = {"jpg": "jpeg", "ogg": "opus"}
+"""The formats of files whose extension is not the name of their format."""
+
 
 def run(
     text: Annotated[
@@ -86,6 +89,7 @@ def run(
                 found = await get_task_model(services.models, model, new_call(api_key))
                 max_inline = min(_MAX_INLINE_AUDIO, settings.inline_limit)
                 spec, options, large_audio = _make_task(found, text, file, voice, param or [], max_inline)
+                _fit_format(getattr(spec, spec.WhichOneof("input") or ""), out)
                 with Output(found, options, out) as output:
                     if large_audio is not None and file is not None:
                         chunks = _chunks(file, progress)
@@ -150,6 +154,35 @@ def _make_task(
             raise FailureError(f"--param {name}: there is no such field. Fields: {', '.join(sorted(owners))}")
         _set_field(owners[name], name, value)
     return spec, options, large_audio
+
+
+def _fit_format(task_input: Any, out: str | None) -> None:
+    """Sets the output format of a task to that of the extension of its file, unless the user names a format.
+
+    Raises:
+        FailureError: the named format is not that of the extension.
+    """
+    from pomelo.audio_formats import AUDIO_FORMATS, OUTPUT_FORMATS
+    from pomelo.protobuf.enums import enum_names
+
+    field = task_input.DESCRIPTOR.fields_by_name.get("output_format")
+    if field is None or out is None:
+        return
+    if field.enum_type is not None:
+        names = enum_names(field.enum_type)
+        formats = {name: name for name in names.values()}
+    else:
+        names = {name: audio.codec for name, audio in AUDIO_FORMATS.items()}
+        formats = {codec: name for name, codec in names.items()} | OUTPUT_FORMATS
+    extension = Path(out).suffix[1:].lower()
+    expected = _FORMATS_BY_EXTENSION.get(extension, extension)
+    named = names.get(task_input.output_format, expected)
+    if expected not in formats:
+        return
+    if named != expected:
+        raise FailureError(f"--out {out}: output_format is {named}. Change one of them, or leave it out")
+    if not task_input.output_format:
+        _set_field(task_input, "output_format", formats[expected])
 
 
 def _read_text(text: str | None, file: Path | None, model: str) -> str:

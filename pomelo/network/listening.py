@@ -47,6 +47,7 @@ def make_free(path: Path) -> None:
     Raises:
         OSError: the path is too long, a process listens there, or another file has this path.
     """
+    path = path.absolute()
     check_socket_path(path)
     try:
         mode = path.lstat().st_mode

@@ -262,7 +262,6 @@ async def open_operator_socket(operator: Operator, path: Path, *, grace: float =
     Raises:
         OSError: the path is too long, another process listens there, or another file has this path.
     """
-    path = path.absolute()
     make_free(path)
     server = _create_server(ServerOptions())
     name = ADMIN_SERVICE.full_name

@@ -153,7 +153,7 @@ async def open_worker_socket(exposition: Exposition, path: Path) -> AsyncIterato
         yield str(path)
     finally:
         server.close()
-        path.unlink(missing_ok=True)
+        make_free(path)
 
 
 async def _read(path: Path) -> str | None:

@@ -117,6 +117,42 @@ async def test_speech_is_generated_converted_and_transcribed(command: Command, f
     assert transcribed.out.lower().startswith("good morning")
 
 
+@OPTION
+@pytest.mark.parametrize(
+    ("model", "name", "head"),
+    [
+        ("eleven-labs-tts", "a.wav", b"RIFF"),
+        ("eleven-labs-tts", "a.OGG", b"OggS"),
+        ("eleven-labs-tts", "a.mp3", b"ID3"),
+        ("eleven-labs-tts", "a", b"ID3"),
+        ("flux-1-pro", "a.jpg", b"\xff\xd8\xff"),
+        ("flux-1-pro", "a.png", b"\x89PNG"),
+        ("flux-1-pro", "a.mp3", b"\x89PNG"),  # not the extension of an image
+    ],
+)
+async def test_a_file_has_the_format_of_its_extension(
+    command: Command, folder: Path, model: str, name: str, head: bytes, option: str
+) -> None:
+    result = await command("run", "a kite", "-m", model, "-o", name, option)
+    assert (result.status, result.out, result.error) == (0, f"{name}\n", "")
+    assert (folder / name).read_bytes().startswith(head)
+
+
+async def test_a_format_that_the_extension_of_the_file_contradicts_is_refused(
+    command: Command, folder: Path
+) -> None:
+    for model, name, given, codec in (
+        ("eleven-labs-tts", "a.wav", "mp3_44100_64", "mp3"),
+        ("flux-1-pro", "a.png", "webp", "webp"),
+    ):
+        task = ("run", "[[error:rate_limit_exceeded]]", "-m", model, "-p", f"output_format={given}")
+        message = f"--out {name}: output_format is {codec}. Change one of them, or leave it out"
+        assert_refused(await command(*task, "-o", name), message)
+    assert names(folder) == []
+    fitting = await command("run", "a kite", *TTS, "-p", "output_format=wav_8000", "-o", "a.wav")
+    assert (fitting.status, (folder / "a.wav").read_bytes()[24:28]) == (0, (8000).to_bytes(4, "little"))
+
+
 async def test_audio_too_large_for_a_message_is_uploaded_first(command: Command, folder: Path) -> None:
     fields = ["-p", "output_format=wav_44100"]
     generated = await command("run", "A long story. " * 80, *TTS, "-o", "a.wav", *fields)

@@ -22,7 +22,7 @@ from gateway.openapi.schema import COUNT, JSON, TEXT, Models, Schema, closed, ob
 from gateway.openapi.tasks import AUDIO_TYPES, BINARY, task_schema
 from gateway.types import TASK_FORMATS
 from gateway.types.base import MEDIA_SCHEMA
-from gateway.types.speech import OUTPUT_FORMATS
+from pomelo.audio_formats import OUTPUT_FORMATS
 from pomelo.gen.v1.task_pb2 import TaskType
 
 _TEXT_CONTENT: Schema = {"schema": TEXT}

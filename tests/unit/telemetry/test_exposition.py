@@ -76,7 +76,7 @@ async def test_the_socket_of_a_worker_is_its_owners_and_is_removed_at_the_end(tm
 async def test_the_socket_of_a_worker_of_another_server_is_not_replaced(tmp_path: Path) -> None:
     path = worker_socket(tmp_path, 1)
     async with open_worker_socket(Exposition(Metrics(), 1), path):
-        with pytest.raises(OSError, match="listens on .*worker-1.sock. Is Pomelo running already"):
+        with pytest.raises(OSError, match=r"listens on .*worker-1\.sock\. Is Pomelo running already"):
             async with open_worker_socket(Exposition(Metrics(), 1), path):
                 pass
         reader, writer = await asyncio.open_unix_connection(path)
