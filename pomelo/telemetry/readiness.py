@@ -61,19 +61,31 @@ class Readiness:
         check: Callable[[], Awaitable[object]],
         code: str,
         *,
+        ready: bool = True,
         interval: float = CHECK_INTERVAL,
         within: float = CHECK_TIMEOUT,
     ) -> AsyncIterator[None]:
-        """Makes the process ready, and then as ready as `check` says while the body runs. A check fails if it
-        raises an exception or takes too long; then the process is not ready, with `code`."""
-        self._set("")
-        async with in_background(self._follow(check, code, interval, within)):
+        """Makes the process ready, and then as ready as `check` says while the body runs. Without `ready`, a
+        first check, which is awaited, decides how it begins. A check fails if it raises an exception or takes
+        too long; then the process is not ready, with `code`."""
+        failures = 0
+        if not ready:
+            try:
+                await asyncio.wait_for(check(), within)
+            except Exception:
+                failures = FAILURES
+        self._set(code if failures else "")
+        async with in_background(self._follow(check, code, interval, within, failures)):
             yield
 
     async def _follow(
-        self, check: Callable[[], Awaitable[object]], code: str, interval: float, within: float
+        self,
+        check: Callable[[], Awaitable[object]],
+        code: str,
+        interval: float,
+        within: float,
+        failures: int,
     ) -> None:
-        failures = 0
         checking: asyncio.Future[object] | None = None
         try:
             while True:

@@ -22,6 +22,7 @@ from pomelo.telemetry.readiness import Readiness
 from tests.app import run_app
 from tests.calls import bearer
 from tests.integration.server_under_test import PROOF, open_server_under_test
+from tests.ports import free_port
 from tests.redis_server import RedisServer
 from tests.waiting import until
 
@@ -123,6 +124,21 @@ async def test_a_gateway_is_as_ready_as_its_server(tmp_path: Path, has_secret: b
     finally:
         await gateway.__aexit__(None, None, None)
     assert readiness.code == "shutting_down"
+
+
+async def test_a_gateway_that_starts_before_its_server_is_not_ready_in_between(tmp_path: Path) -> None:
+    settings = Settings(rest="", grpc=f"127.0.0.1:{free_port()}", data=tmp_path / "data", grace=0.1)
+    remote = Settings(rest="127.0.0.1:0", data=tmp_path / "none", grace=0.1)
+    async with (
+        open_gateway(remote, settings.grpc) as address,
+        aiohttp.ClientSession() as http,
+        asyncio.timeout(20),
+    ):
+        assert address is not None
+        url = "http://{}:{}/healthz".format(*address)
+        assert await error_of(http, url) == (503, "server_unavailable")
+        async with open_app(settings):
+            await until_answer(http, url, 200, "")
 
 
 async def test_the_health_checks_of_a_gateway_keep_its_connection_open(tmp_path: Path) -> None:

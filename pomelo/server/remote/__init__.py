@@ -46,7 +46,8 @@ async def open_remote(
         pool = ConnectionPool(target, credentials, stack, proof or GatewayProof(), options or {})
         turns = Turns()
         if readiness is not None:
-            await stack.enter_async_context(readiness.follow(pool.check_health, "server_unavailable"))
+            following = readiness.follow(pool.check_health, "server_unavailable", ready=False)
+            await stack.enter_async_context(following)
         yield Services(
             tasks=RemoteTasks(pool, turns),
             models=RemoteModels(pool),

@@ -45,6 +45,28 @@ async def test_a_process_is_ready_once_it_follows_a_check() -> None:
         assert readiness.code == ""
 
 
+async def test_what_may_not_be_ready_yet_begins_as_its_first_check_says() -> None:
+    for hangs, fails in ((False, False), (False, True), (True, False)):
+        check = Check()
+        check.fails = fails
+        if hangs:
+            check.free.clear()
+        readiness = Readiness()
+        following = readiness.follow(check, "server_unavailable", ready=False, interval=0.001, within=0.01)
+        async with following:
+            assert readiness.code == ("server_unavailable" if hangs or fails else "")
+            change = readiness.next_change()
+            runs = check.runs
+            if not hangs:
+                await until(lambda: check.runs > runs + 3)  # noqa: B023 (awaited in this turn)
+                assert not change.is_set()
+            check.fails = False
+            check.free.set()
+            if hangs or fails:
+                await asyncio.wait_for(change.wait(), 20)
+            assert readiness.code == ""
+
+
 async def test_two_failures_in_a_row_make_it_not_ready_and_one_success_ready_again() -> None:
     check = Check()
     async with followed(check) as readiness:
