@@ -209,6 +209,8 @@ def _message(error: Any, known: Collection[str]) -> str:
     error_type, value, context = error["type"], error["input"], error.get("ctx", {})
     match error_type:
         case "missing":
+            if key == "price" and (row := TASK_TYPE_ROWS.get(str(value.get("type")))):
+                example = row.price_example
             return f"is missing. Add {example or key}"
         case "extra_forbidden":
             if isinstance(value, dict):

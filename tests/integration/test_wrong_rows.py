@@ -57,7 +57,7 @@ ROWS: dict[str, tuple[str, str, str]] = {
         'must be text in quotes, not the unquoted date 2026-11-22. Write, for example: price_version = "2026',
     ),
     "no price_version": (model(price_version="").replace("NAME]", "NAME]  # HERE", 1), "price_version", "Add price_version ="),
-    "no price": (model(price="").replace("NAME]", "NAME]  # HERE", 1), "price", "is missing. Add price ="),
+    "no price": (model(price="").replace("NAME]", "NAME]  # HERE", 1), "price", "is missing. Add price = { million_input_tokens ="),
     "a price that is not a table": (model(price='price = "4"  # HERE'), "price", "must be a table, not text. Write"),
     "a price of an unknown unit": (
         model(price='price = { banana = "4" }  # HERE'), "price", "Write, for example: price = { million_input_tokens",
