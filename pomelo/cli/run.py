@@ -173,7 +173,7 @@ def _fit_format(task_input: Any, out: str | None) -> None:
         formats = {name: name for name in names.values()}
     else:
         names = {name: audio.codec for name, audio in AUDIO_FORMATS.items()}
-        formats = {codec: name for name, codec in names.items()} | OUTPUT_FORMATS
+        formats = {codec: name for name, codec in names.items()} | dict(OUTPUT_FORMATS)
     extension = Path(out).suffix[1:].lower()
     expected = _FORMATS_BY_EXTENSION.get(extension, extension)
     named = names.get(task_input.output_format, expected)
