@@ -114,7 +114,7 @@ def network(address: str) -> str:
     """Returns the network that is limited as one address: an IPv4 address, or the /64 network of an IPv6 one,
     which one host usually controls."""
     try:
-        parsed = ip_address(address.partition("%")[0])
+        parsed = ip_address(address)
     except ValueError:
         return address[:64]
     if not isinstance(parsed, IPv6Address):

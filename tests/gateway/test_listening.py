@@ -16,7 +16,7 @@ import pytest
 from gateway.app import open_rest
 from gateway.options import GatewayOptions
 from pomelo.call import Call, Principal
-from pomelo.network.listening import _bind, bind, reserve
+from pomelo.network.listening import _bind, bind, bind_blocking, reserve
 from tests.gateway.gateway_app import GatewayApp, OpenApp, authenticate
 from tests.gateway.requests import (
     ACCOUNT,
@@ -141,6 +141,40 @@ def test_an_address_of_a_name_that_the_machine_does_not_have_is_left_out(
     (reserved,) = reserve("pomelo.example", 0)
     with reserved, pytest.raises(ConnectionRefusedError), socket.socket() as client:
         client.connect(reserved.getsockname())
+
+
+def addresses(*hosts: str) -> list[tuple[object, ...]]:
+    """What the addresses of a name are, of which a resolver may return one several times."""
+    return [
+        (socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0))
+        for host in hosts
+    ]
+
+
+@pytest.mark.parametrize(
+    ("hosts", "bound"),
+    [(("127.0.0.1", "127.0.0.1"), 1), (("127.0.0.1", "127.0.0.2"), 2), (("::", "0.0.0.0"), 2)],
+)
+def test_all_addresses_of_a_name_are_served_on_one_port(
+    monkeypatch: pytest.MonkeyPatch, hosts: tuple[str, ...], bound: int
+) -> None:
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **options: addresses(*hosts))
+    sockets = bind_blocking("pomelo.example", 0)
+    with contextlib.ExitStack() as stack:
+        ports = {stack.enter_context(each).getsockname()[1] for each in sockets}
+    assert (len(sockets), len(ports)) == (bound, 1)
+
+
+def test_sockets_that_can_not_listen_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(listening: socket.socket, backlog: int) -> None:
+        raise OSError(errno.EADDRINUSE, "in use")
+
+    monkeypatch.setattr(socket.socket, "listen", fail)
+    before = open_files()
+    with pytest.raises(OSError, match="in use") as caught:
+        bind_blocking("127.0.0.1", 0)
+    assert open_files() == before
+    del caught  # its traceback keeps the sockets alive until here
 
 
 async def test_closing_the_gateway_ends_running_requests_and_frees_the_port(open_gateway: OpenApp) -> None:

@@ -11,7 +11,7 @@ from pomelo.media.bucket_store import BucketStore
 from tests.s3_server import S3Server
 from tests.unit.media.buckets import MIB, grpc_call, keys, upload
 from tests.unit.media.files import names, put
-from tests.waiting import cancel
+from tests.waiting import cancel, until
 
 
 async def test_spent_uploads_to_a_gateway_do_not_count(machine: Callable[..., BucketStore]) -> None:
@@ -80,3 +80,18 @@ async def test_an_answer_that_is_not_wanted_while_it_is_sent_does_not_count(
     await store.aclose()
     assert names(store) == keys(url) == []
     assert store.quota.total == 0
+
+
+async def test_an_upload_whose_caller_leaves_while_it_is_sent_is_subtracted_once(
+    own_server: S3Server, tmp_path: Path
+) -> None:
+    store = BucketStore(Bucket(own_server.new_bucket()), tmp_path / "media", b"s" * 32)
+    put(store, "ann/test", bytes(2 * MIB))
+    own_server.stop()
+    sending = asyncio.create_task(upload(store, bytes(MIB)))
+    await until(lambda: len([name for name in names(store) if name.startswith("media_")]) == 2)
+    await asyncio.sleep(0)
+    await cancel(sending)
+    own_server.resume()
+    await store.aclose()
+    assert store.quota.total == 2 * MIB

@@ -131,3 +131,18 @@ async def test_a_file_that_is_deleted_while_it_is_read_is_store_unavailable(url:
         reader.skip(512 * 1024 - len(PNG))
         with refused("store_unavailable"):
             await reader.read(100)
+
+
+async def test_a_bucket_that_stores_a_file_again_is_available_at_that_moment(
+    own_server: S3Server, file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pomelo.media")
+    bucket = Bucket(own_server.new_bucket(), timeout=1.0)
+    own_server.stop()
+    with refused("store_unavailable"):
+        await bucket.begin("hour/file", 1)
+    assert not bucket.available
+    own_server.resume()
+    await bucket.send("hour/file", file, "image/png", 0)
+    assert bucket.available
+    assert caplog.messages[1:] == ["The bucket of POMELO_MEDIA can be used again"]

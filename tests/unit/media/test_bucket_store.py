@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pomelo.media.bucket import Bucket, StoredFile
+from pomelo.media.bucket import Bucket, MissingFileError, StoredFile
 from pomelo.media.bucket_store import BucketStore
 from tests.calls import call_of
 from tests.s3_server import S3Server
@@ -276,6 +276,46 @@ async def test_a_refused_upload_leaves_nothing(machine: Callable[..., BucketStor
     with refused("payload_too_large"):
         await upload(store, LARGE)
     assert names(store) == keys(url) == []
+
+
+async def test_a_file_that_took_long_to_write_is_found_until_it_expires(
+    machine: Callable[..., BucketStore], clock: Clock
+) -> None:
+    first, second = machine("a"), machine("b")
+    with first.writer("ann/test", "image/png") as writer:
+        writer.write(PNG)
+        clock.ahead = 50  # its lifetime is 60 s from now on
+        media_id = writer.commit().id
+    await first.share(media_id, "ann/test")
+    clock.ahead = 108
+    assert await download(second, media_id) == PNG
+
+
+async def test_a_task_reads_a_file_of_this_disk_without_a_copy(machine: Callable[..., BucketStore]) -> None:
+    store, call = machine("a"), grpc_call()
+    media_id = put(store, "ann/test")
+    await store.fetch(media_id, "ann/test", call)
+    assert names(store) == [media_id]
+    call.end()
+    assert names(store) == [media_id]
+
+
+async def test_a_scan_goes_on_if_another_machine_has_deleted_what_expired(
+    machine: Callable[..., BucketStore], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some vendors report a missing file when it is deleted."""
+    store = machine("a")
+    media_id = await upload(store)
+
+    async def missing(keys: list[str]) -> None:
+        raise MissingFileError
+
+    monkeypatch.setattr(store._bucket, "delete", missing)
+    clock.ahead = 3_600
+    assert await store.refresh() == 1
+    assert store.quota.total == 0
+    with refused("not_found"):
+        await download(store, media_id)
 
 
 # --- a bucket that fails

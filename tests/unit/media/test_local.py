@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -47,9 +48,24 @@ async def test_an_upload_above_the_limit_is_refused_and_deleted(store: MediaStor
         assert found.size_bytes == sum([len(chunk) async for chunk in chunks])
 
 
-async def test_an_empty_upload_is_refused_and_deleted(store: MediaStore) -> None:
+@pytest.mark.parametrize("protocol", ["grpc", "rest"])
+async def test_an_empty_upload_is_refused_and_deleted(store: MediaStore, protocol: str) -> None:
+    call = call_of(None)
+    call.protocol = protocol
     with refused("invalid_parameter", "audio", "must be a file of at least one byte"):
-        await service(store).upload_media("audio/mpeg", three_chunks(0), call_of(None))
+        await service(store).upload_media("audio/mpeg", three_chunks(0), call)
+    assert names(store) == []
+
+
+async def test_an_upload_that_is_not_shared_by_its_deadline_is_refused_and_deleted(store: MediaStore) -> None:
+    async def stalled(media_id: str, owner: str, lifetime: float | None = None) -> None:
+        await asyncio.Event().wait()
+
+    store.share = stalled  # type: ignore[method-assign]
+    with refused("deadline_exceeded"):
+        await asyncio.wait_for(
+            service(store).upload_media("audio/mpeg", three_chunks(1), hurried("grpc")), 20
+        )
     assert names(store) == []
 
 
@@ -94,6 +110,33 @@ async def test_media_are_downloaded_by_their_owner_or_with_a_link(store: MediaSt
         async with service(store).download_media(mine, "", call_of(None), offset) as (found, chunks):
             assert found.size_bytes == 10
             assert b"".join([chunk async for chunk in chunks]) == rest
+
+
+async def test_a_download_names_its_file_takes_turns_and_closes_the_file(store: MediaStore) -> None:
+    turns = Turns()
+    media_service = LocalMedia(store, Access(), turns=turns)
+    with refused("missing_parameter", "id"):
+        async with media_service.download_media("", "", call_of(None)):
+            pass
+    media_id = put(store, "ann/test", b"x" * 10**6)
+    path = os.fspath(store.folder / media_id)
+    async with media_service.download_media(media_id, "", call_of(None)) as (_, chunks):
+        waits = 0
+        async for _ in chunks:
+            waits += turns.iteration  # it grows only if streams wait for turns
+            await asyncio.sleep(0.01)  # longer than a turn
+        assert waits
+        assert path in open_paths()
+    assert path not in open_paths()
+
+
+def open_paths() -> list[str]:
+    """The paths of the files that this process has open."""
+    found = []
+    for each in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the descriptor by which they are listed
+            found.append(str(each.readlink()))
+    return found
 
 
 async def test_a_stalled_upload_ends_at_the_deadline(store: MediaStore) -> None:

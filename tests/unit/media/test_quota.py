@@ -271,6 +271,17 @@ def test_by_default_a_tenth_of_a_small_disk_stays_free(
                 store.check_answer("ann", 0)
 
 
+def test_without_a_reserve_a_disk_may_run_out_of_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = list(os.statvfs(tmp_path))
+    disk[:8] = [MIB, MIB, 1_000, 1_000, 1_000, 10_000, 10, 10]  # ten files are left
+    monkeypatch.setattr(os, "statvfs", lambda folder: os.statvfs_result(disk))
+    limited(tmp_path).check_answer("ann", 0)
+    with refused("store_unavailable"):
+        limited(tmp_path, reserve=1).check_answer("ann", 0)
+
+
 def test_missing_space_is_logged_once_a_minute(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = limited(tmp_path, total=4 * KIB)
     for _ in range(3):

@@ -305,3 +305,43 @@ async def test_changes_are_noted_only_during_a_scan(store: MediaStore) -> None:
     with pytest.raises(FileExistsError):
         await store.refresh()
     assert store._changes is None
+
+
+async def test_an_unknown_file_type_or_a_file_that_expires_as_it_is_opened_is_not_found(
+    store: MediaStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    media_id = put(store)
+    with refused("not_found"):
+        store.find(media_id.replace(".png", ".exe"), "ann")
+    found = store.find(media_id, "ann")
+    monkeypatch.setattr(store, "find", lambda media_id, owner: found)
+    found[0].unlink()
+    with refused("not_found"):
+        await store.open(media_id, "ann")
+    found[0].mkdir()  # nothing that can be read
+    with refused("store_unavailable"):
+        await store.open(media_id, "ann")
+
+
+def test_a_folder_that_can_not_be_read_is_no_missing_file(store: MediaStore) -> None:
+    media_id = put(store)
+    store.folder.rename(store.folder.parent / "moved")
+    store.folder.touch()
+    with refused("store_unavailable"):
+        store.find(media_id, "ann")
+
+
+def test_a_file_and_its_link_end_in_the_same_second(store: MediaStore) -> None:
+    for now in (1_000_000.1, 1_000_000.9):
+        media = store.describe(put(store), "image/png", 1, now)
+        assert f"?exp={media.expire_time.seconds}&" in media.url
+        assert media.expire_time.seconds == 1_000_000
+
+
+def test_a_refusal_has_what_its_own_owner_stores(tmp_path: Path) -> None:
+    store = MediaStore(tmp_path / "media", b"s" * 32, limits=MediaLimits(account=2 * BLOCK, reserve=0))
+    for owner in ("ann", "bob"):
+        put(store, owner)
+    with refused("payload_too_large") as error:
+        put(store, "ann", bytes(BLOCK + 1))
+    assert error.value.values == {"usedBytes": "4096", "maxBytes": "8192"}

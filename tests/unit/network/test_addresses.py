@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from pomelo.network.addresses import (
     check_network,
+    check_socket_path,
     host_of,
     is_fixed,
     is_here,
@@ -55,6 +58,19 @@ def test_only_this_machine_reaches_a_loopback_host(host: str, expected: bool) ->
 
 def test_a_name_that_another_machine_looks_up_is_not_here() -> None:
     assert [is_here(f"dns://{server}/localhost:50051") for server in ("", "192.0.2.1")] == [True, False]
+    assert is_here("unix:/run/pomelo.sock")
+    assert is_here("unix-abstract:pomelo")
+
+
+def test_the_path_of_a_socket_is_limited_as_a_whole_and_in_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    left = 107 - len(f"{tmp_path}/")
+    check_socket_path(Path("x" * left))
+    for name in ("x" * (left + 1), "x" * (left - 1) + "\u00e9"):
+        with pytest.raises(OSError, match="Use a data folder with a shorter path"):
+            check_socket_path(Path(name))
 
 
 @pytest.mark.parametrize(

@@ -218,3 +218,30 @@ async def test_a_cancelled_task_is_freed_without_the_garbage_collector() -> None
     del task
     await asyncio.sleep(0)
     assert freed() is None
+
+
+async def test_a_task_that_was_cancelled_may_use_a_scope_while_it_ends() -> None:
+    ended: list[type[BaseException]] = []
+
+    async def end_slowly() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            try:
+                await run(CancelScope(now().time() + 0.01), lambda: None)
+            except BaseException as error:
+                ended.append(type(error))
+
+    task = asyncio.create_task(end_slowly())
+    await asyncio.sleep(0)
+    await cancel(task)
+    assert ended == [TimeoutError]
+
+
+async def test_a_cancellation_that_the_body_reports_as_its_own_timeout_is_the_scopes() -> None:
+    scope = CancelScope().start()
+    scope.expire()
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.sleep(0)
+    assert scope.ended_by(TimeoutError())
+    assert current_task().cancelling() == 0

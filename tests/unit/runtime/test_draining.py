@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, cast
 
 import pytest
 
+from pomelo.call import Call
 from pomelo.runtime.draining import Draining
 from pomelo.service import Services
+from tests.calls import call_of
 from tests.unit.loop import iterations
 from tests.unit.refusals import refused
 from tests.waiting import cancel
@@ -203,3 +205,36 @@ async def test_idle_waits_for_a_call_that_begins_as_the_last_one_ends() -> None:
         assert not idle.done()
     async with asyncio.timeout(20):
         await idle
+
+
+async def test_a_stop_spares_a_call_whose_task_is_being_charged() -> None:
+    draining, started = Draining(), asyncio.Event()
+    charged, other = call_of(None), call_of(None)
+    charged.settling = True
+
+    async def settle(call: Call) -> int:
+        started.set()
+        await asyncio.sleep(0.05)
+        return 7
+
+    running = [asyncio.create_task(draining.counted(settle)(call)) for call in (charged, other)]
+    await started.wait()
+    draining.stop()
+    with refused("shutting_down"):
+        await running[1]
+    assert await running[0] == 7
+
+
+async def test_a_call_that_returns_although_it_was_stopped_leaves_no_cancellation() -> None:
+    draining = Draining()
+
+    async def ignore() -> int:
+        asyncio.get_running_loop().call_soon(draining.stop)
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+        return 7
+
+    assert await draining.counted(ignore)() == 7
+    task = asyncio.current_task()
+    assert task is not None
+    assert not task.cancelling()

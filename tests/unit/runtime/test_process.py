@@ -14,7 +14,7 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.runtime.logs import UnexpectedErrors
-from pomelo.runtime.process import is_cancelled, periodically, shielded, uncancel
+from pomelo.runtime.process import fail, is_cancelled, periodically, shielded, stop, uncancel
 from tests.unit.loop import iterations
 
 log = logging.getLogger("tests.periodic")
@@ -40,6 +40,32 @@ async def test_a_shielded_future_outlives_the_caller_and_its_error_is_not_logged
     del future, left, others
     gc.collect()
     assert not caplog.records
+
+
+async def test_an_error_for_an_awaiter_who_has_left_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    future = asyncio.get_running_loop().create_future()
+    fail(future, KeyError("late"))
+    fail(future, KeyError("later"))
+    del future
+    gc.collect()
+    assert not caplog.records
+
+
+async def test_stopping_a_task_waits_until_it_has_ended() -> None:
+    ended: list[bool] = []
+
+    async def end_slowly() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await iterations(10)
+            ended.append(True)
+
+    task = asyncio.create_task(end_slowly())
+    await asyncio.sleep(0)
+    await stop(task)
+    assert ended
+    await stop(None)
 
 
 async def test_a_shielded_future_that_is_done_costs_no_turn_of_the_loop() -> None:
