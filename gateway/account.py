@@ -142,7 +142,7 @@ def _time(name: str, text: str) -> Timestamp:
             zone = "+00:00" if zone in ("Z", "z") else zone.replace(" ", "+")
             leap = clock.endswith(":60")
             clock = f"{clock[:-2]}59" if leap else clock
-            time = datetime.fromisoformat(f"{day}T{clock}{(fraction or '')[:7]}{zone}")
+            time = datetime.fromisoformat(f"{day}T{clock}{fraction or ''}{zone}")
             if leap:  # only the last second of a UTC day is; like most clocks, ours have no such second
                 time += timedelta(seconds=1)
                 if (time - _EPOCH) % timedelta(days=1) >= timedelta(seconds=1):

@@ -148,10 +148,12 @@ class GatewayApp:
             return str((await response.json())["audio"]["url"])
 
     @asynccontextmanager
-    async def over(self, max_downloads: int = 512, **services: Any) -> AsyncIterator[GatewayApp]:
+    async def over(
+        self, max_downloads: int = 512, trusted_proxies: tuple[Any, ...] = (), **services: Any
+    ) -> AsyncIterator[GatewayApp]:
         """Runs another gateway, in which `services` replace those of this one."""
         replaced = replace(self.services, **services)
-        options = GatewayOptions(max_downloads=max_downloads)
+        options = GatewayOptions(max_downloads=max_downloads, trusted_proxies=trusted_proxies)
         async with open_rest(replaced, options, "127.0.0.1", 0) as (host, port):
             yield replace(self, host=host, port=port, services=replaced)
 

@@ -366,6 +366,14 @@ async def test_a_repeated_query_parameter_is_refused_and_named(gateway: GatewayA
     assert (await code_of(gateway.get("/api/v1/usage?%ff=%ff")))[0] == 400
 
 
+async def test_a_period_that_ends_before_it_begins_is_refused_by_the_name_of_its_parameter(
+    gateway: GatewayApp,
+) -> None:
+    async with gateway.get("/api/v1/usage?from=2026-01-02&to=2026-01-01") as response:
+        message = (await response.json())["error"]["message"]
+    assert message.startswith("Invalid to: ")
+
+
 def test_the_name_of_an_unknown_parameter_is_shown_up_to_100_characters() -> None:
     with pytest.raises(PomeloError) as caught:
         parse_query({"x" * 101: "1"})
@@ -380,3 +388,10 @@ async def test_an_invalid_header_is_reported_before_an_invalid_parameter(
     async with gateway.get(f"/api/v1/{path}?foo=1", **{"X-Request-Timeout": "soon"}) as response:
         assert response.status == 400
         assert "X-Request-Timeout" in (await response.json())["error"]["message"]
+
+
+def test_the_smallest_and_the_largest_amount_are_exact() -> None:
+    sums = [pb.UsageSum(groups=["g"], cost_micros=micros) for micros in (1, 2**53 + 1)]
+    rows = render_sums(pb.SumUsageResponse(sums=sums))
+    assert rows.count(b'"cost":0.000001}') == 1
+    assert rows.count(b'"cost":9007199254.740993}') == 1

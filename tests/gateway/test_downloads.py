@@ -7,12 +7,14 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from ipaddress import ip_network
 from typing import Any
 
 import aiohttp
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from gateway.connections.connection import Connection
 from gateway.media import byte_range, public_links, requested_range
 from pomelo.call import Call
 from pomelo.gen.v1.media_pb2 import Media
@@ -130,6 +132,7 @@ async def test_a_file_that_the_caller_has_is_not_sent_again(
     assert headers["etag"] == sent["ETag"]
     # A browser replaces what it has stored. The link's remaining lifetime shrinks from second to second.
     assert headers["content-security-policy"] == sent["Content-Security-Policy"]
+    assert "default-src 'none'" in sent["Content-Security-Policy"]  # a page of a caller runs no script
     assert 3500 <= int(headers["cache-control"].removeprefix("private, max-age=")) <= 3600
     assert "content-length" not in headers
 
@@ -324,3 +327,27 @@ async def test_a_connection_stays_open_while_a_signed_link_is_downloaded(open_ga
                 writer.write(asked)
                 assert (await read_response(reader))[2] == AUDIO
                 await asyncio.sleep(0.2)  # an idle downloader
+
+
+async def test_the_addresses_of_one_network_share_their_downloads(gateway: GatewayApp) -> None:
+    proxies = (ip_network("127.0.0.1/32"),)
+    async with AsyncExitStack() as stack:
+        endless = await stack.enter_async_context(
+            gateway.over(max_downloads=4, media=EndlessMedia(), trusted_proxies=proxies)
+        )
+        for address, status in (("1::1", 200), ("1::2", 200), ("1::3", 503), ("2::1", 200)):
+            asked = raw_get("/media/media_1.png?sig=x", f"X-Forwarded-For: 2001:db8:{address}")
+            reader, _ = await stack.enter_async_context(endless.connect(asked, limit=4096))
+            assert (await reader.readline()).split()[1] == b"%d" % status
+
+
+async def test_a_connection_belongs_to_the_owner_of_the_key_or_to_those_who_have_the_link(
+    gateway: GatewayApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owners: list[object] = []
+    monkeypatch.setattr(Connection, "trust", lambda connection, owner: owners.append(owner))
+    url = await gateway.link()
+    for target, headers in ((url, {}), (url.partition("?")[0], gateway.headers)):
+        async with gateway.http.get(target, headers=headers) as response:
+            assert response.status == 200
+    assert owners[-2:] == [("link", "127.0.0.1"), "default"]

@@ -50,6 +50,8 @@ def test_a_field_that_the_task_type_does_not_have_is_refused_and_named(task_type
             "Unknown field for speech-to-text models: file. Leave it out, or use one of audio, language_code, "
             "diarize, num_speakers, timestamps, metadata, stream",
         ),
+        (TEXT, {"max_tokens" + "_" * 54: 1}, "_. Use max_tokens, or leave it out"),
+        (TEXT, {"max_tokens" + "_" * 55: 1}, "_. Leave it out, or use one of "),
         (IMAGE, {"x" * 65: 1}, "Leave it out, or use one of prompt, width, height, num_inference_steps, "),
     ],
 )

@@ -220,3 +220,9 @@ def test_a_voice_setting_that_is_null_is_absent(field: str) -> None:
 @pytest.mark.parametrize("task_type", [TEXT, IMAGE, TTS, STS, STT])
 def test_a_task_without_fields_still_has_its_type(task_type: int) -> None:
     assert build(task_type, {"stream": True}).WhichOneof("input") == TASK_FORMATS[task_type].input
+
+
+@pytest.mark.parametrize("task_type", [TTS, STS])
+def test_voice_settings_without_members_are_given(task_type: int) -> None:
+    spec = build(task_type, {"voice_settings": {}})
+    assert getattr(spec, spec.WhichOneof("input") or "").HasField("voice_settings")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.gateway.gateway_app import AUDIO, GatewayApp
-from tests.gateway.requests import FORM
+from tests.gateway.requests import FORM, raw_task
 from tests.gateway.test_multipart import FILE, Part, form, model, send
 
 
@@ -76,3 +76,16 @@ async def test_the_refusal_of_a_form_without_a_boundary_says_who_sets_it(gateway
     assert value["error"]["message"] == (
         "Content-Type has no valid boundary of the form. Let your HTTP client set it"
     )
+
+
+async def test_a_text_in_two_bytes_a_character_is_not_taken_for_ascii(gateway: GatewayApp) -> None:
+    for text, status in ((b"kite", b"200"), ("kite".encode("utf-16-le"), b"400")):
+        parts = b"".join(
+            b'--B\r\nContent-Disposition: form-data; name="%b"\r\n%b\r\n%b\r\n' % part
+            for part in (
+                (b"model", b"", b"flux-1-pro"),
+                (b"prompt", b"Content-Type: text/plain; charset=utf-16\r\n", text),
+            )
+        )
+        received = await gateway.exchange(raw_task(parts + b"--B--\r\n", content_type=FORM))
+        assert received.split()[1] == status

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -10,11 +13,12 @@ import pytest
 
 from gateway.task import raw_media_range
 from gateway.types import TASK_FORMATS
+from pomelo.call import Call
 from pomelo.errors import PomeloError
 from pomelo.gen.v1.image_pb2 import ImageFormat
-from pomelo.gen.v1.media_pb2 import MediaDelivery
+from pomelo.gen.v1.media_pb2 import Media, MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskEvent as Event
-from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
+from pomelo.gen.v1.task_pb2 import TaskResult, TaskStarted, TaskType
 from tests.gateway.gateway_app import AUDIO, PNG, GatewayApp
 from tests.gateway.requests import FLUX, HI, TTS, code_of, raw_task
 from tests.gateway.scripts import STARTED, ScriptedTasks, Step, audio, play, progress
@@ -191,3 +195,45 @@ async def test_media_with_an_invalid_content_type_are_an_internal_error(gateway:
         gateway.provider.script = play(Event(completed=result))
         sent = gateway.post_task(FLUX, headers={"Accept": "image/*"})
         assert await code_of(sent) == (500, "internal_error")
+
+
+class StoredImage:
+    """A media service with an image that has fewer bytes than it claims. `left` is the time of its last call."""
+
+    left = 0.0
+
+    @asynccontextmanager
+    async def download_media(
+        self, media_id: str, signature: str, call: Call, offset: int = 0
+    ) -> AsyncIterator[tuple[Media, AsyncIterator[bytes]]]:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"abc"
+
+        self.left = call.deadline - time.monotonic()
+        yield Media(id=media_id, content_type="image/png", size_bytes=10), pieces()
+
+
+async def test_a_large_raw_image_has_time_to_be_sent_and_can_not_look_complete(gateway: GatewayApp) -> None:
+    result = TaskResult(id="img_1")
+    result.image.images.add(content_type="image/png").media.id = "media_1.png"
+    media, headers = StoredImage(), {"Accept": "image/*", "X-Request-Timeout": "20"}
+    tasks = ScriptedTasks(STARTED, Event(completed=result))
+    async with (
+        gateway.over(tasks=tasks, media=media) as scripted,
+        scripted.post_task(FLUX, headers=headers) as response,
+    ):
+        assert response.status == 200
+        with pytest.raises(aiohttp.ClientPayloadError):
+            await response.read()
+    assert media.left > 60
+
+
+async def test_what_was_adjusted_is_reported_with_raw_media(gateway: GatewayApp) -> None:
+    started = Event(started=TaskStarted(id="speech_1"))
+    started.started.adjustments.add(field="seed")
+    tasks = ScriptedTasks(started, audio(b"one"), Event(completed=TaskResult(id="speech_1")))
+    async with (
+        gateway.over(tasks=tasks) as scripted,
+        scripted.post_task(TTS, headers=AUDIO_ONLY) as response,
+    ):
+        assert (response.headers["X-Pomelo-Adjusted"], await response.read()) == ("seed", b"one")

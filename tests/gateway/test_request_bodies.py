@@ -155,8 +155,12 @@ async def test_a_form_that_begins_with_empty_lines_is_refused_early(gateway: Gat
 # --- rate
 
 
-async def test_the_deadline_of_a_request_ends_the_wait_for_its_body(gateway: GatewayApp) -> None:
-    async with gateway.connect(incomplete("X-Request-Timeout: 0.1") + b"{") as (reader, _):
+async def test_the_deadline_of_a_request_ends_the_wait_for_its_body(open_gateway: OpenApp) -> None:
+    sent = incomplete("X-Request-Timeout: 0.1") + b"{"
+    async with (
+        open_gateway(read_grace=60.0, read_timeout=60.0) as gateway,
+        gateway.connect(sent) as (reader, _),
+    ):
         status, _, body = await asyncio.wait_for(read_response(reader), 20)
     assert (status, b'"code":"deadline_exceeded"' in body) == (504, True)
 

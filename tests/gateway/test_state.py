@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
+
+import pytest
 
 from gateway.app import make_gateway
 from gateway.options import GatewayOptions
 from gateway.state import TYPES_CACHED, Gateway, account_of
 from pomelo.call import Call, Principal
+from pomelo.errors import PomeloError
 from pomelo.gen.v1.model_service_pb2 import Model
 from pomelo.gen.v1.task_pb2 import TaskType
 from pomelo.service import Services
@@ -16,6 +20,7 @@ from pomelo.telemetry.readiness import Readiness
 from tests.calls import call_of
 from tests.gateway.requests import KEY
 from tests.unit.loop import iterations
+from tests.unit.refusals import refused
 
 CALL = call_of(KEY)
 
@@ -80,3 +85,26 @@ def test_calls_are_counted_by_their_account_and_by_their_key_if_the_account_is_n
 
     assert counted("one", "acme") == counted("two", "acme") != counted("one", "other")
     assert counted("one") == counted("one") != counted("two")
+
+
+@pytest.mark.parametrize(
+    ("known", "mode", "owners"), [(True, "", ["ann"]), (False, "test", [hash(KEY)]), (False, "", [])]
+)
+async def test_a_connection_is_trusted_also_if_its_account_has_too_many_calls(
+    known: bool, mode: str, owners: list[object]
+) -> None:
+    trusted: list[object] = []
+    call = call_of(KEY)
+
+    async def admit(call: Call) -> None:
+        if known:
+            call.principal = Principal("ann", KEY, live=False)
+        if mode:
+            call.response_headers["X-Pomelo-Mode"] = mode
+        raise PomeloError("concurrency_limit_exceeded")
+
+    state = gateway_of(SimpleNamespace(admit=admit))
+    request: Any = SimpleNamespace(connection=SimpleNamespace(trust=trusted.append))
+    with refused("concurrency_limit_exceeded"):
+        await state.admit(request, call)
+    assert trusted == owners

@@ -260,3 +260,10 @@ def test_a_wrong_value_is_refused_and_named(values: dict[str, Any], field: str) 
 def test_null_is_no_text_of_the_metadata() -> None:
     error = refusal(metadata={"a": None})
     assert (error.code, error.field) == ("invalid_parameter", "metadata.a")
+
+
+@pytest.mark.parametrize("content", [None, ""])
+def test_a_refusal_is_the_only_text_of_its_message(content: str | None) -> None:
+    message = {"role": "assistant", "content": content, "refusal": "No."}
+    spec = build_task("gpt-4", TEXT, {"messages": [message]}).spec
+    assert list(spec.text.messages[0].content) == [ContentPart(text="No.")]

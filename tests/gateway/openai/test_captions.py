@@ -151,3 +151,9 @@ def test_a_word_never_ends_before_it_begins() -> None:
         (1_000, 1_000),
         (2_000, 2_000),
     ]
+
+
+def test_a_word_that_ends_after_the_next_one_has_begun_ends_there() -> None:
+    spoken_at_once = transcript("Hi. Yo.", ("Hi.", 0, 2), ("Yo.", 1, 3))
+    times = [(piece.start, piece.end) for sentence in sentences(spoken_at_once) for piece in sentence]
+    assert times == [(0, 1000), (1000, 3000)]

@@ -172,3 +172,8 @@ async def test_an_image_that_fails_is_an_error_with_the_name_of_the_parameter(ga
         )
         refusal = await error_of(post(gateway, PATH, KITE | {"stream": stream}))
         assert refusal == (400, "invalid_parameter", "size")
+
+
+async def test_a_stream_has_the_size_that_was_asked_for(gateway: GatewayApp) -> None:
+    (_, event), _ = await events_of(post(gateway, PATH, KITE | {"size": "512x768", "stream": True}))
+    assert event["size"] == "512x768"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.gateway.gateway_app import GatewayApp
 from tests.gateway.openai.media_requests import post
-from tests.gateway.requests import HI
+from tests.gateway.requests import HAIKU_ONLY, HI
 
 CHAT, RESPONSES, IMAGES = "chat/completions", "responses", "images/generations"
 BODIES: dict[str, dict[str, Any]] = {
@@ -88,3 +88,22 @@ async def test_a_call_without_its_result_is_refused_in_words_of_both_forms(
     assert (
         error["message"] == f"Invalid {parameter}: must be answered by the result of the tool, right after it"
     )
+
+
+async def test_each_part_of_the_reasoning_without_effect_is_reported(gateway: GatewayApp) -> None:
+    reasoning = {"effort": "low", "summary": "auto", "context": "auto", "generate_summary": None}
+    async with post(gateway, RESPONSES, BODIES[RESPONSES] | {"reasoning": reasoning}) as response:
+        assert response.status == 200
+        reported = response.headers["X-Pomelo-Adjusted"].split("; ")
+    assert [name for name in reported if name.startswith("reasoning.") and "=" not in name] == [
+        "reasoning.summary"
+    ]
+
+
+@pytest.mark.parametrize(("name", "code"), [("gpt-4", "model_not_allowed"), ("gpt-0", "model_not_found")])
+async def test_a_model_that_the_key_may_not_use_is_not_called_unknown(
+    gateway: GatewayApp, name: str, code: str
+) -> None:
+    url, headers = f"{gateway.url}/v1/models/{name}", {"Authorization": f"Bearer {HAIKU_ONLY}"}
+    async with gateway.http.get(url, headers=headers) as response:
+        assert (await response.json())["error"]["code"] == code
