@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from pomelo.app import App
-from pomelo.client import Client, ServerUnavailable
-from pomelo.client.connection import ClientBase, Connection
+from pomelo.client import ApiError, Client, ServerUnavailable
+from pomelo.client.connection import Attempts, ClientBase, Connection
 from pomelo.network.tls import read_certificate
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.settings import load
@@ -113,3 +114,42 @@ async def test_a_server_with_tls_is_reached_by_its_authority(
         for arguments in wrong:
             with pytest.raises(ServerUnavailable, match="TLS"):
                 await connect(keys.test, retries=0, **arguments).account()
+
+
+class Failed(grpc.RpcError):  # type: ignore[misc]
+    """A failed call, with the wait that the server asks for."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return ""
+
+    def initial_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    def trailing_metadata(self) -> tuple[tuple[str, str], ...]:
+        return (("grpc-retry-pushback-ms", "500"),)
+
+
+def attempts_of(retries: int) -> Attempts:
+    return Attempts(Connection("127.0.0.1:1", "k", None, 600, retries, strict=False), task=True)
+
+
+def test_the_wait_that_a_server_asks_for_is_at_least_kept_and_not_the_same_for_all() -> None:
+    waits = {attempts_of(1).wait(Failed(grpc.StatusCode.RESOURCE_EXHAUSTED)) for _ in range(20)}
+    assert len(waits) > 1
+    assert 0.5 <= min(waits) <= max(waits) <= 0.75
+
+
+def test_waiting_for_an_attempt_that_broke_counts_as_no_retry() -> None:
+    attempts = attempts_of(2)
+    assert attempts.wait(Failed(grpc.StatusCode.UNAVAILABLE))
+    for _ in range(5):
+        assert attempts.wait(Failed(grpc.StatusCode.ABORTED))
+    assert attempts.wait(Failed(grpc.StatusCode.UNAVAILABLE))
+    with pytest.raises(ApiError):
+        attempts.wait(Failed(grpc.StatusCode.UNAVAILABLE))

@@ -16,7 +16,7 @@ from pomelo.errors import TABLE, ErrorRow, PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from tests.gateway.gateway_app import GatewayApp
-from tests.gateway.requests import HI
+from tests.gateway.requests import HI, raw_task
 
 MINE = {"X-Request-Id": "mine-7"}
 
@@ -138,3 +138,25 @@ def test_an_error_that_only_a_newer_server_has_names_its_field_as_the_caller_doe
 def test_an_error_whose_field_has_no_other_name_stays_as_it_is(field: str | None) -> None:
     error = PomeloError("invalid_body", "The body is not JSON", field=field)
     assert rename_field(error, lambda name: name) is error
+
+
+async def test_a_wrong_header_is_reported_before_what_is_wrong_in_the_body(gateway: GatewayApp) -> None:
+    for body in (b"{", b"[]", b'{"model":"gpt-0"}'):
+        received = await gateway.exchange(raw_task(body, "X-Request-Timeout: soon"))
+        assert b"Invalid X-Request-Timeout" in received
+
+
+def test_a_renamed_error_keeps_all_but_the_name_of_its_field() -> None:
+    error = PomeloError(
+        "rate_limit_exceeded",
+        "Invalid text: text must be text",
+        field="text",
+        retry_after=7,
+        values={"limit": 3},
+        repeatable=False,
+    )
+    renamed = rename_field(error, {"text": "input"}.get)  # type: ignore[arg-type]
+    assert (renamed.code, renamed.field) == ("rate_limit_exceeded", "input")
+    assert renamed.message == "Invalid input: text must be text"
+    assert (renamed.retry_after, renamed.values, renamed.repeatable) == (7, error.values, False)
+    assert rename_field(error, lambda field: field) is error

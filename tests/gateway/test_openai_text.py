@@ -230,3 +230,21 @@ async def test_line_breaks_that_some_clients_know_are_escaped(gateway: GatewayAp
         text, _ = await post(gateway, path, {**body, "stream": True})
         assert "one\\u2028two\\u0085three" in text
         assert "\u2028" not in text
+
+
+async def test_a_call_after_a_question_belongs_to_an_answer_of_its_own(gateway: GatewayApp) -> None:
+    items = [
+        {"role": "user", "content": "What time is it?"},
+        {"type": "function_call", "call_id": "c", "name": "time", "arguments": "{}"},
+        {"type": "function_call_output", "call_id": "c", "output": "noon"},
+    ]
+    await post(gateway, "/v1/responses", {"model": "gpt-4", "input": items, "tools": TOOLS})
+    messages = gateway.provider.jobs[-1].input.messages
+    assert [Role.Name(message.role) for message in messages] == ["ROLE_USER", "ROLE_ASSISTANT", "ROLE_TOOL"]
+    assert messages[1].content[0].tool_call.name == "time"
+
+
+async def test_options_of_a_stream_without_the_usage_add_no_chunk(gateway: GatewayApp) -> None:
+    for options in ({"include_obfuscation": False}, {"include_usage": False}):
+        events = await events_of(gateway, "/v1/chat/completions", {**HI, "stream_options": options})
+        assert not any("usage" in data for _, data in events[:-1])

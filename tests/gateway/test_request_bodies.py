@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from gateway.parsing.json import LARGE_BODY
 from pomelo.media.duration import MAX_WORKERS
 from pomelo.runtime.in_flight import InFlightLimits
 from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp
@@ -136,6 +137,12 @@ async def test_json_with_too_many_values_is_refused_and_the_same_bytes_in_a_stri
     assert b"65,536 values" in received
     messages = [{"role": "user", "content": lists.decode()}]
     assert await code_of(gateway.post_task({"model": "gpt-4", "messages": messages})) == (200, "")
+
+
+async def test_the_values_at_the_beginning_of_a_large_body_are_counted(gateway: GatewayApp) -> None:
+    many = b'{"model":"gpt-4","stop":[' + b'"",' * 21_000 + b'""],"messages":[' + b'"",' * 45_000 + b'""]}'
+    assert len(many) > LARGE_BODY
+    assert b"65,536 values" in await gateway.exchange(raw_task(many))
 
 
 async def test_the_values_of_all_fields_of_a_form_are_counted(gateway: GatewayApp) -> None:

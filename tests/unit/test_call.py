@@ -170,6 +170,7 @@ def test_a_repeated_authorization_header_is_no_key() -> None:
         "handling=strict",
         "Handling=Strict",
         'handling="strict"',
+        'handling="\\strict"',
         "  handling = strict  ",
         "handling=strict; because=I-say-so",
         'respond-async, wait=10, handling=strict;x="a, b"',

@@ -14,7 +14,8 @@ from pomelo.alerts.alert import Alert
 from pomelo.alerts.watch import Watch, open_watch
 from pomelo.errors import PomeloError
 from pomelo.gen.admin.v1 import admin_service_pb2 as admin_pb
-from pomelo.stores.accounts import Grant
+from pomelo.gen.v1.usage_pb2 import Mode
+from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
 from tests.alerts import open_receiver
 from tests.unit.accounts.audited_store import ACME, add_account, reserve, run
@@ -210,6 +211,35 @@ async def test_a_correction_changes_neither_the_threshold_nor_when_the_next_aler
     assert await search("e", output_tokens=0, input_tokens=1) == [(400, 353), (2, 0)]
 
 
+async def test_a_large_correction_is_no_grant_and_a_grant_beside_one_is(
+    store: Store, sent: list[Alert]
+) -> None:
+    clock = Clock()
+    operator = AccountOperator(store, BUILTIN, lambda name: None, clock)
+
+    async def adjust(amount: int, mode: Mode.ValueType = Mode.MODE_LIVE) -> None:
+        change = admin_pb.AdjustCreditsRequest(
+            account_id="acme", amount_micros=amount, note="a note", mode=mode
+        )
+        await operator.adjust_credits(change)
+
+    await add_account(store, micros=800)
+    watch = Watch(store, sent.append, low_share=0.5, blocked_routes=set)
+    clock.now += 0.1
+    await adjust(2_000)
+    watch.charged(await run(store, "a", output_tokens=200, input_tokens=0))  # 800 are left
+    await watch.search()
+    assert sent == []
+    # A grant at the time of a correction of another amount, and of one in the other mode, is a grant.
+    clock.now += 0.1
+    await adjust(1)
+    await adjust(5_000, Mode.MODE_TEST)
+    await store.grant(Grant("beside", ACME, 5_000, clock()))
+    watch.charged(await run(store, "b", output_tokens=400, input_tokens=0))
+    await watch.search()
+    assert [alert.data["threshold_micros"] for alert in sent] == [2_500]
+
+
 async def test_credits_that_running_tasks_have_reserved_are_left(store: Store, sent: list[Alert]) -> None:
     await add_account(store, micros=1_000)
     watch = Watch(store, sent.append, low_share=0.5, blocked_routes=set)
@@ -223,3 +253,26 @@ async def test_credits_that_running_tasks_have_reserved_are_left(store: Store, s
     watch.charged(await run(store, "d", input_tokens=64, output_tokens=0))
     await watch.search()
     assert [(alert.data["available_micros"], alert.data["held_micros"]) for alert in sent] == [(260, 100)]
+
+
+async def test_all_accounts_are_looked_at_and_a_second_outage_of_a_route_is_another_alert(
+    store: Store, sent: list[Alert]
+) -> None:
+    clock = Clock()
+    blocked: set[tuple[str, ...]] = set()
+    watch = Watch(store, sent.append, low_share=0.5, blocked_routes=lambda: blocked, now=clock)
+    await add_account(store, micros=900)
+    other = Wallet("other", live=True)
+    await store.add_account("other", "pro", 1.0)
+    await store.grant(Grant("other", other, 900, 1.0))
+    for wallet in (ACME, other):
+        watch.charged(await run(store, f"of {wallet.account}", wallet, output_tokens=50))
+    await watch.search()
+    assert sorted(alert.data["account"] for alert in sent) == ["acme", "other"]
+    sent.clear()
+    for routes in ({("openai", "a")}, set(), {("openai", "a")}):
+        blocked = routes
+        clock.now += 1
+        await watch.search()
+    assert [alert.type for alert in sent] == ["provider.open", "provider.closed", "provider.open"]
+    assert len({alert.id for alert in sent}) == 3

@@ -83,6 +83,29 @@ async def test_a_refusal_is_reported_after_an_outage(store: Store, sent: list[Al
     assert [alert.type for alert in sent] == ["budget.reached"]
 
 
+async def test_a_key_whose_task_ends_while_the_store_is_out_is_reported_after_the_outage(
+    store: Store, sent: list[Alert]
+) -> None:
+    await add_account(store)
+    failures = [PomeloError("store_unavailable")]
+
+    async def note_state(subject: str, state: str, seconds: float) -> bool:
+        if failures:
+            later = ended("insufficient_credits", budget=replace(BUDGET, name="budget:k2.day"))
+            assert later.call.principal is not None
+            later.call.principal = replace(later.call.principal, key_id="k2")
+            watch.task_ended(later)
+            raise failures.pop()
+        return True
+
+    watch = watch_of(store, sent, note_state=note_state)
+    watch.task_ended(ended("insufficient_credits"))
+    with pytest.raises(PomeloError):
+        await watch.search()
+    await watch.search()
+    assert sorted(alert.data["key_id"] for alert in sent) == ["k1", "k2"]
+
+
 async def test_nothing_of_test_mode_is_reported(store: Store, sent: list[Alert]) -> None:
     await store.add_account("acme", "pro", 1.0)  # in live mode it has no credits
     await store.set_credit_limit(ACME_TEST, 1_000)

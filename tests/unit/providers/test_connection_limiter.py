@@ -9,16 +9,20 @@ from collections.abc import Awaitable
 from typing import Any
 
 import pytest
+from yarl import URL
 
 from pomelo.errors import PomeloError
 from pomelo.providers import Credentials
 from pomelo.providers.chat.openai import OpenAI
-from pomelo.providers.errors import RetryPolicy
-from pomelo.providers.http.client import Http
+from pomelo.providers.errors import RetryPolicy, UpstreamError
+from pomelo.providers.http.client import Http, Timeouts
 from pomelo.providers.http.connections import LIMIT, MAX_WAIT, ConnectionLimiter, NoConnectionError
 from pomelo.testing import Answer, FaultUpstream, Gate, Script, Stop, error_reply
+from pomelo.testing.addresses import unanswered_connection
 from tests.providers.rig import read_all
 from tests.providers.text_rig import OPENAI
+from tests.unit.providers.raw_server import CHAT
+from tests.waiting import cancel, until
 
 HOST = "vendor:443"
 LONG_WAIT = 20.0
@@ -370,3 +374,19 @@ async def test_one_account_gets_exactly_its_share() -> None:
     connections = ConnectionLimiter(20)
     assert [connections.try_acquire(HOST, "ann") for _ in range(20)].count(True) == 16
     assert connections.try_acquire(HOST, "bob"), "of the reserve"
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_a_call_that_ends_while_it_connects_gives_its_place_back(cancelled: bool) -> None:
+    limiter = ConnectionLimiter(1)
+    timeouts = Timeouts(connect=60.0 if cancelled else 0.05)
+    with unanswered_connection("http://127.0.0.1:1/") as url:
+        async with Http(timeouts, connections=limiter) as http:
+            calling = asyncio.create_task(http.request_json(URL(url), {}, b"{}", CHAT))
+            await until(lambda: limiter.in_use == 1)
+            if cancelled:
+                await cancel(calling)
+            else:
+                with pytest.raises(UpstreamError):
+                    await calling
+            assert limiter.in_use == 0

@@ -6,16 +6,20 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import cast
 
 import aiohttp
 import pytest
 from aiohttp import web
 from prometheus_client.parser import text_string_to_metric_families as parse
 
+from pomelo.telemetry import admin
 from pomelo.telemetry.admin import MAX_CONNECTIONS, open_admin
 from pomelo.telemetry.exposition import CONTENT_TYPE, Exposition
 from pomelo.telemetry.metrics import Metrics
 from pomelo.telemetry.readiness import Readiness
+from tests.waiting import until
 
 
 class CountedExposition(Exposition):
@@ -248,3 +252,45 @@ async def test_a_probe_without_a_host_is_served() -> None:
 async def test_an_empty_address_serves_nothing() -> None:
     async with open_admin("", Exposition(Metrics()), Readiness()) as address:
         assert address == ""
+
+
+async def test_a_report_that_takes_long_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(admin, "SHARED_FOR", 0.0)
+    free = asyncio.Event()
+
+    class Slow(CountedExposition):
+        async def all(self) -> str:
+            text = await super().all()
+            await free.wait()
+            return text
+
+    slow = Slow(Metrics())
+    async with served(exposition=slow) as address:
+        request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        first = asyncio.create_task(exchange(address, request))
+        await until(lambda: slow.reports == 1)
+        second = asyncio.create_task(exchange(address, request))
+        await asyncio.sleep(0.1)
+        free.set()
+        assert (await first).endswith((await second)[-100:])
+    assert slow.reports == 1
+
+
+async def test_a_connection_is_closed_when_it_is_there_at_two_checks() -> None:
+    aborted: list[str] = []
+
+    class Open:
+        def __init__(self, name: str) -> None:
+            self.transport = SimpleNamespace(abort=lambda: aborted.append(name))
+
+    old, young = Open("old"), Open("young")
+    found = iter([[old], [old, young]])
+
+    class Server:
+        @property
+        def connections(self) -> list[Open]:
+            return next(found)
+
+    with pytest.raises(RuntimeError):  # no third check
+        await admin._close_old_connections(cast(web.Server, Server()), 0)
+    assert aborted == ["old"]

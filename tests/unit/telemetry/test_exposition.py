@@ -117,3 +117,13 @@ async def test_a_slow_read_of_the_store_delays_no_report_for_long_and_is_not_rep
     await exposition.own()
     await exposition.own()
     assert store.reads == 1
+
+
+async def test_a_failed_check_of_the_store_is_counted_and_passed_on() -> None:
+    async def fail() -> None:
+        raise OSError("gone")
+
+    metrics = Metrics()
+    with pytest.raises(OSError, match="gone"):
+        await metrics.check_store(fail)
+    assert metrics.store_errors.values["check",] == 1

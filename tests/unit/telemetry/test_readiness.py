@@ -130,3 +130,20 @@ async def test_leaving_ends_a_check_that_hangs() -> None:
 
 def test_every_reason_is_in_words() -> None:
     assert all(reason and "_" not in reason for reason in REASONS.values())
+
+
+async def test_a_check_that_is_cancelled_has_failed_and_is_not_the_last() -> None:
+    runs = 0
+
+    async def check() -> None:
+        nonlocal runs
+        runs += 1
+        if runs < 5:
+            raise asyncio.CancelledError
+
+    readiness = Readiness("store_unavailable")
+    async with readiness.follow(check, "store_unavailable", interval=0.001, within=20):
+        await asyncio.wait_for(readiness.next_change().wait(), 20)
+        assert readiness.code == "store_unavailable"
+        await asyncio.wait_for(readiness.next_change().wait(), 20)
+        assert readiness.code == ""

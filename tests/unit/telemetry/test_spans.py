@@ -175,3 +175,10 @@ def test_the_failed_calls_of_a_task_are_kept_until_it_ends_and_bounded(
     for number in range(5):
         spans.task_ended(task(task_id=f"task_{number}"))
     assert not spans._failed
+
+
+def test_no_call_begins_before_its_task(spans: Spans, exporter: InMemorySpanExporter) -> None:
+    spans.attempt_failed(attempt())
+    spans.task_ended(task(attempts=1, elapsed_ms=1.0))
+    call, whole = exporter.get_finished_spans()
+    assert call.start_time == whole.start_time
