@@ -16,7 +16,7 @@ from pomelo.errors import TABLE, ErrorRow, PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from tests.gateway.gateway_app import GatewayApp
-from tests.gateway.requests import HI, raw_task
+from tests.gateway.requests import HI, incomplete, raw_task, read_response
 
 MINE = {"X-Request-Id": "mine-7"}
 
@@ -144,6 +144,12 @@ async def test_a_wrong_header_is_reported_before_what_is_wrong_in_the_body(gatew
     for body in (b"{", b"[]", b'{"model":"gpt-0"}'):
         received = await gateway.exchange(raw_task(body, "X-Request-Timeout: soon"))
         assert b"Invalid X-Request-Timeout" in received
+    async with gateway.connect(incomplete("X-Request-Timeout: soon")) as (
+        reader,
+        _,
+    ):  # nor is the body awaited
+        status, _, body = await read_response(reader)
+    assert (status, b"Invalid X-Request-Timeout" in body) == (400, True)
 
 
 def test_a_renamed_error_keeps_all_but_the_name_of_its_field() -> None:

@@ -248,3 +248,14 @@ async def test_options_of_a_stream_without_the_usage_add_no_chunk(gateway: Gatew
     for options in ({"include_obfuscation": False}, {"include_usage": False}):
         events = await events_of(gateway, "/v1/chat/completions", {**HI, "stream_options": options})
         assert not any("usage" in data for _, data in events[:-1])
+
+
+async def test_a_call_that_was_cut_off_is_incomplete_in_every_event(gateway: GatewayApp) -> None:
+    gateway.provider.script = play(
+        piece(0, '{"zone":', "time"), end(text_pb2.FinishReason.FINISH_REASON_LENGTH)
+    )
+    events = await events_of(gateway, "/v1/responses", {**RESPONSE, "tools": TOOLS})
+    done = [data["item"] for name, data in events if name == "response.output_item.done"]
+    name, last = events[-1]
+    assert (name, last["response"]["output"]) == ("response.incomplete", done)
+    assert [(item["status"], item["arguments"]) for item in done] == [("incomplete", '{"zone":')]
