@@ -143,6 +143,8 @@ def _check_image(image: ImagePart, name: str, read_media: ReadMedia) -> None:
         source.url = _encode_image(read_media(source.media_id, name), name)
     elif kind == "data":
         source.url = _encode_image(source.data, name)
+    elif kind is None:
+        raise missing(f"{name}.url")
     else:
         url = source.url
         canonical = _canonical_image(url, name)

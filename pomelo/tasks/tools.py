@@ -17,6 +17,9 @@ from pomelo.fields import (
 )
 from pomelo.gen.v1.text_pb2 import TextFormat, TextInput, ToolChoice
 
+_MAX_DETAIL = 200
+"""Characters of a parser's error that a message contains."""
+
 _MODES = (ToolChoice.MODE_NONE, ToolChoice.MODE_AUTO, ToolChoice.MODE_REQUIRED)
 
 
@@ -65,6 +68,8 @@ def _check_choice(choice: ToolChoice, names: Collection[str]) -> None:
         raise missing("tool_choice")
     if which == "mode" and choice.mode not in _MODES:
         raise invalid("tool_choice", "none, auto, required or a tool")
+    if which == "tool" and not choice.tool:
+        raise missing("tool_choice.function.name")
     if not names and (which == "tool" or choice.mode == ToolChoice.MODE_REQUIRED):
         raise invalid("tool_choice", "none, auto or left out in a task without tools")
     if which == "tool" and choice.tool not in names:
@@ -108,8 +113,8 @@ def _compact(text: str, label: str) -> str:
         compact = to_json(value)
         if b"Infinity" in compact:  # 1e999 is read as infinite
             from_json(compact, allow_inf_nan=False)
-    except ValueError:
-        raise invalid(label, JSON_OBJECT) from None
+    except ValueError as error:  # it may repeat a name of any length
+        raise invalid(label, f"{JSON_OBJECT} ({str(error)[:_MAX_DETAIL]})") from None
     if type(value) is not dict:
         raise invalid(label, JSON_OBJECT)
     return compact.decode()

@@ -83,12 +83,15 @@ def test_bytes_that_are_no_image_are_refused_wherever_they_are(data: bytes, cont
             text.check(given, MODELS["gpt-4"], lambda media_id, field: data)
 
 
-@pytest.mark.parametrize(
-    "source", [{}, {"content_type": "image/png"}, {"url": ""}, {"url": "https://example.org/a.png"}]
-)
+@pytest.mark.parametrize("source", [{"url": ""}, {"url": "https://example.org/a.png"}])
 def test_an_image_without_its_bytes_is_refused(source: dict[str, Any]) -> None:
     given = conversation(MediaSource(**source))
     assert refusal("gpt-4", given) == f"invalid_parameter {FIELD}"
+
+
+@pytest.mark.parametrize("source", [{}, {"content_type": "image/png"}])
+def test_an_image_without_a_source_is_missing(source: dict[str, Any]) -> None:
+    assert refusal("gpt-4", conversation(MediaSource(**source))) == f"missing_parameter {FIELD}.url"
 
 
 def test_what_refuses_a_file_is_not_changed() -> None:
