@@ -14,8 +14,8 @@ from typing import BinaryIO
 
 from pomelo.audio_formats import SAMPLE_RATES
 from pomelo.errors import invalid
-from pomelo.media.containers import riff_chunks
 from pomelo.media.media_types import MediaType
+from pomelo.media.unsized import riff_chunks
 
 _DEFAULT_RATE = 16_000
 """The sample rate of bare samples whose media type has none."""

@@ -15,6 +15,9 @@ from typing import BinaryIO
 MAX_CHUNKS = 200_000
 """Chunks of a file that are read; the bytes after them are not counted as structure."""
 
+_SMALL_CHUNK = 64
+"""Bytes. The two chunks of an MP4 fragment with a single frame have 160 together."""
+
 _MAX_POSITION = 2**62
 """A chunk whose size is unknown claims to end there or later, beyond what a file's position can be."""
 
@@ -84,18 +87,19 @@ class FileSlice(ReadOnlyFile):
         return data
 
 
-def riff_chunks(file: BinaryIO, order: str = "<", most: int = 1000) -> Iterator[tuple[int, bytes, int]]:
-    """The position of the content, the name and the size of at most so many chunks of a RIFF or AIFF file.
-    `order` is the byte order of sizes, as `struct` writes it. The file is then at the content."""
-    at = 12
-    for _ in range(most):
-        file.seek(at)
-        head = file.read(8)
-        if len(head) < 8:
-            return
-        name, length = struct.unpack(f"{order}4sI", head)
-        yield at + 8, name, length
-        at += 8 + length + length % 2
+def has_too_many_chunks(file: BinaryIO, size: int) -> bool:
+    """Whether a RIFF or MP4 file, without tags before it, has more small chunks than any encoder writes, for
+    which a demuxer takes seconds. Zeros after the last chunk count as some; chunks within others do not."""
+    at, parse_head = _CHUNKED.get(_read_at(file, 0, 4), (0, _mp4_head))
+    for _ in range(max(MAX_CHUNKS, size // _SMALL_CHUNK)):
+        first = _read_at(file, at, 16)
+        if len(first) < 16 or first.startswith(b"data\0\0\0\0"):  # samples up to the end of the file
+            return False
+        _, header, length = parse_head(first)
+        if length < header:
+            return False
+        at += length
+    return True
 
 
 def tag_sizes(file: BinaryIO, size: int) -> tuple[int, int]:
@@ -383,4 +387,9 @@ _STRUCTURE_SIZES: dict[str, Callable[[BinaryIO, int], int]] = {
     "mxf": _mxf,
     "ogg": _ogg,
     "mpegts": _mpegts,
+}
+
+_CHUNKED = {
+    **dict.fromkeys((b"RIFF", b"RF64", b"BW64"), (12, _riff_head)),
+    b"RIFX": (12, _aiff_head),
 }

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from pomelo.media.containers import FileSlice, chained_streams, structure_size, tag_sizes
+from pomelo.media.containers import FileSlice, chained_streams, has_too_many_chunks, structure_size, tag_sizes
 from pomelo.media.packets import MAX_FRAME, DecodeBudget, StreamLength
 from pomelo.media.unsized import with_size
 
@@ -86,6 +86,8 @@ def measure(file: BinaryIO, size: int, raw: bool) -> tuple[int, str]:
     try:
         file = with_size(file, size)
         front, back = tag_sizes(file, size)
+        if has_too_many_chunks(FileSlice(file, front, size - front) if front else file, size - front):
+            return 0, ""
         ms, name, covered = 0, "", 0
         for start, length in chained_streams(file, front, size):
             whole = length == size  # a slice would slow down the many reads of a hostile file

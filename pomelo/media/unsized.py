@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import io
 import struct
+from collections.abc import Iterator
 from typing import BinaryIO
 
-from pomelo.media.containers import ReadOnlyFile, riff_chunks
+from pomelo.media.containers import ReadOnlyFile
 
 _MAX_CHUNKS = 1000
 _MAX_PATCH = 64 * 1024
@@ -44,6 +45,20 @@ class _PatchedFile(ReadOnlyFile):
             return data
         patch = self._patch[first - self._at : last - self._at]
         return data[: first - position] + patch + data[last - position :]
+
+
+def riff_chunks(file: BinaryIO, order: str = "<", most: int = 1000) -> Iterator[tuple[int, bytes, int]]:
+    """The position of the content, the name and the size of at most so many chunks of a RIFF or AIFF file.
+    `order` is the byte order of sizes, as `struct` writes it. The file is then at the content."""
+    at = 12
+    for _ in range(most):
+        file.seek(at)
+        head = file.read(8)
+        if len(head) < 8:
+            return
+        name, length = struct.unpack(f"{order}4sI", head)
+        yield at + 8, name, length
+        at += 8 + length + length % 2
 
 
 def with_size(file: BinaryIO, size: int) -> BinaryIO:

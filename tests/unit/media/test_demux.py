@@ -9,7 +9,13 @@ import av
 import pytest
 
 from pomelo.media import demux, packets
-from pomelo.media.containers import FileSlice, chained_streams, tag_sizes
+from pomelo.media.containers import (
+    MAX_CHUNKS,
+    FileSlice,
+    chained_streams,
+    has_too_many_chunks,
+    tag_sizes,
+)
 from tests.unit.media import corpus
 from tests.unit.media.built import ape, appended_id3, chunk, id3, lyrics, matroska
 
@@ -238,3 +244,46 @@ def test_a_caf_file_that_was_written_into_a_pipe_is_measured(size: int) -> None:
     at = data.index(b"data") + 4
     data[at : at + 8] = struct.pack(">q", size)
     assert measured(bytes(data)) == pytest.approx(SECONDS, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("head", "unit"),
+    [
+        (b"RIFF\0\0\0\0WAVE", b"abcd\0\0\0\0"),
+        (corpus.wav(1), b"LIST\4\0\0\0INFO"),
+        (b"RIFX\0\0\0\0WAVE", b"abcd\0\0\0\1a\0"),
+        (b"RF64\0\0\0\0WAVE", b"abcd\0\0\0\0"),
+        (b"BW64\0\0\0\0WAVE", b"abcd\0\0\0\0"),
+        (b"RIFF\0\0\0\0AVI ", b"JUNK\0\0\0\0"),
+        (b"", b"\0\0\0\x08free"),
+        (b"\0\0\0\x08ftyp", b"\0\0\0\1sidx\0\0\0\0\0\0\0\x10"),
+        (id3(100), b"\0\0\0\x08mdat"),
+    ],
+)
+def test_a_file_of_very_many_empty_chunks_is_not_demuxed(
+    head: bytes, unit: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[object] = []
+    open_file = av.open
+
+    def record(file: object, **options: object) -> object:
+        opened.append(file)
+        return open_file(file, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(av, "open", record)
+    measured(head + unit * (MAX_CHUNKS - 10))
+    assert opened
+    opened.clear()
+    assert measured(head + unit * (MAX_CHUNKS + 10)) == 0
+    assert not opened
+
+
+@pytest.mark.parametrize(("size", "too_many"), [(64, True), (65, False)])
+def test_a_large_file_may_have_more_chunks(size: int, too_many: bool) -> None:
+    data = (struct.pack(">I", size) + b"moof").ljust(size, b"\0") * (MAX_CHUNKS + 1_000)
+    assert has_too_many_chunks(io.BytesIO(data), len(data)) is too_many
+
+
+@pytest.mark.parametrize("data", [bytes(2_000_000), corpus.wav(70, data=0), corpus.wav(70, data=-1 % 2**32)])
+def test_silent_samples_are_not_chunks(data: bytes) -> None:
+    assert not has_too_many_chunks(io.BytesIO(data), len(data))
