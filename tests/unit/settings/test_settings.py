@@ -12,21 +12,9 @@ from pydantic import ValidationError
 from pomelo.configuration import credentials
 from pomelo.providers.registry import read_registry
 from pomelo.settings import ProviderSettings, Settings, SettingsError, load, variable
+from tests.unit.settings.refusals import load_error
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Path:
-    """The path of a configuration file that does not exist yet."""
-    return tmp_path / "config.toml"
-
-
-def load_error(environ: dict[str, str], config: Path | None = None) -> str:
-    with pytest.raises(SettingsError) as caught:
-        load(config, environ)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_without_a_file_and_variables_the_documented_defaults_apply(
@@ -99,74 +87,11 @@ def test_a_vendors_key_has_no_line_end_and_no_characters_that_a_header_can_not_c
             credentials(load(None, {"OPENAI_API_KEY": key}), registry)
 
 
-def test_delivery_origins_are_a_list_in_a_file_and_split_at_commas_in_a_variable(config: Path) -> None:
-    config.write_text('delivery_origins = ["http://10.0.0.5:9000"]\n')
-    assert load(config, {}).delivery_origins == ("http://10.0.0.5:9000",)
-    environ = {"POMELO_DELIVERY_ORIGINS": "http://10.0.0.5:9000, https://files.example"}
-    assert load(None, environ).delivery_origins == ("http://10.0.0.5:9000", "https://files.example")
-    assert load_error({"POMELO_DELIVERY_ORIGINS": "10.0.0.5"}).startswith("POMELO_DELIVERY_ORIGINS: ")
-
-
-@pytest.mark.parametrize(
-    ("value", "origins"),
-    [
-        ("https://app.example", ("https://app.example",)),
-        ("https://App.Example:443, http://LOCALHOST:3000", ("https://app.example", "http://localhost:3000")),
-        ("http://[0:0::1]:80", ("http://[::1]",)),
-        ("https://bücher.example", ("https://xn--bcher-kva.example",)),
-        (
-            "chrome-extension://abcdef,capacitor://localhost",
-            ("chrome-extension://abcdef", "capacitor://localhost"),
-        ),
-        ("*", ("*",)),
-        (" , https://app.example,", ("https://app.example",)),
-    ],
-)
-def test_cors_origins_are_normalized_to_the_form_of_browsers(value: str, origins: tuple[str, ...]) -> None:
-    assert load(None, {"POMELO_CORS_ORIGINS": value}).cors_origins == origins
-
-
-def test_cors_origins_may_be_a_list_in_a_file(config: Path) -> None:
-    config.write_text('cors_origins = ["https://app.example", "http://localhost:3000"]\n')
-    assert load(config, {}).cors_origins == ("https://app.example", "http://localhost:3000")
-    config.write_text('cors_origins = "*"\n')
-    assert load(config, {}).cors_origins == ("*",)
-    assert load(None, {}).cors_origins == ()
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        *("https://app.example/", "https://app.example/path", "app.example", "localhost:3000", "null"),
-        *("https://", "https://*.example", "https://me:pw@app.example", "https://app.example?x"),
-        *("https://app.example:99999", "https://app.example#x", "https:app.example", "http://[::1"),
-        *("https://a b", "https://app.example\x7f", "https://ok.example, nonsense"),
-    ],
-)
-def test_the_error_for_a_wrong_cors_origin_describes_the_format(wrong: str) -> None:
-    message = load_error({"POMELO_CORS_ORIGINS": wrong})
-    assert message.startswith("POMELO_CORS_ORIGINS: must be * or origins, such as https://app.example or ")
-    assert message.endswith("without a path or a slash at the end")
-
-
-def test_a_star_with_other_cors_origins_is_refused() -> None:
-    message = load_error({"POMELO_CORS_ORIGINS": "*, https://app.example"})
-    assert message == "POMELO_CORS_ORIGINS: * allows every origin: give it alone, or leave it out"
-
-
 def test_an_idle_timeout_is_between_one_second_and_a_day() -> None:
     assert load(None, {}).idle_timeout is None
     assert load(None, {"POMELO_IDLE_TIMEOUT": "620.5"}).idle_timeout == 620.5
     for wrong in ("0", "0.5", "-1", "nan", "inf", "86401", "a minute"):
         assert load_error({"POMELO_IDLE_TIMEOUT": wrong}).startswith("POMELO_IDLE_TIMEOUT: ")
-
-
-def test_trusted_proxies_are_addresses_and_networks() -> None:
-    environ = {"POMELO_TRUSTED_PROXIES": "10.0.0.0/8, 192.0.2.7,2001:db8::/32"}
-    assert load(None, environ).trusted_proxies == ("10.0.0.0/8", "192.0.2.7", "2001:db8::/32")
-    for wrong in ("proxy.example", "10.0.0.1/8", "10.0.0.0/40"):
-        message = load_error({"POMELO_TRUSTED_PROXIES": wrong})
-        assert message.startswith("POMELO_TRUSTED_PROXIES: must be an IP address or a network")
 
 
 def test_pomelo_toml_in_the_working_directory_is_read(
