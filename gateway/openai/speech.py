@@ -16,7 +16,7 @@ from gateway.responses import Response
 from gateway.state import Gateway
 from gateway.task import send_raw
 from gateway.types.base import Link
-from gateway.types.fields import unknown_field
+from gateway.types.fields import check_names, unknown_field
 from gateway.types.speech import MAX_CHUNK_AUDIO
 from pomelo.audio_formats import OUTPUT_FORMATS
 from pomelo.call import Call
@@ -51,6 +51,7 @@ class SpeechParameters(Parameters):
         body["text"] = body.pop("input", None)
         voice = body.get("voice")
         if type(voice) is dict:
+            check_names(voice, ("id",), "voice")
             body["voice"] = voice.get("id")
         if (response_format := body.pop("response_format", None)) is not None:
             body["output_format"] = _output_format(response_format)

@@ -59,6 +59,7 @@ async def test_the_response_format_selects_the_audio(
         ({"input": 7}, "input"),
         ({"voice": None}, "voice"),
         ({"voice": {}}, "voice"),
+        ({"voice": {"id": "adam", "style": "calm"}}, "voice.style"),
         ({"voice": "\n"}, "voice"),
         ({"speed": 5}, "speed"),
         ({"speed": "fast"}, "speed"),
