@@ -200,7 +200,7 @@ class Call:
             protocol=protocol,
             address=address,
             deadline=now + timeout,
-            recheck_key=now + RECHECK_KEY_AFTER,
+            recheck_key=now + (RECHECK_KEY_AFTER if timeout > RECHECK_KEY_AFTER else timeout),
             traceparent=get("traceparent"),
             idempotency_key=idempotency_key,
             strict=(prefer := get("prefer")) is not None and _is_strict(prefer),

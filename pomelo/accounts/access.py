@@ -71,13 +71,17 @@ class Access:
         self._catalog = catalog
 
     async def authenticate(self, call: Call) -> Principal:
-        """The principal of the call's key, which may have been revoked while the call's body arrived.
+        """The principal of the call's key, which may have been revoked while the call's body arrived. If the
+        deadline has passed, that becomes the error of the call's headers.
 
         Raises:
             PomeloError: invalid_api_key, rate_limit_exceeded (the address), store_unavailable.
         """
         if call.principal is None or time.monotonic() > call.recheck_key:
             call.principal = await self._keyring.authenticate(call)
+            # Otherwise a step that never waits would not notice it.
+            if call.header_error is None and time.monotonic() >= call.deadline:
+                call.header_error = PomeloError("deadline_exceeded")
         return call.principal
 
     async def identify(self, call: Call, model: str = "") -> Principal:

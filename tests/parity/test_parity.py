@@ -98,6 +98,7 @@ def _cases() -> list[Case]:
     both("cut", say("[[cut]]"), "provider_failed")
     both("truncated audio", SPEECH | {"text": "[[cut]] " * 40}, "provider_failed")
     both("truncated image", draw("[[cut]]"), "provider_failed")
+    both("deadline that has passed", say(), "deadline_exceeded", timeout=0.000001)
     both("deadline before the first byte", say("[[delay:30]]"), "deadline_exceeded", timeout=0.4)
     both("deadline in a stall", say("[[stall]]"), "deadline_exceeded", timeout=1.5)
     for model in IMAGE_MODELS:

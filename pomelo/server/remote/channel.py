@@ -143,7 +143,7 @@ class Connection:
     def arguments(self, call: Call) -> dict[str, Any]:
         """Returns the metadata and the timeout with which to forward `call`."""
         now = time.monotonic()
-        remaining = max(call.deadline - now, 0.001)
+        remaining = max(call.deadline - now, 0.000001)
         authorization = ""
         if call.api_key is not None:
             # Text that metadata can't carry is not a key either; "-" is refused in the same way.

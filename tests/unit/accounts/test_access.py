@@ -91,6 +91,24 @@ async def test_the_key_of_a_call_is_checked_again_only_after_a_while(
         await access.authenticate(call_of(key))
 
 
+async def test_a_call_whose_deadline_has_passed_is_refused_with_its_limits(
+    keyring: Keyring, access: Access
+) -> None:
+    _, key = await keyring.create()
+    call = Call.from_headers(
+        {"x-request-timeout": "1e-9", "authorization": f"Bearer {key}"}.get, protocol="rest"
+    )
+    visit = await access.admit(call)
+    with refused("deadline_exceeded"):
+        await access.identify(call)
+    assert "X-Credits-Remaining" in call.response_headers
+    assert (await visit.refuse(BAD_FIELD)).code == "deadline_exceeded"
+    late = call_of("pml_test_wrong")
+    late.deadline = late.recheck_key = 0
+    with refused("invalid_api_key"):
+        await access.identify(late)
+
+
 async def test_a_key_that_was_revoked_meanwhile_counts_once_as_a_failed_one(store: Store) -> None:
     keyring = Keyring(store, b"s" * 32, failed_keys=FailedKeys(limit=1))
     access = Access(keyring, PLANS, Catalog.load(), Ledger(store))
