@@ -270,8 +270,8 @@ async def test_all_accounts_are_looked_at_and_a_second_outage_of_a_route_is_anot
     await watch.search()
     assert sorted(alert.data["account"] for alert in sent) == ["acme", "other"]
     sent.clear()
-    for routes in ({("openai", "a")}, set(), {("openai", "a")}):
-        blocked = routes
+    for routes in ([("openai", "a")], [], [("openai", "a")]):
+        blocked = set(routes)
         clock.now += 1
         await watch.search()
     assert [alert.type for alert in sent] == ["provider.open", "provider.closed", "provider.open"]

@@ -21,7 +21,7 @@ from pomelo.gen.v1.text_pb2 import TextDelta, ToolCallDelta
 def flushed(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
     """Returns what will have been flushed to stdout."""
     raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))  # type: ignore[arg-type]
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(raw)))
     return raw
 
 

@@ -322,20 +322,3 @@ def test_previous_secrets_are_checked_as_the_secret_is(config: Path) -> None:
     assert "32 characters" in load_error({"POMELO_SECRET_PREVIOUS": f"{'a' * 32},{'b' * 31}"})
     config.write_text(f'secret_previous = ["{"a" * 32}"]')
     assert load(config, {}).previous_secrets() == (b"a" * 32,)
-
-
-def test_a_file_may_begin_with_a_byte_order_mark(config: Path) -> None:
-    config.write_bytes(b"\xef\xbb\xbf" + b'rest = "127.0.0.1:1"\n')
-    assert load(config, {}).rest == "127.0.0.1:1"
-
-
-def test_an_empty_secret_is_none_and_an_empty_folder_is_refused(config: Path) -> None:
-    config.write_text('secret = ""\n')
-    assert load(config, {}).secret == ""
-    config.write_text('data = ""\n')
-    assert "must be a folder, such as .pomelo" in load_error({}, config)
-
-
-def test_a_previous_secret_is_accepted_with_and_without_the_line_end_that_it_may_have_had() -> None:
-    given = load(None, {"POMELO_SECRET_PREVIOUS": f" {'a' * 32}\n, {'b' * 32}"})
-    assert given.secret_previous == ("a" * 32, "a" * 32 + "\n", "b" * 32)
