@@ -15,7 +15,7 @@ from pomelo.call import Call
 from pomelo.errors import TABLE, ErrorRow, PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
-from tests.gateway.gateway_app import GatewayApp
+from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import HI, incomplete, raw_task, read_response
 
 MINE = {"X-Request-Id": "mine-7"}
@@ -144,10 +144,14 @@ async def test_a_wrong_header_is_reported_before_what_is_wrong_in_the_body(gatew
     for body in (b"{", b"[]", b'{"model":"gpt-0"}'):
         received = await gateway.exchange(raw_task(body, "X-Request-Timeout: soon"))
         assert b"Invalid X-Request-Timeout" in received
-    async with gateway.connect(incomplete("X-Request-Timeout: soon")) as (
-        reader,
-        _,
-    ):  # nor is the body awaited
+
+
+async def test_the_body_of_a_request_with_a_wrong_header_is_not_awaited(open_gateway: OpenApp) -> None:
+    sent = incomplete("X-Request-Timeout: soon")
+    async with (
+        open_gateway(read_grace=60.0, read_timeout=60.0) as gateway,
+        gateway.connect(sent) as (reader, _),
+    ):
         status, _, body = await read_response(reader)
     assert (status, b"Invalid X-Request-Timeout" in body) == (400, True)
 

@@ -20,7 +20,7 @@ def test_an_empty_secret_is_none_and_an_empty_folder_is_refused(tmp_path: Path) 
     config.write_text('secret = ""\n')
     assert load(config, {}).secret == ""
     config.write_text('data = ""\n')
-    with pytest.raises(SettingsError, match="must be a folder, such as .pomelo"):
+    with pytest.raises(SettingsError, match=r"must be a folder, such as \.pomelo"):
         load(config, {})
 
 
