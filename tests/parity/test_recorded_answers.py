@@ -136,8 +136,13 @@ async def ask_case(running: RunningApp, protocol: str, case: Case) -> str:
 
 
 async def answers(running: RunningApp, protocol: str) -> dict[str, str]:
-    """The answers to all requests, by their names. A revoked and an expired key are those of the session's app."""
-    cases = [case for case in CASES if case.key not in ("revoked", "expired")]
+    """The answers to all requests, by their names. A revoked and an expired key are those of the session's app;
+    a gateway whose server stops at a deadline before it knows the key has no limits to send."""
+    cases = [
+        case
+        for case in CASES
+        if case.key not in ("revoked", "expired") and not case.name.startswith("deadline that has passed")
+    ]
     found = {case.name: await ask_case(running, protocol, case) for case in cases}
     for name, request, options in _OTHER_REQUESTS:
         key = (await running.account("all")).test

@@ -83,7 +83,7 @@ def _speech_request(task: Schema, speed: Schema) -> Schema:
         **task_properties(task, "model", "voice_settings", "language_code", "seed", "metadata"),
         "input": fields["text"],
         "voice": {
-            "anyOf": [fields["voice"], object_of({"id": TEXT})],
+            "anyOf": [fields["voice"], closed({"id": TEXT})],
             "description": "A voice's name or id.",
         },
         "response_format": {
