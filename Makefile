@@ -10,7 +10,7 @@ INSTALL = $(PYTHON) -m venv .venv && $(PIP) --require-hashes --requirement $(1) 
 	$(PIP) --no-build-isolation --editable .
 # How many processes run the tests that do not measure.
 TEST_PROCESSES ?= 4
-MEASURING := tests/load tests/faults/test_floods.py tests/faults/test_unauthenticated.py
+MEASURING := tests/load tests/unit/bench/test_calls.py tests/faults/test_floods.py tests/faults/test_unauthenticated.py
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Tests start hundreds of processes, which take three times as long if Python compiles every module again.
 unexport PYTHONDONTWRITEBYTECODE

@@ -118,7 +118,7 @@ class Turns:
         self._granted = 0
         self._ticking = False
         self.iteration += 1
-        fresh, exhausted = _remove_cancelled(self._fresh), _remove_cancelled(self._exhausted)
+        fresh, exhausted = self._fresh, self._exhausted
         if not fresh and not exhausted:
             return
         self._ends = now + BUDGET
@@ -127,18 +127,11 @@ class Turns:
         affordable = max(1, round(self._budget / self._cost))
         while (fresh or exhausted) and self._granted < affordable:
             first, second = (exhausted, fresh) if self._granted % 2 else (fresh, exhausted)
-            (first or second).popleft().set_result(None)
-            self._granted += 1
-            _remove_cancelled(fresh)
-            _remove_cancelled(exhausted)
+            turn = (first or second).popleft()
+            if not turn.done():  # it is if its stream was cancelled
+                turn.set_result(None)
+                self._granted += 1
         self._tick_soon()
-
-
-def _remove_cancelled(waiting: deque[asyncio.Future[None]]) -> deque[asyncio.Future[None]]:
-    """Removes cancelled waiters from the head of a queue, and returns it."""
-    while waiting and waiting[0].done():
-        waiting.popleft()
-    return waiting
 
 
 class Turn:

@@ -144,8 +144,10 @@ async def test_bytes_that_are_no_image_and_files_of_others_are_refused(
     app: RunningApp, account: Account, method: str
 ) -> None:
     other = await app.account()
+    error = await failure(start(app, method, account.live, question(MediaSource())))
+    assert (error.code(), reason_of(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "missing_parameter")
+    assert "messages[0].content[1].image_url" in (error.details() or "")
     for source in (
-        MediaSource(),
         MediaSource(data=b"%PDF-1.7"),
         MediaSource(data=b""),
         MediaSource(media_id=await upload(app, account.live, b"%PDF-1.7")),

@@ -21,7 +21,7 @@ from pomelo.engine.ledger import Ledger
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Grant, Wallet
 from pomelo.stores.base import Store
-from pomelo.stores.ledger import ReplayedAnswer
+from pomelo.stores.ledger import ReplayedAnswer, UnknownOutcomeError
 from pomelo.stores.sqlite import open_sqlite
 from pomelo.testing import Answer, Gate
 from tests.app import RunningApp, run_app
@@ -56,7 +56,7 @@ class FaultyStore:
             return await operation(*args, **options)
         if self.after:
             await operation(*args, **options)
-        raise PomeloError("store_unavailable")
+        raise (UnknownOutcomeError if self.after else PomeloError)("store_unavailable")
 
 
 @pytest.fixture(scope="module", name="stores")
