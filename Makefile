@@ -64,7 +64,7 @@ crash: .venv/.dev
 
 load: .venv/.dev
 	LOAD_CALLS=100 LOAD_TASKS=10000 LOAD_STREAMS=100 LOAD_RESETS=500 LOAD_ACCOUNTS=100000 pytest -s tests/load \
-	  tests/faults/test_unauthenticated.py tests/integration/test_books.py
+	  tests/faults/test_unauthenticated.py tests/faults/test_floods.py tests/integration/test_books.py
 
 # Builds the images without Docker, in a bare Debian, and runs them: as root, with Debian's debootstrap.
 image-check: .venv/.dev
