@@ -144,7 +144,7 @@ def test_an_address_of_a_name_that_the_machine_does_not_have_is_left_out(
 
 
 def addresses(*hosts: str) -> list[tuple[object, ...]]:
-    """What the addresses of a name are, of which a resolver may return one several times."""
+    """The addresses of a name. A resolver may return the same one several times."""
     return [
         (socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0))
         for host in hosts
