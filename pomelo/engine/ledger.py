@@ -48,6 +48,9 @@ two successive searches find is ended."""
 _MAX_RECOVERED = 1_024
 """The most reservations that one search ends."""
 
+_NOTHING_RESERVED = (PomeloError, LostReservationError)
+"""What `LedgerStore.reserve` raises if nothing is reserved, apart from UnknownOutcomeError."""
+
 log = logging.getLogger("pomelo.engine")
 
 
@@ -217,12 +220,11 @@ class Ledger:
 
         def done(future: asyncio.Future[Reserved | Refused | ReplayedAnswer]) -> None:
             error = None if future.cancelled() else future.exception()
-            known = isinstance(error, PomeloError | LostReservationError)
-            if error is not None:
-                if not known or isinstance(error, UnknownOutcomeError):
-                    self.refund(draft, once=True)
-            elif future.cancelled() or isinstance(future.result(), Reserved):
-                self.refund(draft)
+            if error is None:
+                if future.cancelled() or isinstance(future.result(), Reserved):
+                    self.refund(draft)
+            elif isinstance(error, UnknownOutcomeError) or not isinstance(error, _NOTHING_RESERVED):
+                self.refund(draft, once=True)
             self.operations.release(draft.task_id)
 
         if reserving.done():
