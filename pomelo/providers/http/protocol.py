@@ -207,6 +207,8 @@ class Connection(asyncio.Protocol):
             return
         self._deadline = self._loop.time() + self.silence
         self._unparsed += len(data)
+        if self.unread and self._limit == NO_LIMIT:
+            self._pause()  # the reader is late
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
@@ -282,9 +284,8 @@ class Connection(asyncio.Protocol):
         self.unread += len(data)
         if self._limit == NO_LIMIT:
             self._wake()
-            if self.unread > READ_AHEAD and not self._paused and not self.closed:
-                self._paused = True
-                cast(asyncio.Transport, self._transport).pause_reading()
+            if self.unread > READ_AHEAD:
+                self._pause()
         elif self.unread > self._limit:
             self.too_large = True
             self._wake()
@@ -310,6 +311,11 @@ class Connection(asyncio.Protocol):
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _pause(self) -> None:
+        if not self._paused and not self.closed:
+            self._paused = True
+            cast(asyncio.Transport, self._transport).pause_reading()
 
     def _resume(self) -> None:
         self._paused = False

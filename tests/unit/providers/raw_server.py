@@ -27,6 +27,7 @@ class Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.closing = False
+        self.paused = False
 
     def write(self, data: Any) -> None: ...
 
@@ -36,9 +37,11 @@ class Wire(asyncio.Transport):
     def abort(self) -> None:
         self.closing = True
 
-    def pause_reading(self) -> None: ...
+    def pause_reading(self) -> None:
+        self.paused = True
 
-    def resume_reading(self) -> None: ...
+    def resume_reading(self) -> None:
+        self.paused = False
 
 
 @dataclass

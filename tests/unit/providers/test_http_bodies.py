@@ -76,6 +76,28 @@ async def test_only_a_body_of_which_nothing_more_is_sent_is_silence() -> None:
     connection.connection_lost(None)
 
 
+async def test_a_stream_whose_reader_is_late_is_read_again_once_the_reader_took_what_arrived() -> None:
+    wire = Wire()
+    loop = asyncio.get_running_loop()
+    connection = Connection(loop, Origin("x", 1, False), lambda _: None, keep=True)
+    connection.connection_made(wire)
+    asking = asyncio.create_task(connection.request(b"", None, silence=10.0))
+    await iterations()
+    connection.data_received(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n")
+    await asking
+    for _ in range(3):
+        assert not wire.paused  # a reader that takes each packet in time costs no system call
+        connection.data_received(b"1\r\nb\r\n")
+        assert wire.paused
+        connection.take(1)
+        assert not wire.paused
+        connection.take()
+        connection.data_received(b"1\r\na\r\n")
+    connection.data_received(b"0\r\n\r\n")
+    assert connection.complete
+    assert not wire.paused  # the loss of a kept connection is noticed
+
+
 async def test_a_refusal_before_the_body_was_read_is_the_outcome_and_closes_the_connection(
     http: Http,
 ) -> None:
