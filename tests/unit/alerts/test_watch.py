@@ -20,6 +20,7 @@ from pomelo.stores.base import Store
 from tests.alerts import open_receiver
 from tests.unit.accounts.audited_store import ACME, add_account, reserve, run
 from tests.unit.clock import Clock
+from tests.waiting import until
 
 
 def fails_once(noted: dict[str, str]) -> Callable[[str, str, float], Awaitable[bool]]:
@@ -149,6 +150,33 @@ async def test_what_happened_just_before_the_end_is_reported(store: Store) -> No
         ) as watch:
             watch.charged(await run(store, "a", output_tokens=50))
         assert [alert["type"] for alert in receiver.received] == ["balance.low"]
+
+
+async def test_what_happens_is_reported_while_the_process_runs(store: Store) -> None:
+    async with open_receiver([b"k"]) as receiver:
+        await add_account(store, micros=900)
+        async with open_watch(
+            [receiver.url], [b"k"], 0.01, store, low_share=0.2, blocked_routes=set
+        ) as watch:
+            watch.charged(await run(store, "a", output_tokens=50))
+            await until(lambda: bool(receiver.received))
+
+
+async def test_a_store_that_does_not_answer_does_not_delay_the_end_for_long(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.alerts.watch._LAST_SEARCH", 0.05)
+    asked: list[str] = []
+
+    async def note_state(subject: str, state: str, seconds: float) -> bool:
+        asked.append(subject)
+        await asyncio.Event().wait()
+        return True
+
+    options: dict[str, Any] = {"low_share": 0.2, "blocked_routes": lambda: {("openai", "gpt-4o")}}
+    async with asyncio.timeout(20), open_watch([], [], 3_600.0, store, note_state=note_state, **options):
+        pass
+    assert asked == ["circuit openai gpt-4o"]
 
 
 async def test_a_balance_is_low_by_the_last_amount_that_was_granted(store: Store, sent: list[Alert]) -> None:

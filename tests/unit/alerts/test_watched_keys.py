@@ -20,6 +20,7 @@ from pomelo.telemetry.events import TaskReport
 from pomelo.telemetry.log import open_log
 from tests.calls import call_of
 from tests.unit.accounts.audited_store import ACME_TEST, add_account, draft, run
+from tests.unit.clock import Clock
 
 BUDGET = KeyBudget("budget:k1.day", 1_000, "day")
 
@@ -143,6 +144,19 @@ async def test_a_budget_that_is_used_up_is_reported_with_its_use(store: Store, s
     await watch.search()
     assert [alert.data["budget_micros"] for alert in sent] == [1_000, 900]  # another limit was reached
     assert sent[1].id != sent[0].id
+
+
+async def test_a_budget_is_reported_once_in_each_of_its_periods(store: Store, sent: list[Alert]) -> None:
+    await add_account(store)
+    clock = Clock()
+    watch = watch_of(store, sent, now=clock)
+    for day in range(2):
+        for _ in range(2):
+            watch.task_ended(ended("insufficient_credits"))
+            await watch.search()
+        assert len(sent) == day + 1
+        clock.now += 86_400.0
+    assert sent[0].id != sent[1].id
 
 
 async def test_a_rotated_key_with_another_amount_and_its_successor_are_reported_once_each(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import re
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -62,7 +64,7 @@ def sender(session: aiohttp.ClientSession, *urls: str, attempts: int = 5) -> Web
 
 def test_the_signature_is_that_of_standard_webhooks() -> None:
     # The example of the specification's libraries.
-    (key,) = signing_keys(["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"], [])
+    (key,) = signing_keys(["whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"], [b"root"])
     alert = Alert("msg_p5jXN8AQM9LWM0D4loKWxJek", "", 0.0, {})
     headers = signed_headers(alert, b'{"test": 2432232314}', [key], 1614265330)
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
@@ -87,6 +89,8 @@ async def test_an_alert_is_repeated_with_its_id_until_the_receiver_has_it(
     await until(lambda: bool(receiver.received))
     assert receiver.attempts == 4  # a redirection was not followed
     assert {headers["id"] for headers in receiver.headers} == {"alert_1"}
+    # The time of the attempt, not of the alert: receivers refuse old signatures.
+    assert all(abs(int(headers["timestamp"]) - time.time()) < 60 for headers in receiver.headers)
     assert receiver.received == [
         {
             "id": "alert_1",
@@ -124,6 +128,20 @@ async def test_an_alert_that_is_never_taken_is_given_up_and_the_log_hides_the_pa
     assert "alert_1 (balance.low) was given up after 5 attempts" in lines[-1].getMessage()
     assert "answered 500" in lines[-1].getMessage()
     assert "secret-path" not in caplog.text
+
+
+async def test_each_repetition_has_a_wait_of_its_own(
+    receiver: Receiver, session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver.answers = [500, 500]
+    webhooks = Webhooks(session, [receiver.url], KEYS, waits=(0.01, 1_000.0))
+    webhooks.send(ALERT)
+    await until(lambda: caplog.text.count("Next attempt") == 2)
+    waits = [float(text) for text in re.findall(r"Next attempt in (\d+) s", caplog.text)]
+    assert waits[0] == 0
+    assert 800 <= waits[1] <= 1_200
+    await webhooks.close()
+    assert len(receiver.received) == 1
 
 
 async def test_a_receiver_that_fails_delays_no_other(
@@ -167,6 +185,31 @@ async def test_what_waits_when_the_process_ends_gets_a_last_attempt(
     assert [alert["id"] for alert in receiver.received] == ["alert_1"]
     assert "given up after 2 attempts" in caplog.text
     assert "because it ends: 1" in caplog.text
+
+
+async def test_an_attempt_that_fails_while_the_process_ends_is_repeated(
+    session: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests: list[int] = []
+    ending = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.Response:
+        requests.append(1)
+        await ending.wait()
+        return web.Response(status=500 if len(requests) == 1 else 200)
+
+    app = web.Application()
+    app.router.add_post("/", answer)
+    async with serve_application(app) as url:
+        webhooks = Webhooks(session, [f"{url}/"], KEYS)
+        webhooks.send(ALERT)
+        await until(lambda: requests == [1])
+        closing = asyncio.create_task(webhooks.close())
+        await asyncio.sleep(0)  # it has begun
+        ending.set()
+        await closing
+    assert requests == [1, 1]
+    assert "because it ends" not in caplog.text
 
 
 async def test_the_end_reports_nothing_if_every_alert_was_delivered(
