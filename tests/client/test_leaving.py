@@ -7,12 +7,17 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pomelo.app import App
-from pomelo.client import AsyncClient, ClientClosed, IncompleteStream
+from pomelo.client import AsyncClient, Client, ClientClosed, IncompleteStream
+from pomelo.client.connection import Attempts
+from pomelo.client.stubs import Stubs
+from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest
+from pomelo.gen.v1.model_service_pb2 import GetModelRequest
 from pomelo.testing import Answer, Gate
 from tests.app import Account, RunningApp, app_fixture
 from tests.client.clients import KINDS, begin, make_client, read
@@ -125,6 +130,38 @@ async def test_closing_the_client_ends_its_waits(kind: str, server: RunningApp) 
     async with asyncio.timeout(20):  # the server asked for a wait of a minute
         with pytest.raises(ClientClosed):
             await call
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_call_that_begins_while_another_thread_closes_the_client_is_no_error_of_grpc(stream: bool) -> None:
+    client = Client("127.0.0.1:1", key="k")
+
+    def close(stubs: Stubs) -> Any:
+        client.close()
+        return stubs.media.DownloadMedia if stream else stubs.models.GetModel
+
+    call: Any = client._open if stream else client._unary
+    request = DownloadMediaRequest() if stream else GetModelRequest()
+    with pytest.raises(ClientClosed):
+        call(close, request, Attempts(client._connection))
+
+
+async def test_a_client_counts_as_closed_before_its_calls_end() -> None:
+    blocking, with_asyncio = Client("127.0.0.1:1", key="k"), AsyncClient("127.0.0.1:1", key="k")
+    with_asyncio._services()
+    closed = []
+    close, close_async = blocking._channel.close, with_asyncio._channel.close
+
+    async def end_async() -> None:
+        closed.append(with_asyncio._closed.is_set())
+        await close_async()
+
+    blocking._channel = SimpleNamespace(close=lambda: closed.append(blocking._closed.is_set()))
+    with_asyncio._channel = SimpleNamespace(close=end_async)
+    blocking.close()
+    close()
+    await with_asyncio.close()
+    assert closed == [True, True]
 
 
 async def test_a_stream_is_opened_once(client: Any) -> None:

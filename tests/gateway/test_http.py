@@ -271,6 +271,7 @@ async def test_a_closing_gateway_refuses_a_request_whose_body_has_not_arrived(ga
     async with open_clients(gateway.services) as clients:
         client = await clients.connect(TASK[:-1])
         client.read_everything()
+    assert client.closed.is_set()  # after a while to read: the end of the process would reset it
     assert client.received.startswith(b"HTTP/1.1 503 ")
     assert client.received.count(b"HTTP/1.1 ") == 1
     assert b"\r\nRetry-After: 1\r\n" in client.received
