@@ -193,12 +193,15 @@ async def test_a_reader_of_a_stream_that_another_has_left_is_not_cancelled(
     server.upstream.script(Answer("one two three", at={2: gate}))
     client = make_client(kind, str(server.server.grpc), account.live)
     async with client.stream("gpt-4", "Hello") as stream:
+        pieces: list[str] = []
 
-        async def pieces() -> list[str]:
-            return [piece async for piece in stream]
+        async def read_all() -> None:
+            async for piece in stream:
+                pieces.append(piece)
 
-        reader = asyncio.ensure_future(pieces())
-        await gate.reached.wait()
+        reader = asyncio.ensure_future(read_all())
+        await until(lambda: len(pieces) == 2)
+        await asyncio.sleep(0.1)  # so that it waits for the third
     with pytest.raises(IncompleteStream, match="left before its end"):
         await reader
     await server.idle(account, live=True)

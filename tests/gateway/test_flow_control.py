@@ -231,6 +231,16 @@ async def test_each_stall_is_timed_from_its_beginning(gateway: GatewayApp) -> No
         assert loop.time() - begin > 0.4
 
 
+async def test_a_stall_that_has_ended_is_not_timed_on(gateway: GatewayApp) -> None:
+    async with open_clients(gateway.services, write_timeout=0.05) as clients:
+        client = await clients.connect(ACCOUNT)
+        await until(lambda: client.unread)
+        client.read(len(client.unread))
+        await asyncio.sleep(0.1)
+        assert client.connection._stall_timer is None
+        assert not client.closed.is_set()
+
+
 @pytest.mark.parametrize("data", [b"GET /", raw_get("/healthz"), ACCOUNT], ids=["head", "health", "account"])
 async def test_a_lost_connection_frees_its_slot(gateway: GatewayApp, data: bytes) -> None:
     async with open_clients(gateway.services) as clients:

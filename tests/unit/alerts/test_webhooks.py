@@ -235,6 +235,12 @@ async def test_the_last_attempts_have_a_limit_of_time(
     assert "because it ends: 1" in caplog.text
 
 
+async def test_a_receiver_has_only_so_long_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TIMEOUT", 0.05)
+    async with silent_receiver() as (url, _), open_webhooks([], KEYS) as webhooks, asyncio.timeout(20):
+        assert await webhooks.post(ALERT, url) == f"{origin(url)} did not answer within 0.05 s"
+
+
 async def test_a_receiver_that_does_not_answer_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIMEOUT", 300.0)
     monkeypatch.setattr(module, "CLOSING_TIMEOUT", 0.01)
