@@ -248,7 +248,7 @@ class Connection(HttpConnection):
                     self._head_timer = self._loop.call_later(
                         self._options.head_timeout, self._on_head_timeout
                     )
-        elif self._head_timer is not None and self._request_count:
+        elif self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
             self._head_size = 0
@@ -268,7 +268,7 @@ class Connection(HttpConnection):
             self._send_last_response(PomeloError("invalid_body", UNREADABLE), None)
 
     def _on_head_timeout(self) -> None:
-        if self._request_count and self._task is not None:
+        if self._task is not None:
             # It arrived while the last request was being handled; that delay is not the client's.
             self._head_timer = self._loop.call_later(self._options.head_timeout, self._on_head_timeout)
             return
@@ -370,12 +370,11 @@ class Connection(HttpConnection):
         valid key, or if the rest of the body would cost too much."""
         authenticated = self._authenticated
         self._unauthenticated_count = 0 if authenticated else self._unauthenticated_count + 1
-        surplus = self.slot.surplus and not authenticated
         # The parser would take the rest of a body apart; that is expensive with chunks.
         self._discard_body = not request.content.is_eof() and (
             not authenticated or request.expects_continue or "Content-Length" not in request.headers
         )
-        if surplus or self._discard_body or self._unauthenticated_count >= MAX_UNAUTHENTICATED:
+        if self.slot.surplus or self._discard_body or self._unauthenticated_count >= MAX_UNAUTHENTICATED:
             request.keep_alive = False
 
     def _encode(self, response: Response, request: Request) -> tuple[bytes, ...]:
