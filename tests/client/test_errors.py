@@ -30,6 +30,7 @@ from pomelo.client import (
     ServerUnavailable,
     UnsupportedModel,
 )
+from pomelo.client.errors import to_error
 from pomelo.errors import TABLE
 from pomelo.status import DOMAIN, details_metadata
 from tests.app import RunningApp, app_fixture
@@ -183,6 +184,7 @@ async def test_a_stream_that_fails_half_way_raises_its_error_after_the_pieces(cl
     with pytest.raises(ProviderFailed) as caught:
         await read(stream, pieces)
     assert caught.value.__suppress_context__
+    assert caught.value.request_id.startswith("req_")
     assert len("".join(pieces).split()) == 20
     with pytest.raises(IncompleteStream):
         _ = stream.result
@@ -218,6 +220,13 @@ async def test_a_server_that_is_not_there_is_named(connect: ClientFactory) -> No
     with pytest.raises(ServerUnavailable, match=f"The connection to {target} failed") as caught:
         await connect("pml_test_x", target, retries=0).account()
     assert caught.value.request_id == ""
+
+
+def test_an_error_of_a_proxy_names_the_server() -> None:
+    metadata = grpc.aio.Metadata(("server", "envoy"))
+    error = to_error(grpc.aio.AioRpcError(grpc.StatusCode.UNAVAILABLE, metadata, metadata), "pomelo:443")
+    assert isinstance(error, ServerUnavailable)
+    assert error.message.startswith("The connection to pomelo:443 failed")
 
 
 async def test_the_timeout_bounds_a_call(client: Any) -> None:

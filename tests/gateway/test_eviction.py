@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack, suppress
 import pytest
 
 from gateway.app import fit_connections
+from tests.gateway.flow import open_clients
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import (
     ACCOUNT,
@@ -107,7 +108,8 @@ async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_healt
         async with gateway.connect(KEPT):
             await asyncio.wait_for(started.wait(), 20)
             oversized = raw_task(b"x", framing="Content-Length: 1000000")
-            for data in (GOOD, ACCOUNT, BAD, oversized, b"GET / HTTP/1.1\r\n\r\n"):
+            similar = raw_get("/healthz-of-others")
+            for data in (GOOD, ACCOUNT, BAD, oversized, similar, b"GET / HTTP/1.1\r\n\r\n"):
                 async with gateway.connect(data) as (reader, writer):
                     assert await is_overloaded(reader)
                     writer.write(b"x" * 100_000)  # later bytes do not discard the response
@@ -116,6 +118,16 @@ async def test_when_all_connections_are_busy_a_new_one_gets_overloaded_and_healt
                     status, headers, body = await read_response(reader)
                     assert headers["connection"] == "close"
                     assert (status, body) == (200, b'{"status":"ok"}')
+
+
+async def test_a_client_that_has_yet_to_read_its_response_does_not_wait_for_the_server(
+    gateway: GatewayApp,
+) -> None:
+    async with open_clients(gateway.services) as clients:
+        client = await clients.connect(BAD)
+        await until(lambda: client.unread)
+        assert client.connection.slot.busy
+        assert not client.connection.slot.waiting
 
 
 @pytest.mark.parametrize("busy", [False, True], ids=["untrusted", "surplus"])

@@ -60,6 +60,33 @@ async def test_a_head_may_have_exactly_the_limit_before_it_is_complete(
         assert bool(client.unread) is bool(over)
 
 
+@pytest.mark.parametrize("over", [0, 1])
+async def test_a_head_may_have_exactly_the_limit_if_more_arrives_with_it(
+    gateway: GatewayApp, over: int
+) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n" + (b"A: " + b"x" * 995 + b"\r\n") * 31
+    head += b"B: " + b"x" * (MAX_HEAD - len(head) - 7 + over) + b"\r\n\r\n"
+    async with open_clients(gateway.services) as clients:
+        client = await clients.connect(head + HEALTH)
+        await until(lambda: client.unread)
+        assert client.unread.split()[1] == (b"400" if over else b"200")
+
+
+async def test_a_head_that_is_too_large_is_refused_also_if_its_body_arrives_before_it_is_handled(
+    gateway: GatewayApp,
+) -> None:
+    go_on = asyncio.Event()
+    large = raw_task(HI, *[f"X-{number}: {'x' * 1000}" for number in range(40)])
+    async with open_clients(replace(gateway.services, tasks=_whole(go_on.wait))) as clients:
+        client = await clients.connect(TASK)
+        client.read_everything()
+        client.connection.data_received(large[:-1])
+        client.connection.data_received(large[-1:])
+        go_on.set()
+        await until(lambda: client.received.count(b"HTTP/1.") == 2)
+        assert re.findall(rb"HTTP/1.\d (\d+)", client.received) == [b"200", b"400"]
+
+
 @pytest.mark.parametrize("piece", [None, 7, 1000], ids=["in one piece", "by 7 bytes", "by 1,000 bytes"])
 async def test_pipelined_requests_are_answered_in_order(gateway: GatewayApp, piece: int | None) -> None:
     sent = b"".join(model(f"m{number}") + TASK + HEALTH for number in range(8)) + LAST

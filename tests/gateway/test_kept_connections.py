@@ -133,6 +133,23 @@ async def test_half_a_request_may_wait_while_the_previous_one_is_handled(open_ga
             assert await read_status(reader) == 200
 
 
+async def test_the_body_of_the_next_request_may_arrive_while_the_previous_one_is_handled(
+    open_gateway: OpenApp,
+) -> None:
+    started, go_on = asyncio.Event(), asyncio.Event()
+    large = raw_task({**HI, "messages": [{"role": "user", "content": "x" * 45_000}]}, close=False)
+    async with open_gateway() as gateway:
+        gateway.provider.script = play(started.set, go_on.wait, *text_events("late"))
+        async with gateway.connect(raw_task(HI, close=False)) as (reader, writer):
+            await started.wait()
+            for at in range(0, len(large), 15_000):
+                writer.write(large[at : at + 15_000])
+                assert await gateway.is_healthy()  # the part has arrived
+            go_on.set()
+            for _ in range(2):
+                assert await read_status(reader) == 200
+
+
 async def test_a_completed_slow_request_no_longer_counts_against_its_connection(
     open_gateway: OpenApp,
 ) -> None:
