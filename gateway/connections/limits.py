@@ -177,8 +177,6 @@ class Connections:
 
     def close(self, slot: Slot) -> None:
         """Frees the slot of a connection that has ended. Idempotent."""
-        if not slot.open:
-            return
         slot.open = False
         slot.end = _ignore_end
         self._trusted.pop(slot, None)
