@@ -265,3 +265,44 @@ async def test_a_connection_that_is_distrusted_makes_room_before_trusted_ones() 
     connections.table.distrust(distrusted)
     assert connections.table.make_room()
     assert connections.ended == {distrusted: True}
+
+
+async def test_a_request_has_started_when_its_first_bytes_came() -> None:
+    connections = ConnectionSet(ConnectionLimits())
+    slot = connections.open()
+    connections.table.mark_request_started(slot)
+    started = slot.request_started
+    await asyncio.sleep(0.01)
+    connections.table.mark_request_started(slot)
+    assert slot.request_started == started
+
+
+async def test_a_connection_that_is_no_longer_trusted_is_as_young_as_a_new_one() -> None:
+    connections = ConnectionSet(ConnectionLimits())
+    caller = connections.open(owner="acme")
+    opened = caller.since
+    await asyncio.sleep(0.01)
+    connections.table.distrust(caller)
+    assert caller.since > opened
+
+
+async def test_nothing_is_kept_of_health_checks_and_crowds_that_have_ended() -> None:
+    connections = ConnectionSet(ConnectionLimits(reserve=4, per_address=1))
+    for _ in range(3):  # more than are protected at a time
+        for slot in [connections.open() for _ in range(3)]:
+            connections.table.protect_health_check(slot)
+            connections.table.close(slot)
+    assert not connections.table._health_checks
+    for slot in [connections.open() for _ in range(3)]:
+        connections.table.close(slot)
+    connections.open("192.0.2.2")
+    assert connections.table._crowded
+    await until(lambda: not connections.table._crowded)
+
+
+async def test_no_connection_is_checked_once_the_server_has_stopped() -> None:
+    connections = ConnectionSet(ConnectionLimits(lifetime=0.0))
+    connections.open()
+    connections.table.stop()
+    await asyncio.sleep(0.4)  # longer than the time between two checks
+    assert connections.ended == {}

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from ipaddress import ip_network
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -19,8 +20,10 @@ from gateway.media import byte_range, public_links, requested_range
 from pomelo.call import Call
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.runtime.in_flight import InFlightLimits
+from tests.gateway.flow import open_clients
 from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp
-from tests.gateway.requests import HEALTH, code_of, raw_get, read_response, read_status
+from tests.gateway.requests import ACCOUNT, HEALTH, code_of, raw_get, read_response, read_status
+from tests.waiting import until
 
 
 def test_other_links_and_links_without_a_public_url_stay_unchanged() -> None:
@@ -351,3 +354,17 @@ async def test_a_connection_belongs_to_the_owner_of_the_key_or_to_those_who_have
         async with gateway.http.get(target, headers=headers) as response:
             assert response.status == 200
     assert owners[-2:] == [("link", "127.0.0.1"), "default"]
+
+
+async def test_a_connection_of_an_account_belongs_to_a_link_once_it_downloads_by_it(
+    gateway: GatewayApp,
+) -> None:
+    link = urlsplit(await gateway.link())
+    async with open_clients(gateway.services) as clients:
+        client = await clients.connect(b"")
+        client.read_everything()
+        download = raw_get(f"{link.path}?{link.query}")
+        for count, asked, owner in ((1, ACCOUNT, "default"), (2, download, ("link", ""))):
+            client.connection.data_received(asked)
+            await until(lambda count=count: client.received.count(b"HTTP/1.1 200 ") == count)
+            assert client.connection.slot.owner == owner

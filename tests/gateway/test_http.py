@@ -137,7 +137,9 @@ async def test_a_request_for_another_protocol_is_answered_and_its_connection_sta
 
 
 @pytest.mark.parametrize(
-    "divided", [b"", b"--B", b"\r\n\r\n"], ids=["whole", "the body apart", "in the head"]
+    "divided",
+    [b"", b"--B", b"\r\n\r\n", b"\r\nUpgrade: h2c\r\n\r\n"],
+    ids=["whole", "the body apart", "in the head", "in the body"],
 )
 async def test_a_body_that_looks_like_a_request_for_another_protocol_is_unchanged(
     gateway: GatewayApp, divided: bytes
@@ -292,6 +294,28 @@ async def test_a_closing_gateway_cancels_what_takes_too_long(gateway: GatewayApp
         await ended.wait()
     assert client.unread.startswith(b"HTTP/1.1 503 ")
     assert b'"code":"shutting_down"' in client.unread
+
+
+async def test_a_closing_gateway_waits_for_the_cleanup_of_a_request_whose_client_has_left(
+    gateway: GatewayApp,
+) -> None:
+    begun, left, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+            await asyncio.sleep(0.05)  # such as the settlement of the task
+            ended.set()
+
+    async with open_clients(replace(gateway.services, tasks=_whole(wait)), closing_time=20) as clients:
+        client = await clients.connect(TASK)
+        await begun.wait()
+        client.abort()
+        await left.wait()
+    assert ended.is_set()
 
 
 async def test_a_closing_gateway_refuses_a_request_whose_body_has_not_arrived(gateway: GatewayApp) -> None:

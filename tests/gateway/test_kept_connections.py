@@ -150,6 +150,16 @@ async def test_the_body_of_the_next_request_may_arrive_while_the_previous_one_is
                 assert await read_status(reader) == 200
 
 
+async def test_a_connection_ends_as_its_client_asked_although_the_rest_of_a_body_came(
+    gateway: GatewayApp,
+) -> None:
+    fields = f"Authorization: Bearer {KEY}", "Content-Length: 9", "Connection: close"
+    async with gateway.connect(raw_get("/api/v1/nowhere", *fields)) as (reader, writer):
+        assert await read_status(reader) == 404
+        writer.write(b"x" * 9 + ACCOUNT)
+        assert await read_until_closed(reader) == b""
+
+
 async def test_a_completed_slow_request_no_longer_counts_against_its_connection(
     open_gateway: OpenApp,
 ) -> None:

@@ -81,6 +81,7 @@ async def test_a_listener_that_closes_frees_the_slots_of_silent_connections(gate
             await until(lambda: len(connections) == 1)
             await listener.close()
             assert len(connections) == 0
+            assert connections._timer is None
             client.settimeout(20)
             assert client.recv(1) == b""
         assert listening.fileno() == -1

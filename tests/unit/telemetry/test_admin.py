@@ -249,6 +249,13 @@ async def test_a_probe_without_a_host_is_served() -> None:
         assert b" 200 OK" in await exchange(address, b"GET /metrics HTTP/1.0\r\n\r\n")
 
 
+async def test_nothing_runs_on_when_it_has_ended() -> None:
+    before = asyncio.all_tasks()
+    async with served():
+        pass
+    await until(lambda: asyncio.all_tasks() <= before)
+
+
 async def test_an_empty_address_serves_nothing() -> None:
     async with open_admin("", Exposition(Metrics()), Readiness()) as address:
         assert address == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import stat
 from pathlib import Path
@@ -14,6 +15,7 @@ from pomelo.telemetry.exposition import Exposition, join_families, open_worker_s
 from pomelo.telemetry.metrics import Metrics
 from pomelo.telemetry.store import OpenReservations
 from tests.scrapes import Scrape
+from tests.waiting import until
 
 
 async def test_counters_histograms_and_gauges_are_reported_with_the_worker() -> None:
@@ -57,6 +59,20 @@ async def test_a_worker_that_does_not_answer_is_left_out_and_reported_as_down(tm
     up = {("0",): 1.0, ("1",): 1.0, ("2",): 0.0, ("3",): 0.0}
     assert found.by("pomelo_worker_up", "worker") == up
     assert found.by("pomelo_build_info", "worker").keys() == {("0",), ("1",)}
+
+
+async def test_a_reader_that_does_not_read_is_disconnected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pomelo.telemetry.exposition.WORKER_TIMEOUT", 0.5)
+    metrics, path = Metrics(), worker_socket(tmp_path, 1)
+    metrics.calls.values["grpc", "x" * 2**21] += 1  # more than the kernel buffers
+    async with open_worker_socket(Exposition(metrics, 1), path):
+        with socket.socket(socket.AF_UNIX) as stalled:
+            stalled.connect(str(path))
+            polled = select.poll()
+            polled.register(stalled, select.POLLHUP)
+            await until(lambda: bool(polled.poll(0)))
 
 
 async def test_the_socket_of_a_worker_is_its_owners_and_is_removed_at_the_end(tmp_path: Path) -> None:
