@@ -43,7 +43,14 @@ async def _rig() -> AsyncIterator[Rig]:
 
 @pytest.mark.parametrize(
     ("reported", "dollars"),
-    [(4.0, Decimal("0.04")), (2.9, Decimal("0.029")), (3, Decimal("0.03")), (None, None), ("4", "4")],
+    [
+        (4.0, Decimal("0.04")),
+        (2.9, Decimal("0.029")),
+        (3, Decimal("0.03")),
+        (None, None),
+        ("4", "4"),
+        (True, True),
+    ],
 )
 async def test_the_cost_of_an_order_is_reported_in_dollars(
     rig: Rig, reported: Any, dollars: Any, stream: bool

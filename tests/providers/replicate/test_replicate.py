@@ -209,11 +209,13 @@ async def test_a_prediction_that_fails_is_mapped_to_an_error_and_ordered_once(
 async def test_a_failing_poll_is_repeated_and_a_refusal_is_not(rig: Rig) -> None:
     rig.script(Prediction(polls=(error_reply(429), page(502), Reply(before=(Stop.RESET,)))))
     await draw_image(rig.provider, job(SCHNELL))
-    rig.reset()
-    rig.script(Prediction(polls=(error_reply(401),)))
-    error = await failure(rig.provider, job(SCHNELL))
-    assert (error.code, error.retry) == ("provider_failed", NEVER)
-    assert len(rig.requests) == 2
+    final = error_reply(503, headers={"x-should-retry": "false"})
+    for refusal, code in ((error_reply(401), "provider_failed"), (final, "provider_unavailable")):
+        rig.reset()
+        rig.script(Prediction(polls=(refusal,)))
+        error = await failure(rig.provider, job(SCHNELL))
+        assert (error.code, error.retry) == (code, NEVER)
+        assert len(rig.requests) == 2
 
 
 async def test_a_prediction_that_does_not_exist_yet_is_polled_again(rig: Rig) -> None:
@@ -273,6 +275,14 @@ async def test_closing_the_provider_waits_until_a_prediction_is_cancelled(
     assert rig.requests[-1].path.endswith("/cancel")
     assert call.sent is not None
     assert "Content-Type" not in call.sent, "the last request of the call is a poll"
+
+
+async def test_a_prediction_whose_reader_leaves_between_two_events_is_cancelled(rig: Rig) -> None:
+    rig.script(Prediction(polls=(prediction("starting"),), done=False))
+    events = rig.provider.image(job(SCHNELL, stream=True))
+    assert (await anext(events)).image_progress.progress == 0
+    await events.aclose()
+    await until(lambda: rig.requests[-1].path.endswith("/cancel"))
 
 
 async def test_the_key_is_not_sent_to_a_foreign_link_that_cancels(rig: Rig) -> None:
