@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from pomelo.gen.v1.text_pb2 import ReasoningEffort, Role, TextInput
 from pomelo.providers.base import VENDOR_CALL, VendorCall
 from pomelo.providers.errors import RetryPolicy, UpstreamError
-from pomelo.testing import Answer, Reply, chunk
+from pomelo.testing import Answer, Received, Reply, chunk
 from pomelo.testing.text_answer import DONE
 from tests.providers.rig import SECRETS, Rig, check_no_secrets, read_all
 from tests.providers.text_rig import (
@@ -19,6 +21,7 @@ from tests.providers.text_rig import (
     check_last,
     failure,
     hi,
+    message,
     reported_usage,
     text,
 )
@@ -270,3 +273,43 @@ async def test_a_request_is_sent_again_only_for_missing_thoughts(
         "the vendor requires the model's thoughts behind tool calls, which callers do not have"
     )
     assert named == (requests == 2)
+
+
+async def test_placeholders_are_remembered_for_a_model_and_its_effort_once_they_were_accepted(
+    rig: Rig, stream: bool
+) -> None:
+    said = "The `reasoning_content` in the thinking mode must be passed back to the API."
+    refusal = Reply(400, steps=(json.dumps({"error": {"message": said}}).encode(),))
+    is_stubborn = True
+    sent: list[bool] = []
+
+    def reply(received: Received) -> Reply:
+        sent.append("reasoning_content" in received.body["messages"][1])
+        needed = "reasoning_effort" in received.body and (is_stubborn or not sent[-1])
+        return refusal if needed else Answer("Hi")(received)
+
+    async def ask(effort: ReasoningEffort.ValueType) -> list[bool]:
+        """Sends a task. Returns which of its requests have placeholders."""
+        history = [
+            message(Role.ROLE_USER, "Hi"),
+            message(Role.ROLE_ASSISTANT, "Hi"),
+            message(Role.ROLE_USER, "?"),
+        ]
+        sent.clear()
+        with suppress(UpstreamError):
+            await read_all(
+                rig.provider,
+                COMPATIBLE.job(TextInput(messages=history, reasoning_effort=effort), stream=stream),
+            )
+        return sent
+
+    rig.unscripted = reply
+    high, none = ReasoningEffort.REASONING_EFFORT_HIGH, ReasoningEffort.REASONING_EFFORT_UNSPECIFIED
+    for _ in range(2):
+        assert await ask(high) == [False, True]
+    is_stubborn = False
+    assert await ask(high) == [False, True]
+    assert await ask(high) == [True]
+    assert await ask(none) == [False]
+    is_stubborn = True
+    assert await ask(high) == [True]

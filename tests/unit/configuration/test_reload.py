@@ -119,7 +119,7 @@ async def test_replaced_providers_are_closed_when_the_tasks_that_may_use_them_ha
         await until(lambda: rig.checks > 3)
         assert rig.closed == [False, False]
         rig.tasks = {"third"}
-        await until(lambda: rig.closed == [True, False])
+        await until(lambda: rig.closed == [True, False] and not rig.reloader._closing)
         await rig.reload(port=3)
     assert rig.closed == [True] * 3  # although a task runs
 
@@ -155,6 +155,23 @@ async def test_a_plug_in_that_worked_is_not_replaced_by_a_broken_one(
         assert line.endswith("second is broken")
         assert rig.applied == 1
         assert list(rig.reloader.providers) == ["first"]
+
+
+async def test_a_new_plug_in_that_can_not_be_loaded_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = Rig(tmp_path)
+    async with rig.reloader.open():
+        metadata = tmp_path / "plug_in-1.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: plug-in\nVersion: 1\n")
+        (metadata / "entry_points.txt").write_text("[pomelo.providers]\nacme = no_such_module:P\n")
+        monkeypatch.syspath_prepend(tmp_path)
+        await rig.reload()
+        (line,) = caplog.messages
+        assert "the plug-in acme" in line
+        assert "the previous one stays in use" in line
+        assert (rig.applied, list(rig.reloader.configuration.registry.broken)) == (0, [])
 
 
 CERTIFICATE = {"tls_cert": Path("cert.pem"), "tls_key": Path("key.pem")}
