@@ -349,9 +349,7 @@ def _from_variables(environ: Mapping[str, str]) -> dict[str, Any]:
     given = {k: value for k, value in environ.items() if value or k in _SERVERS}
     values: dict[str, Any] = {name: given[variable(name)] for name in names if variable(name) in given}
     values["variables"] = {
-        name: value
-        for name, value in given.items()
-        if not name.startswith(PREFIX) and _PROVIDER_SETTING.fullmatch(name.lower())
+        name: value for name, value in given.items() if _PROVIDER_SETTING.fullmatch(name.lower())
     }
     return values
 

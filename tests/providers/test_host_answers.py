@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from pomelo.gen.v1.text_pb2 import ReasoningEffort, Role, TextInput
-from pomelo.providers.base import VENDOR_CALL, VendorCall
+from pomelo.providers.base import VENDOR_CALL, Given, VendorCall
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.testing import Answer, Received, Reply, chunk
 from pomelo.testing.text_answer import DONE
@@ -226,19 +227,23 @@ async def test_a_request_that_alone_exceeds_the_rate_limit_goes_to_the_next_rout
     assert failed.reason == "the request alone exceeds your account's rate limit at the vendor"
 
 
+@pytest.mark.parametrize("is_limited", [False, True], ids=["", "limited to what is reserved"])
 @pytest.mark.parametrize(
     ("max_tokens", "advice"),
     [(None, "the model takes. Shorten messages"), (9, "model takes. Shorten messages or lower max_tokens")],
 )
 async def test_a_caller_who_has_set_max_tokens_is_asked_to_lower_them_too(
-    rig: Rig, max_tokens: int | None, advice: str, stream: bool
+    rig: Rig, max_tokens: int | None, advice: str, is_limited: bool, stream: bool
 ) -> None:
     """Vendors refuse a prompt and a limit that the context has no room for together, with the same error."""
     error = {"code": "context_length_exceeded", "message": SECRETS}
     rig.script(Reply(400, steps=(json.dumps({"error": error}).encode(),)))
     call = VendorCall()
     VENDOR_CALL.set(call)
-    call.job = job = COMPATIBLE.job(hi(max_tokens=max_tokens), stream=stream)
+    job = COMPATIBLE.job(hi(max_tokens=max_tokens), stream=stream)
+    if is_limited:
+        job = replace(job, given=Given(job.input), input=hi(max_tokens=5))
+    call.job = job
     failed, _ = await failure(rig.provider, job)
     assert failed.code == "context_length_exceeded"
     assert failed.message.endswith(advice)

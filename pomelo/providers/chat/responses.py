@@ -129,7 +129,7 @@ class ChunkStream(ToolCallState):
                     raise from_error_body(chunk, self._error_mapping)
                 return ""
             choice = choices[0]
-            if choice.get("index") or len(choices) > 1:
+            if choice.get("index"):
                 choice = _requested(choices)
                 if choice is None:
                     return ""

@@ -129,15 +129,13 @@ class ElevenLabs(Vendor):
         gone: set[str] = set()
         while True:
             voice = await self._voices.find(job.input.voice, job.route.options.get("voices"), gone)
-            started = False
             try:
                 async with aclosing(speak(job, voice)) as events:
                     async for event in events:
-                        started = True
                         yield event
             except UpstreamError as error:
                 # The vendor does not have the voice: it did no work, and charges nothing.
-                if started or error.field != "voice" or voice in gone:
+                if error.field != "voice" or voice in gone:
                     raise
                 gone.add(voice)
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from pomelo.configuration import (
     find_plans,
     find_providers,
     open_media,
+    read_configuration,
     rest_url,
 )
 from pomelo.errors import PomeloError
 from pomelo.media.store import MediaStore
+from pomelo.providers.base import Options
 from pomelo.settings import Settings, SettingsError, load
+from pomelo.settings.types import PlanSettings
 from tests.certificates import make_certificate
 from tests.unit.media.files import PNG, put
 from tests.unit.refusals import refused
@@ -55,9 +59,12 @@ def test_a_plan_of_a_file_has_only_the_limits_that_it_sets(tmp_path: Path) -> No
 
 
 def test_a_plan_with_an_unknown_model_is_refused(tmp_path: Path) -> None:
-    settings = load_text(tmp_path, "[plans.team]\nmodels = ['gpt-4', 'gpt-5']")
-    with pytest.raises(SettingsError, match=r"plans\.team\.models: there is no model gpt-5"):
-        find_plans(settings, Catalog.load())
+    catalog = Catalog.load()
+    (alias, *_) = catalog.models["gpt-4"].aliases  # a plan allows models by their names
+    for unknown in ("gpt-5", alias):
+        settings = load_text(tmp_path, f"[plans.team]\nmodels = ['gpt-4', '{unknown}']")
+        with pytest.raises(SettingsError, match=rf"plans\.team\.models: there is no model {unknown}$"):
+            find_plans(settings, catalog)
 
 
 def test_the_url_of_a_server_has_its_scheme_and_address(tmp_path: Path) -> None:
@@ -117,6 +124,28 @@ def test_credentials_are_those_of_the_settings() -> None:
     found = credentials(settings, find_providers(settings))
     assert (found["openai"].api_key, found["openai"].base_url) == ("sk-1", "https://proxy.example/v1")
     assert (found["mistral"].api_key, found["mistral"].base_url) == (None, "")
+
+
+def test_the_further_settings_of_a_provider_are_those_that_it_declares() -> None:
+    class Region(Options):
+        region: str = "eu"
+
+    settings = Settings.model_validate({"providers": {"openai": {"region": "us"}}})
+    registry = find_providers(settings)
+    entries = {"openai": replace(registry.entries["openai"], settings=Region)}
+    registry = replace(registry, entries=entries)
+    assert credentials(settings, registry)["openai"].settings == Region(region="us")
+    broken = replace(registry, broken={"openai": "it can't be loaded"})
+    assert credentials(settings, broken)["openai"].settings is None
+
+
+def test_a_catalogue_replaces_that_of_the_settings() -> None:
+    builtin = Catalog.load()
+    catalog = Catalog([builtin.models["gpt-4"]])
+    plan = PlanSettings(models=("flux-1-pro",))
+    assert read_configuration(Settings(), catalog).registry.catalog is catalog
+    with pytest.raises(SettingsError, match="there is no model flux-1-pro"):
+        read_configuration(Settings(plans={"team": plan}), catalog)
 
 
 async def test_media_have_the_limits_the_url_and_the_secrets_of_the_settings(tmp_path: Path) -> None:

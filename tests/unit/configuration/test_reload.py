@@ -39,6 +39,8 @@ class Rig:
         self.tasks: set[object] = set()
         self.closed: list[bool] = []
         self.applied = 0
+        self.origins: object = None
+        """From which the providers that were opened last may download files."""
         self.broken: list[str] = []
         """Plug-ins that can't be used."""
         self.checks = 0
@@ -71,6 +73,7 @@ class Rig:
     ) -> AsyncIterator[Mapping[str, Provider]]:
         number = len(self.closed)
         self.closed.append(False)
+        self.origins = options["origins"]
         for name in self.broken:
             options["on_broken"](name, f"{name} is broken")
         yield dict.fromkeys(self.broken, Unusable())
@@ -97,6 +100,7 @@ async def test_providers_are_replaced_if_a_change_concerns_them_and_each_change_
         async with rig.reloader.open():
             await rig.reload(**changes)
             assert (len(rig.closed), rig.applied) == (opened, 1)
+            assert rig.origins == rig.reloader.settings.delivery_origins
     assert rig.closed == [True] * opened
     assert caplog.messages == [f"The configuration was reloaded: {logged}"]
 

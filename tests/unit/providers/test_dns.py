@@ -10,6 +10,7 @@ import pytest
 from pomelo.providers.http import dns
 from pomelo.providers.http.dns import Addresses
 from tests.unit.providers.names import Names
+from tests.waiting import cancel, until
 
 
 async def test_names_whose_time_has_passed_take_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +30,17 @@ async def test_names_that_are_remembered_stay_when_another_is_looked_up() -> Non
     assert names.asked == ["a.example", "b.example"]
     await addresses.resolve("a.example", 80)
     assert len(names.asked) == 3, "another port was taken for the same"
+
+
+async def test_a_caller_that_leaves_does_not_end_the_look_up_of_the_others() -> None:
+    names = Names(wait=0.01)
+    addresses = Addresses(names)
+    leaving, staying = (asyncio.create_task(addresses.resolve("a.example", 443)) for _ in range(2))
+    await until(lambda: bool(names.asked))
+    await cancel(leaving)
+    ((*_, address),) = await staying
+    assert address == ("127.0.0.1", 443)
+    assert (names.asked, names.cancelled) == (["a.example"], 0)
 
 
 async def test_closing_ends_the_look_ups_and_the_resolver() -> None:

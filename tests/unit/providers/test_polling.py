@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 from pomelo.providers.errors import UpstreamError
 from pomelo.providers.http import polling
 from pomelo.providers.http.client import Http, Timeouts
+from pomelo.providers.http.connections import ConnectionLimiter
 from pomelo.providers.http.errors import ErrorBody, ErrorMapping
 from pomelo.providers.http.polling import MAX_FAILURES, UNKNOWN, poll
 from tests.unit.providers.raw_server import Peer, raw_server, sends
 from tests.unit.sleeps import Sleeps
+from tests.waiting import until
 
 MAPPING = ErrorMapping("acme", lambda body: ErrorBody(), statuses={404: "not_found"})
 WORKING = b'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\n{"status":"on"}'
@@ -92,6 +95,18 @@ async def test_a_request_without_a_response_is_cut_off_and_retried(
             await anext(poll(http, server.url, {}, MAPPING, interval=2.0))
     assert failure.value.code == "deadline_exceeded"
     assert waits == [2.0, 4.0, 8.0, 16.0]
+
+
+async def test_a_request_that_gets_no_connection_is_repeated_without_a_limit() -> None:
+    limiter = ConnectionLimiter(1, max_wait=0.001)
+    async with raw_server(sends(WORKING)) as server, Http(connections=limiter) as http:
+        host = f"{server.url.raw_host}:{server.url.port}"
+        await limiter.acquire(host, "another")
+        async with aclosing(poll(http, server.url, {}, MAPPING, interval=0.001)) as answers:
+            answer = asyncio.ensure_future(anext(answers))
+            await until(lambda: limiter.refused > MAX_FAILURES + 1)
+            limiter.release(host, "another")
+            assert await answer == {"status": "on"}
 
 
 def test_a_poll_takes_less_time_than_a_whole_response() -> None:

@@ -95,6 +95,17 @@ async def test_a_voice_that_was_made_anew_is_found_soon() -> None:
     assert account.readings == 2
 
 
+async def test_a_voice_of_the_account_is_found_soon_once_the_default_voice_of_its_name_is_gone() -> None:
+    account = Account()
+    account.voices = []
+    voices = Voices(account.listed, now=lambda: account.time, today=lambda: LAST_DAY)
+    assert await voices.find("adam") == DEFAULTS["adam"]
+    account.voices = [("Adam", OTTO)]
+    account.time += REFRESH_AFTER
+    assert await voices.find("adam", gone={DEFAULTS["adam"]}) == OTTO
+    assert account.readings == 2
+
+
 async def test_an_old_list_is_used_while_the_new_one_can_not_be_read() -> None:
     account = Account()
     voices = account.opened()

@@ -45,6 +45,24 @@ def test_a_variable_overrides_the_key_of_a_file(config: Path) -> None:
     assert settings.provider("openai").api_key == "sk-variable"
 
 
+def test_the_option_for_workers_overrides_the_variable_and_the_file(config: Path) -> None:
+    redis = {"POMELO_STORE": "redis://127.0.0.1"}
+    config.write_text("workers = 2\n")
+    assert load(config, redis).workers == 2
+    assert load(config, redis | {"POMELO_WORKERS": "3"}, workers=4).workers == 4
+
+
+def test_sqlite_is_a_file_of_the_data_folder_and_needs_no_archive() -> None:
+    folder, archive = Path("/srv/pomelo"), "postgresql://db.example/usage"
+    settings = Settings(data=folder, archive=archive)
+    assert (settings.store_url(), settings.archive_url()) == (f"sqlite:{settings.database}", "")
+    assert settings.database.parent == folder
+    redis = Settings(data=folder, store="redis://127.0.0.1")
+    assert redis.store_url() == "redis://127.0.0.1"
+    assert redis.archive_url().startswith(f"sqlite:{folder}/")
+    assert redis.model_copy(update={"archive": archive}).archive_url() == archive
+
+
 def test_a_provider_of_any_name_is_configured_by_file_or_variable(config: Path) -> None:
     config.write_text('acme-2_api_key = "from the file"\nacme-2_base_url = "https://acme.example/"\n')
     environ = {"ACME_2_API_KEY": "from a variable", "OTHER_BASE_URL": "not ours", "X_API_KEY": ""}
@@ -139,6 +157,8 @@ def test_the_error_for_an_unknown_key_suggests_a_similar_one(config: Path) -> No
     assert "unknown key 'gprc'. Did you mean grpc?" in load_error({}, config)
     config.write_text('POMELO_REST = ""\n')
     assert "unknown key 'POMELO_REST'. Did you mean rest?" in load_error({}, config)
+    config.write_text('[variables]\nOPENAI_API_KEY = "sk"\n')
+    assert "unknown key 'variables'" in load_error({}, config)
 
 
 def test_the_variables_of_the_command_line_are_accepted() -> None:
@@ -164,7 +184,12 @@ def test_an_empty_variable_turns_a_server_off_and_counts_as_absent_otherwise() -
         *[("STORE", "mysql://127.0.0.1"), ("ARCHIVE", "/somewhere"), ("WORKERS", "0"), ("WORKERS", "2")],
         *[("JSON_LIMIT", "much"), ("UPLOAD_LIMIT", "0"), ("GRACE", "-1"), ("INSECURE", "perhaps")],
         *[("ALERT_URL", "http://hooks.example/x"), ("ALERT_URL", "hooks.example"), ("ALERT_BALANCE", "20")],
-        *[("ALERT_SECRET", "a" * 40), ("ALERT_SECRET", "whsec_abc"), ("ALERT_URL", "https://[/x")],
+        *[
+            ("ALERT_SECRET", "a" * 40),
+            ("ALERT_SECRET", "whsec_abc"),
+            ("ALERT_SECRET", "whsec_" + "cG9!tZWxv" * 4),
+            ("ALERT_URL", "https://[/x"),
+        ],
         *[
             ("ALERT_URL", "https://"),
             ("ALERT_URL", "https://hooks.example /x"),
@@ -262,6 +287,7 @@ def test_a_certificate_requires_its_key(tmp_path: Path) -> None:
     assert "POMELO_TLS_CLIENT_CA needs" in load_error({"POMELO_TLS_CLIENT_CA": str(pem)})
     both = {"POMELO_TLS_CERT": str(pem), "POMELO_TLS_KEY": str(pem)}
     assert load(None, both | {"POMELO_REST": "0.0.0.0:1"}).tls_cert == pem
+    assert load_error(both | {"POMELO_ADMIN": "0.0.0.0:1"}).startswith("POMELO_ADMIN: "), "it has no TLS"
 
 
 def test_settings_and_errors_show_no_secret() -> None:
