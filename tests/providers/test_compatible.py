@@ -84,6 +84,7 @@ async def test_the_texts_of_a_message_are_one(upstream: FaultUpstream) -> None:
         ({"user_field": "none"}, "user", {}),
         ({"drop": ["stop"]}, "stop", {}),
         ({"allow": [*(FIELDS - {"model", "messages", "top_p"})]}, "top_p", {}),
+        ({"allow": [*(FIELDS - {"model", "messages"})], "drop": ["top_p"]}, "top_p", {}),
         ({"extra": {"store": False}}, "", {"store": False}),
     ],
 )
@@ -215,8 +216,16 @@ def test_a_row_that_is_wrong_is_refused_by_name(row: dict[str, Any], named: str)
         host("ahost", row)
 
 
-async def test_a_count_in_the_object_of_groq_is_used(upstream: FaultUpstream) -> None:
-    last = chunk({}, finish_reason="stop", x_groq={"id": "req", "usage": COMPATIBLE.usage(9, 7)})
+@pytest.mark.parametrize("place", ["x_groq", "usage"])
+async def test_a_count_in_the_object_of_groq_is_used_unless_it_is_beside_it(
+    upstream: FaultUpstream, place: str
+) -> None:
+    usage = COMPATIBLE.usage(9, 7)
+    last = (
+        chunk({}, finish_reason="stop", x_groq={"id": "req", "usage": usage})
+        if place == "x_groq"
+        else chunk({}, finish_reason="stop", x_groq={"id": "req"}, usage=usage)
+    )
     first = chunk({"content": "Hi"}, x_groq={"id": "req"})
     upstream.script(Reply(steps=(first, last, DONE)))
     async with a_host(upstream) as provider:
@@ -297,7 +306,7 @@ async def test_an_error_within_a_stream_is_mapped_by_its_code(
     check_no_secrets(error)
 
 
-LONG = f"This model's maximum context length is 4096 tokens. However, {SECRETS}"
+LONG = f"This model's maximum context length is 4096 tokens. However, {SECRETS}" + " your messages" * 200
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,10 @@ async def test_a_call_whose_deadline_has_passed_is_refused_with_its_limits(
         await access.identify(call)
     assert "X-Credits-Remaining" in call.response_headers
     assert (await visit.refuse(BAD_FIELD)).code == "deadline_exceeded"
+    wrong = call_of(key)
+    wrong.deadline, wrong.header_error = 0, BAD_FIELD
+    await access.authenticate(wrong)
+    assert wrong.header_error is BAD_FIELD, "it is checked first"
     late = call_of("pml_test_wrong")
     late.deadline = late.recheck_key = 0
     with refused("invalid_api_key"):

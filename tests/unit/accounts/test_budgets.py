@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any, cast
 
 import pytest
 
 from pomelo.accounts import budgets
 from pomelo.call import KeyBudget
 from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.keys import KeyRecord
+from pomelo.stores.ledger import Budget, BudgetUse
 from tests.unit.refusals import refused
 
 NOON = datetime(2028, 2, 29, 12, tzinfo=UTC).timestamp()
@@ -93,3 +97,17 @@ def test_a_budget_is_a_microcredit_to_a_billion_credits() -> None:
     for limit in (1, 10**15):
         budget = pb.Budget(limit_micros=limit, period=pb.BUDGET_PERIOD_DAY)
         assert budgets.read_budget(budget) == f"{limit}/day"
+
+
+async def test_what_is_used_of_a_budget_is_that_of_the_wallet_of_its_key() -> None:
+    class Uses:
+        """A store in which budgets of live keys have used seven microcredits, and those of test keys five."""
+
+        async def budget_use(self, wallet: Wallet, asked: Sequence[Budget]) -> list[BudgetUse]:
+            return [BudgetUse(7 if wallet.live else 5, budget.start) for budget in asked]
+
+    records = [
+        KeyRecord(name, "acme", live, b"", (), 0.0, budget=budget)
+        for name, live, budget in (("live", True, "9/day"), ("test", False, "9/day"), ("none", True, ""))
+    ]
+    assert await budgets.used(cast(Any, Uses()), records, NOON) == {"live": 7, "test": 5}

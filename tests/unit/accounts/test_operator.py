@@ -79,6 +79,10 @@ async def test_a_list_of_keys_says_which_need_the_previous_secret(
         ),
         (pb.CreateKeyRequest(models=ModelSet()), "invalid_parameter", "models", "at least one model"),
         (pb.CreateKeyRequest(account_id="nobody"), "not_found", "account_id", "no account 'nobody'"),
+        *[
+            (pb.CreateKeyRequest(name=name), "invalid_parameter", "name", "up to 64 printable characters")
+            for name in ("x" * 65, "a\nb")
+        ],
         (pb.CreateKeyRequest(mode=UNKNOWN), "invalid_parameter", "mode", "MODE_TEST or MODE_LIVE"),
         *[
             (pb.CreateKeyRequest(expire_time=time), "invalid_parameter", "expire_time", message)

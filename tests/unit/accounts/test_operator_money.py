@@ -297,6 +297,8 @@ async def test_a_grace_period_out_of_range_is_refused(
     request = pb.RotateKeyRequest(id=key.id)
     request.grace.seconds, request.grace.nanos = seconds, nanos
     assert (await error_of(operator.rotate_key(request), "invalid_parameter")).field == "grace"
+    request.grace.FromSeconds(30 * 86_400)
+    assert (await operator.rotate_key(request)).secret
 
 
 async def test_the_minute_of_the_last_use_is_stored_apart_from_calls(

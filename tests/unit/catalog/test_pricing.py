@@ -217,6 +217,11 @@ def test_costs_match_the_vendors_price_lists(model: str, usage: Usage, credits: 
     assert cost(usage, entry.prices_for(entry.routes[0])[0]) == Fraction(credits) * 1_000_000
 
 
+def test_counts_of_a_cache_that_exceed_the_input_do_not_lower_the_cost() -> None:
+    dear = Prices({INPUT: 10_000_000, CACHED: 1_000_000})
+    assert cost(Usage(input_tokens=5, cached_input_tokens=10), dear) == 10
+
+
 @given(prices)
 def test_no_usage_costs_nothing(price_table: Prices) -> None:
     assert cost(Usage(), price_table) == 0

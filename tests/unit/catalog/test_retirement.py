@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, date, datetime
 
 import pytest
 
@@ -11,6 +12,7 @@ from pomelo.catalog import retirement
 from pomelo.catalog.catalog import Catalog, Limits, Model, Route
 from pomelo.catalog.pricing import Prices
 from pomelo.gen.v1.task_pb2 import TaskType
+from tests.waiting import cancel, until
 
 TODAY = date(2027, 1, 1)
 MODEL = Model("m", TaskType.TASK_TYPE_TEXT, (Route("p", "m-1"),), Limits(), Prices(), "")
@@ -44,3 +46,23 @@ def test_the_operator_is_warned_sixty_days_before_a_model_or_a_route_ends(
     ):
         found = [str(one).partition(". ")[0] for one in retirement.notices(Catalog([model]), TODAY)]
         assert found == ([f"{subject} {notice}" for subject in subjects] if notice else [])
+
+
+async def test_what_has_ended_is_logged_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(retirement, "_INTERVAL", 0.0)
+    looks = 0
+
+    def catalog() -> Catalog:
+        nonlocal looks
+        looks += 1
+        ends = date(2026, 12, 31) if looks > 1 else date(2027, 1, 1)
+        return Catalog([replace(MODEL, retires=ends)])
+
+    now = datetime(2027, 1, 1, 12, tzinfo=UTC).timestamp()
+    logging = asyncio.create_task(retirement.log_ended(catalog, lambda: now))
+    await until(lambda: looks > 4)
+    await cancel(logging)
+    (line,) = caplog.messages
+    assert line.startswith("model m ended on 2026-12-31.")

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
 from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.testing import Answer as Words
 from pomelo.testing import Gate, error_reply
 from pomelo.testing.reply import Stop, json_reply
+from tests.calls import call_of
 from tests.tasks import to_task
 from tests.unit.engine.apps import CREDITS, STREAM, EngineApp
 from tests.unit.engine.failing_store import failing_ledger, reserve
 from tests.unit.engine.test_settlement import text_task
+from tests.waiting import cancel
 
 
 @STREAM
@@ -71,6 +75,31 @@ async def test_a_task_that_is_past_its_deadline_leaves_a_record(engine: EngineAp
     (record,) = await engine.failures(account)
     assert record.code == answer.code == "deadline_exceeded"
     assert (await engine.used(account)).tokens > 9, "as they were reserved"
+
+
+@STREAM
+async def test_a_task_whose_caller_leaves_at_its_deadline_is_late(engine: EngineApp, stream: bool) -> None:
+    """As a gRPC client does, whose own deadline passes a moment earlier."""
+    account = await engine.account()
+    gate = Gate()
+    engine.upstream.when("at the deadline", Words("one", before=(gate,)))
+    call = call_of(account.key)
+
+    async def run() -> None:
+        tasks, spec = engine.app.services.tasks, to_task(text_task("at the deadline"))
+        if not stream:
+            await tasks.run_task(spec, TaskOptions(), call)
+            return
+        async with tasks.stream_task(spec, TaskOptions(), call) as events:
+            await anext(events)
+
+    running = asyncio.create_task(run())
+    await gate.reached.wait()
+    call.deadline = time.monotonic()
+    await cancel(running)
+    await engine.settled(account)
+    (record,) = await engine.failures(account)
+    assert record.code == "deadline_exceeded"
 
 
 async def test_a_task_that_is_refused_leaves_no_record(engine: EngineApp) -> None:

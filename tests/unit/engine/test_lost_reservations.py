@@ -37,7 +37,7 @@ async def test_a_stream_whose_reservation_is_lost_is_ended_and_closed_at_the_pro
     account = await engine.account()
     first, second = Gate(), Gate()
     engine.upstream.when("to be lost", Words("one two three four", at={1: first, 3: second}))
-    asking = asyncio.create_task(engine.ask(account, text_task("to be lost"), stream=True))
+    asking = asyncio.create_task(engine.ask(account, text_task("to be lost"), stream=True, within=60))
     await first.reached.wait()
     await recover(engine, account)
     spent = (await engine.balance(account)).spent

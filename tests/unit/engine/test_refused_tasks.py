@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from pomelo.engine.ledger import Ledger
+from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.tasks.base import LARGE
@@ -24,6 +27,25 @@ async def _opened_engine(tmp_path_factory: pytest.TempPathFactory) -> AsyncItera
     folder = tmp_path_factory.mktemp("refused")
     async with open_engine(folder, bfl_api_key=None, elevenlabs_api_key=None) as opened:
         yield opened
+
+
+@STREAM
+@pytest.mark.parametrize("fails", [True, False], ids=["fails", "hangs"])
+async def test_a_deadline_that_passes_before_a_task_is_reserved_is_reported_whatever_the_store_does(
+    engine: EngineApp, monkeypatch: pytest.MonkeyPatch, fails: bool, stream: bool
+) -> None:
+    async def hang(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def fail(*_: Any) -> None:
+        raise PomeloError("store_unavailable")
+
+    account = await engine.account("limited")
+    monkeypatch.setattr(Ledger, "reserve", hang)
+    monkeypatch.setattr(Ledger, "limit_status", fail if fails else hang)
+    async with asyncio.timeout(20):
+        answer = await engine.ask(account, TEXT, stream=stream, within=0.5)
+    assert answer.code == "deadline_exceeded"
 
 
 @STREAM

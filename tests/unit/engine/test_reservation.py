@@ -6,9 +6,10 @@ import logging
 
 import pytest
 
-from pomelo.catalog.pricing import Usage
+from pomelo.catalog.pricing import Prices, Usage
 from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES
 from pomelo.errors import PomeloError
+from pomelo.gen.v1.model_service_pb2 import PriceUnit
 from tests.unit.clock import Clock
 from tests.unit.engine.failing_store import (
     ANY_ERROR,
@@ -174,6 +175,15 @@ async def test_retries_to_a_failing_store_are_few_and_back_off() -> None:
         ledger.operations.retry_pending()
     await until(lambda: not ledger.operations._in_progress)
     assert 8 <= len(store.calls) - 2 <= 12
+
+
+@pytest.mark.parametrize(("dollars", "charged"), [(0.03, 30_000), (1, 40_000)])
+async def test_a_reported_cost_above_the_reservation_is_not_charged(dollars: float, charged: int) -> None:
+    units = {PriceUnit.PRICE_UNIT_IMAGE: 40_000, PriceUnit.PRICE_UNIT_PROVIDER_DOLLAR: 10**6}
+    _, ledger = failing_ledger()
+    reservation = await reserve(ledger, "img_1", prices=Prices(units))
+    reservation.job.report.cost = dollars
+    assert (await reservation.settle(Usage(images=1), counted=True)).cost == charged
 
 
 async def test_only_a_task_that_was_never_begun_gives_back_what_it_counted() -> None:

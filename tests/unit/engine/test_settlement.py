@@ -22,6 +22,7 @@ from tests.calls import call_of, refusal
 from tests.tasks import small_task, text_body, to_task
 from tests.unit.engine.apps import STREAM, Answer, EngineApp
 from tests.unit.refusals import refused
+from tests.unit.telemetry.reports import Reports
 
 AUDIO = b"OggS" + b"some audio" * 100
 USAGE = {"prompt_tokens": 100, "completion_tokens": 7, "total_tokens": 107}
@@ -39,6 +40,7 @@ async def test_a_finished_task_is_charged_recorded_and_reported(engine: EngineAp
     engine.upstream.when("finished", Words("größe über alles", usage=USAGE))
     answer = await engine.ask(account, text_task("finished"), stream=stream)
     assert answer.code == "ok"
+    assert answer.call.settling, "a shutdown would end it although it is charged"
     (record,) = await engine.records(account)
     assert (record.cost, record.input_tokens, record.output_tokens) == (COST, 100, 7)
     assert (record.source, record.complete, record.live, record.wire) == ("provider", True, True, "rest")
@@ -146,6 +148,7 @@ async def test_a_cost_that_is_known_before_is_reported_before_the_first_event(en
         call = call_of(account.key)
         async with engine.app.services.tasks.stream_task(to_task(body), TaskOptions(), call):
             assert call.response_headers.get("X-Credits-Charged") == charged
+            assert "X-Credits-Remaining" in call.response_headers
 
 
 async def test_the_uncollected_part_of_a_cost_is_recorded_and_logged(
@@ -179,7 +182,7 @@ async def test_the_record_of_a_large_answer_by_link_has_its_size(engine: EngineA
 
 @STREAM
 async def test_a_repeated_request_costs_nothing_and_reports_the_same_adjustments(
-    engine: EngineApp, stream: bool
+    engine: EngineApp, reports: Reports, stream: bool
 ) -> None:
     account = await engine.account("limited")
     engine.upstream.when(f"again {stream}", Words("one two", usage=USAGE))
@@ -193,6 +196,7 @@ async def test_a_repeated_request_costs_nothing_and_reports_the_same_adjustments
     assert [answer.call.reserved for answer in answers] == [True, True], (
         "else its refusal counts as a request"
     )
+    assert [report.replayed for report in reports.tasks[-2:]] == [False, True]
     first, second = answers
     assert {answer.call.response_headers["X-Pomelo-Adjusted"] for answer in answers} == {"stop"}
     assert "Idempotent-Replayed" not in first.call.response_headers
@@ -310,6 +314,20 @@ async def test_the_upload_of_a_repeated_request_is_deleted(engine: EngineApp) ->
         assert (await engine.ask(account, task, headers={"idempotency-key": "upload"})).code == "ok"
         assert task.speech_to_text.audio.media_id not in engine.media()
     assert len(await engine.records(account)) == 1
+
+
+async def test_the_upload_of_a_repeated_stream_is_deleted_before_the_stream_is_read(
+    engine: EngineApp,
+) -> None:
+    account, task = await engine.account(), TaskSpec(model="eleven-labs-stt")
+    audio = task.speech_to_text.audio
+    audio.media_id = await engine.upload(account, AUDIO)
+    assert (await engine.ask(account, task, headers={"idempotency-key": "read"}, stream=True)).code == "ok"
+    audio.media_id = await engine.upload(account, AUDIO)
+    call = call_of(account.key, idempotency_key="read")
+    async with engine.app.services.tasks.stream_task(task, TaskOptions(), call):
+        assert call.response_headers["Idempotent-Replayed"] == "true"
+        assert audio.media_id not in engine.media()
 
 
 async def test_an_invalid_header_is_refused_before_the_task_is_validated(engine: EngineApp) -> None:

@@ -6,6 +6,7 @@ import asyncio
 
 from pomelo.engine.ledger import Ledger
 from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES, StoreOperations
+from pomelo.errors import PomeloError
 from tests.unit.clock import Clock
 from tests.unit.engine.failing_store import FailingStore, failing_ledger, reserve
 from tests.waiting import until
@@ -52,3 +53,10 @@ async def test_a_retry_that_succeeds_starts_the_next() -> None:
     ledger.operations.retry_pending()
     await until(lambda: not ledger.operations._in_progress)
     assert store.reserved == {}
+
+
+async def test_the_last_retries_go_on_after_one_that_fails() -> None:
+    store, _, ledger = await with_failed_voids()
+    store.errors["void img_0"] = PomeloError("store_unavailable")
+    await ledger.operations.idle()
+    assert [*store.reserved] == ["img_0"]

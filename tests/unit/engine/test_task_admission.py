@@ -6,11 +6,13 @@ import io
 import math
 import wave
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from pomelo.catalog.pricing import cost_at
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
@@ -21,6 +23,7 @@ from pomelo.testing import Gate, mistral_protocol
 from tests.calls import call_of
 from tests.tasks import TASK_TYPES, small_task, text_body, to_task
 from tests.unit.engine.apps import PROTOCOL, STREAM, EngineApp, open_engine
+from tests.unit.tasks.collectors import MODELS, estimate_of
 
 IMAGE = {"model": "flux-1-pro", "prompt": "A kite"}
 LIMIT = 4 * 1024 * 1024
@@ -227,6 +230,21 @@ async def test_without_max_tokens_an_answer_is_cut_to_what_the_account_can_pay(e
     assert (await engine.ask(account, text_body())).code == "ok"
     (request,) = engine.upstream.requests
     assert 900 < request.body["max_completion_tokens"] < 20_000 // 20
+
+
+async def test_an_answer_is_cut_to_what_the_account_can_pay_beside_the_longest_possible_input(
+    engine: EngineApp,
+) -> None:
+    account = await engine.account(micros=20_000)
+    body = text_body("long " * 400)
+    engine.upstream.script(Words("Hello"))
+    assert (await engine.ask(account, body)).code == "ok"
+    (request,) = engine.upstream.requests
+    most = replace(
+        estimate_of("gpt-4", to_task(body).text).maximum,
+        output_tokens=request.body["max_completion_tokens"],
+    )
+    assert 19_900 < cost_at(most, MODELS["gpt-4"].prices.max_prices(most.input_tokens)) <= 20_000
 
 
 async def test_without_max_tokens_a_task_reserves_its_share_of_the_balance(engine: EngineApp) -> None:

@@ -266,8 +266,9 @@ async def test_silence_after_progress_ends_a_whole_response() -> None:
 async def test_a_patient_stream_may_begin_late_but_not_be_silent_as_long_afterwards(lines: bool) -> None:
     async def answer(peer: Peer) -> None:
         await peer.request()
-        await asyncio.sleep(0.2)
-        peer.writer.write(HEAD + b"Content-Length: 99\r\n\r\ndata: 1\n\n")
+        for piece in (HEAD + b"Content-Length: 99\r\n\r\n", b"data: 1\n\n"):
+            await asyncio.sleep(0.2)
+            peer.writer.write(piece)
         await peer.reader.read()
 
     async with raw_server(answer) as server, Http(Timeouts(silence=0.1, whole=60)) as http:

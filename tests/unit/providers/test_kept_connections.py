@@ -103,6 +103,28 @@ async def test_a_request_on_a_connection_that_breaks_is_sent_again_on_a_new_one(
     assert [headers.get("Connection") for headers in server.headers].count("close") == 2
 
 
+async def test_of_several_kept_connections_the_one_that_was_used_last_is_used(http: Http) -> None:
+    """The others become idle, and are closed."""
+    second = asyncio.Event()
+
+    async def answer(peer: Peer) -> None:
+        await peer.request()
+        if peer is server.peers[0]:
+            await second.wait()
+        peer.writer.write(OK)
+        await peer.request()
+        peer.writer.write(OK)
+
+    async with raw_server(answer) as server:
+        first = asyncio.create_task(http.request_json(server.url, {}, b"{}", CHAT))
+        await until(lambda: server.peers and server.peers[0].head)
+        await http.request_json(server.url, {}, b"{}", CHAT)
+        second.set()
+        await first
+        await http.request_json(server.url, {}, b'{"last": 1}', CHAT)
+        assert [peer.body for peer in server.peers] == [b'{"last": 1}', b"{}"]
+
+
 async def test_several_broken_connections_cost_a_request_only_one_more_attempt(
     proxy: BreakingProxy, http: Http
 ) -> None:
