@@ -50,11 +50,12 @@ async def test_run_task_runs_every_task_type(task_type: str, served: Served) -> 
     assert result[{"voice": "speech"}.get(task_type, task_type)]
 
 
-@pytest.mark.parametrize("task_type", ["text", "speech"])
-async def test_stream_task_sends_several_events(task_type: str, served: Served) -> None:
+@pytest.mark.parametrize(("task_type", "event"), [("text", "textDelta"), ("speech", "audioChunk")])
+async def test_stream_task_sends_several_events(task_type: str, event: str, served: Served) -> None:
     responses = await curl(served, "TaskService/StreamTask", {"spec": TASKS[task_type]})
     events = [response["event"] for response in responses]
     assert "started" in events[0]
+    assert event in events[1]
     assert len(events) > 2
     if task_type == "text":
         assert events[-1]["completed"]["text"]["finishReason"] == "FINISH_REASON_STOP"

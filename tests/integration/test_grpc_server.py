@@ -1,11 +1,8 @@
-"""The gRPC server: addresses, limits, health, reflection, TLS, and shutdown."""
+"""The gRPC server: addresses, limits, health, TLS, and shutdown."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -63,58 +60,6 @@ async def test_a_watcher_receives_not_serving_and_does_not_delay_the_drain(app: 
             await open_watch.read()
             began = loop.time()
         assert loop.time() - began < 10, "it does not wait for the grace period"
-
-
-# --- reflection
-
-
-def buf(address: str, method: str, body: Any, key: str) -> list[Any]:
-    """Returns what `buf curl` prints, with the server's reflection as its only schema."""
-    done = subprocess.run(
-        [Path(sys.executable).with_name("buf"), "curl", "--protocol", "grpc", "--http2-prior-knowledge", "--reflect", "-H", f"authorization: Bearer {key}",
-         "-d", json.dumps(body), f"http://{address}/{method}"],
-        capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    decoder, messages, rest = json.JSONDecoder(), [], done.stdout.strip()
-    while rest:
-        one, end = decoder.raw_decode(rest)
-        messages.append(one)
-        rest = rest[end:].lstrip()
-    return messages
-
-
-TEXT_TASK = {"model": "gpt-4", "text": {"messages": [{"role": "ROLE_USER", "content": [{"text": "Hello"}]}]}}
-SPEECH_TASK = {"model": "eleven-labs-tts", "textToSpeech": {"text": "Good morning", "voice": "adam"}}
-AUDIO = {"data": "c29tZSBzb3VuZCBzb21lIHNvdW5k"}
-
-
-@pytest.mark.parametrize(
-    ("task", "output"),
-    [
-        (TEXT_TASK, "text"),
-        ({"model": "flux-1-pro", "image": {"prompt": "A kite", "width": 64, "height": 64}}, "image"),
-        (SPEECH_TASK, "speech"),
-        ({"model": "eleven-labs-sts", "speechToSpeech": {"audio": AUDIO, "voice": "adam"}}, "speech"),
-        ({"model": "eleven-labs-stt", "speechToText": {"audio": AUDIO}}, "transcription"),
-    ],
-)
-async def test_buf_curl_runs_every_task_type_by_reflection(
-    task: Any, output: str, app: App, keys: Keys
-) -> None:
-    assert app.grpc is not None
-    method = "pomelo.v1.TaskService/RunTask"
-    (answer,) = await asyncio.to_thread(buf, app.grpc, method, {"spec": task}, keys.test)
-    assert output in answer["result"]
-
-
-@pytest.mark.parametrize(("task", "event"), [(TEXT_TASK, "textDelta"), (SPEECH_TASK, "audioChunk")])
-async def test_buf_curl_streams_by_reflection(task: Any, event: str, app: App, keys: Keys) -> None:
-    assert app.grpc is not None
-    method = "pomelo.v1.TaskService/StreamTask"
-    events = await asyncio.to_thread(buf, app.grpc, method, {"spec": task}, keys.test)
-    assert "started" in events[0]["event"]
-    assert event in events[1]["event"]
 
 
 # --- addresses and limits
