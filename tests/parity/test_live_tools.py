@@ -1,5 +1,5 @@
 """Tool calls and JSON of the vendors' models: the same output, bill and error over every front end, whole and
-streamed."""
+streamed; and for the same task the same output of every vendor."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import pytest
 
 from pomelo.testing import Answer, Call
 from tests.app import RunningApp, run_app
-from tests.driver import PROTOCOLS, Outcome
+from tests.driver import PROTOCOLS, STREAM, Outcome
 
 MODELS = ("gpt-4", "claude-3-opus", "claude-3-haiku", "mixtral-8x7b")
+VENDORS = ("gpt-4", "claude-3-sonnet", "mixtral-8x7b")
+"""A model of each vendor."""
 WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -22,12 +24,13 @@ WEATHER: dict[str, Any] = {
         "description": "The weather of a city, heiß oder kalt",
         "parameters": {
             "type": "object",
-            "properties": {"city": {"type": "string"}, "unit": {"enum": ["celsius", "fahrenheit"]}},
-            "required": ["city", "unit"],
+            "properties": {"unit": {"enum": ["celsius", "fahrenheit"]}, "city": {"type": "string"}},
+            "required": ["unit", "city"],
             "additionalProperties": False,
         },
     },
 }
+STRICT = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
 NOW = {"type": "function", "function": {"name": "now"}}
 ASKED = {"role": "user", "content": "How is the weather?"}
 CALLS = [
@@ -38,9 +41,25 @@ RESULTS = [
     {"role": "tool", "tool_call_id": "call_2", "content": "noon"},
     {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "18 degrees"}]},
 ]
-SCHEMA = {"name": "weather", "strict": True, "schema": WEATHER["function"]["parameters"]}
+AGAIN = {"id": "call_1", "type": "function", "function": {"name": "now", "arguments": ""}}
+HISTORY = [ASKED, {"role": "assistant", "content": None, "tool_calls": CALLS}, *RESULTS]
+LONGER = [
+    *HISTORY,
+    {"role": "user", "content": "And now?"},
+    {"role": "assistant", "content": "Let me see.", "tool_calls": [AGAIN]},
+    RESULTS[1],
+]
+
+
+def schema(**changes: Any) -> dict[str, Any]:
+    """An output format."""
+    parameters = {**WEATHER["function"]["parameters"], **changes}
+    return {"type": "json_schema", "json_schema": {"name": "weather", "strict": True, "schema": parameters}}
+
+
 TASKS: dict[str, dict[str, Any]] = {
     "a tool call": {"messages": [ASKED], "tools": [WEATHER, NOW]},
+    "a strict tool": {"messages": [ASKED], "tools": [STRICT, NOW]},
     "a chosen tool": {
         "messages": [ASKED],
         "tools": [WEATHER, NOW],
@@ -52,18 +71,28 @@ TASKS: dict[str, dict[str, Any]] = {
         "tool_choice": "required",
         "parallel_tool_calls": False,
     },
-    "results": {
-        "messages": [ASKED, {"role": "assistant", "content": None, "tool_calls": CALLS}, *RESULTS],
-        "tools": [WEATHER, NOW],
-    },
-    "a JSON schema": {
+    "a required tool": {
         "messages": [ASKED],
-        "response_format": {"type": "json_schema", "json_schema": SCHEMA},
+        "tools": [STRICT, NOW],
+        "tool_choice": "required",
+        "temperature": 1,
+    },
+    "no tool": {"messages": [ASKED], "tools": [STRICT, NOW], "tool_choice": "none"},
+    "results": {"messages": HISTORY, "tools": [WEATHER, NOW]},
+    "ids used twice": {"messages": LONGER, "tools": [STRICT, NOW]},
+    "results without tools": {"messages": LONGER},
+    "a JSON schema": {"messages": [ASKED], "response_format": schema()},
+    "a JSON schema beside tools": {
+        "messages": HISTORY,
+        "response_format": schema(),
+        "tools": [STRICT, NOW],
     },
     "a JSON object": {"messages": [ASKED], "response_format": {"type": "json_object"}},
     "reasoning": {"messages": [ASKED], "reasoning_effort": "minimal"},
     "names": {"messages": [{"role": "developer", "content": "Be brief."}, {**ASKED, "name": "ann"}]},
 }
+CALLING = ("a tool call", "a strict tool", "a chosen tool", "one call at most", "a required tool")
+"""The tasks that are answered with a tool call."""
 
 
 @pytest.fixture(scope="module")
@@ -102,18 +131,59 @@ async def test_a_vendors_tools_and_json_are_the_same_over_every_front_end(
     assert (
         len({(each.cost, each.input_tokens, each.output_tokens, each.output_bytes) for each in records}) == 1
     )
-    if task in ("a tool call", "a chosen tool", "one call at most"):
+    if task in CALLING:
         assert first.output["finish"] == "tool_calls"
         called = "now" if task == "a chosen tool" else "weather"
         assert [name for name, _ in without_ids(first)["calls"]] == [called]
     else:
         assert first.output["finish"] == "stop"
         assert first.output["text"]
-    if task == "a JSON schema":
-        assert json.loads(first.output["text"]) == {"city": "text", "unit": "celsius"}
+    if task.startswith("a JSON schema"):
+        assert list(json.loads(first.output["text"]).items()) == [("unit", "celsius"), ("city", "text")]
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@STREAM
+@pytest.mark.parametrize("task", TASKS)
+async def test_tools_and_json_are_the_same_of_every_vendor(
+    running: RunningApp, task: str, stream: bool
+) -> None:
+    account = await running.account()
+    outputs = []
+    for model in VENDORS:
+        outcome = await running.ask("rest", account.live, {"model": model, **TASKS[task]}, stream=stream)
+        output = without_ids(outcome)
+        outputs.append((outcome.code, output["text"], output["finish"], output["calls"]))
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+@STREAM
+@pytest.mark.parametrize("model", VENDORS)
+@pytest.mark.parametrize(
+    ("wrong", "field"),
+    [
+        ({"response_format": schema(additionalProperties=True)}, "response_format"),
+        (
+            {
+                "tools": [
+                    {**NOW, "function": {"name": "now", "strict": True, "parameters": {"type": "string"}}}
+                ]
+            },
+            "tools",
+        ),
+    ],
+)
+async def test_a_schema_that_a_vendor_refuses_is_the_same_error_over_every_front_end(
+    running: RunningApp, model: str, wrong: dict[str, Any], field: str, stream: bool
+) -> None:
+    account = await running.account()
+    body = {"model": model, "messages": [ASKED], **wrong}
+    outcomes = [await running.ask(each, account.live, body, stream=stream) for each in PROTOCOLS]
+    ((code, message),) = {(each.code, each.message) for each in outcomes}
+    assert code == "invalid_parameter"
+    assert message.startswith(f"Invalid {field}: ")
+
+
+@STREAM
 @pytest.mark.parametrize("model", MODELS)
 async def test_a_stored_answer_repeats_the_vendors_tool_calls(
     running: RunningApp, model: str, stream: bool
@@ -146,7 +216,7 @@ async def test_the_answer_of_a_vendor_can_be_sent_back_with_results(running: Run
         assert (second.code, second.output["finish"]) == ("ok", "stop")
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@STREAM
 async def test_calls_that_are_left_out_are_charged_and_the_others_can_be_sent_back(
     running: RunningApp, stream: bool
 ) -> None:
