@@ -15,7 +15,7 @@ from pomelo.catalog.catalog import Catalog, Route
 from pomelo.gen.v1.image_pb2 import ImageInput
 from pomelo.providers.bfl import BFL
 from pomelo.testing import Gate
-from pomelo.testing.bfl_protocol import Drawing, delivered, error_reply, status
+from pomelo.testing.bfl_protocol import Drawing, delivered, status
 from pomelo.testing.images import make_image
 from tests.providers.image_rig import draw_image, job, largest_input
 from tests.providers.rig import KEY, PROMPT, Rig, open_provider, open_rig, read_all
@@ -186,11 +186,6 @@ async def test_a_task_continues_in_any_state_that_is_not_final(rig: Rig, word: s
     rig.script(Drawing(polls=(status(word),) * 3))
     await draw_image(rig.provider, job(DEV))
     assert len(rig.requests) == 6
-
-
-async def test_a_404_for_a_new_task_is_polled_again(rig: Rig) -> None:
-    rig.script(Drawing(polls=(error_reply(404, "Task not found"), status("Task not found", http=404)) * 3))
-    await draw_image(rig.provider, job(DEV))
 
 
 async def test_the_vendor_is_not_polled_more_often_than_the_interval(rig: Rig) -> None:

@@ -187,6 +187,8 @@ async def test_a_download_that_goes_silent_is_repeated(rig: Rig, silent: Reply) 
 
 UNKNOWN_YET = (
     error_reply(404, "Not Found"),
+    error_reply(404, "Task not found"),
+    status("Task not found", http=404),
     error_reply(404, [{"loc": ["query", "id"]}]),
     page(404),
     Reply(404),

@@ -26,6 +26,7 @@ from tests.providers.text_rig import (
 
 USAGE = {"prompt_tokens": 9, "completion_tokens": 7, "total_tokens": 16}
 CACHED = {"prompt_tokens_details": {"cached_tokens": 6, "cache_write_tokens": 2}}
+REASONING = {"completion_tokens_details": {"reasoning_tokens": 5}}
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ async def test_a_refusal_with_empty_content_is_the_text(rig: Rig, content: Any, 
     answer_text = {"role": "assistant", "content": content, "refusal": "I can't help with that."}
     if stream:
         kind = "text/event-stream"
-        body = chunk(answer_text, finish_reason="stop") + b"data: [DONE]\n\n"
+        body = chunk(answer_text, finish_reason="stop") + DONE
     else:
         kind = "application/json"
         body = json.dumps({"choices": [{"message": answer_text, "finish_reason": "stop"}]}).encode()
@@ -83,23 +84,16 @@ async def test_a_refusal_with_empty_content_is_the_text(rig: Rig, content: Any, 
     assert text(await read_all(rig.provider, OPENAI.job(stream=stream))) == "I can't help with that."
 
 
-async def test_null_content_is_empty(rig: Rig) -> None:
-    body = {
-        "choices": [{"message": {"role": "assistant", "content": None}, "finish_reason": "stop"}],
-        "usage": USAGE,
-    }
-    rig.script(Reply(steps=(json.dumps(body).encode(),)))
+@pytest.mark.parametrize(
+    ("content", "more"), [(None, {}), ("Hi", {"error": {"code": "server_error"}})], ids=["null", "an error"]
+)
+async def test_null_content_is_empty_and_an_error_beside_an_answer_is_ignored(
+    rig: Rig, content: str | None, more: dict[str, Any]
+) -> None:
+    choice = {"message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+    rig.script(Reply(steps=(json.dumps({"choices": [choice], "usage": USAGE, **more}).encode(),)))
     answer = await read_all(rig.provider, OPENAI.job(stream=False))
-    assert text(answer) == ""
-    check_last(answer, 9, 7, STOP)
-
-
-async def test_an_answer_beside_an_error_is_an_answer(rig: Rig) -> None:
-    choice = {"message": {"content": "Hi"}, "finish_reason": "stop"}
-    body = {"choices": [choice], "usage": USAGE, "error": {"code": "server_error"}}
-    rig.script(Reply(steps=(json.dumps(body).encode(),)))
-    answer = await read_all(rig.provider, OPENAI.job(stream=False))
-    assert text(answer) == "Hi"
+    assert text(answer) == (content or "")
     check_last(answer, 9, 7, STOP)
 
 
@@ -129,7 +123,7 @@ async def test_an_empty_finish_reason_does_not_replace_a_real_one(rig: Rig) -> N
 
 async def test_usage_in_the_chunk_of_the_finish_reason_is_used(rig: Rig) -> None:
     steps = (chunk({"content": "Hi"}), chunk({"content": "!"}, finish_reason="stop", usage=USAGE))
-    rig.script(Reply(steps=(*steps, b"data: [DONE]\n\n")))
+    rig.script(Reply(steps=(*steps, DONE)))
     answer = await read_all(rig.provider, OPENAI.job(stream=True))
     assert texts(answer) == ["Hi", "!", ""]
     check_last(answer, 9, 7, STOP)
@@ -140,7 +134,7 @@ async def test_what_follows_the_end_marker_is_ignored(rig: Rig) -> None:
         Reply(
             steps=(
                 chunk({"content": "Hi"}) + chunk({}, finish_reason="stop", usage=USAGE),
-                b"data: [DONE]\n\n" + chunk({"content": "more"}),
+                DONE + chunk({"content": "more"}),
                 Gate(),
             )
         )
@@ -206,28 +200,6 @@ async def test_reasoning_tokens_are_a_part_of_the_output(
     assert (received.cached_input_tokens, received.cache_write_input_tokens) == (6, 2)
 
 
-REASONING = {"completion_tokens_details": {"reasoning_tokens": 5}}
-
-
-@pytest.mark.parametrize(
-    ("first", "last", "output", "reasoning"),
-    [
-        (USAGE | REASONING, USAGE, 7, 5),
-        (USAGE | REASONING, {"completion_tokens": 9}, 9, 5),
-        (USAGE | REASONING, {"completion_tokens": 3}, 3, 0),
-        ({"prompt_tokens": 9}, {"completion_tokens": 7} | REASONING, 7, 5),
-    ],
-)
-async def test_reasoning_tokens_may_come_before_the_last_count(
-    rig: Rig, first: dict[str, Any], last: dict[str, Any], output: int, reasoning: int
-) -> None:
-    steps = (chunk({"content": "Hi"}, usage=first), chunk({}, finish_reason="stop", usage=last), DONE)
-    rig.script(Reply(steps=steps))
-    answer = await read_all(rig.provider, OPENAI.job(stream=True))
-    check_last(answer, 9, output, STOP)
-    assert reported_usage(answer).reasoning_tokens == reasoning
-
-
 async def test_the_input_is_reported_as_soon_as_it_is_counted(rig: Rig) -> None:
     """A stream that ends early is billed for it."""
     steps = (chunk({"content": "Hi"}, usage=USAGE), error_event())
@@ -241,30 +213,31 @@ async def test_the_input_is_reported_as_soon_as_it_is_counted(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("first", "last", "counts"),
     [
-        ({"prompt_tokens": 9, "completion_tokens": 0}, {"completion_tokens": 7}, (9, 7, 0, 0)),
-        ({"prompt_tokens": 9}, {"prompt_tokens": 0, "completion_tokens": 7}, (9, 7, 0, 0)),
-        ({"completion_tokens": 7}, {"prompt_tokens": 9, "completion_tokens": 0}, (9, 7, 0, 0)),
-        (USAGE | CACHED, {"prompt_tokens": 0, "completion_tokens": 0}, (9, 7, 6, 2)),
-        ({"prompt_tokens": 9} | CACHED, USAGE, (9, 7, 6, 2)),
-        ({"prompt_tokens": 9}, USAGE | CACHED, (9, 7, 6, 2)),
-        (USAGE | CACHED, {"prompt_tokens": 8, "completion_tokens": 5}, (9, 7, 6, 2)),
-        ({"prompt_tokens": 8, "completion_tokens": 5}, USAGE | CACHED, (9, 7, 6, 2)),
+        ({"prompt_tokens": 9, "completion_tokens": 0}, {"completion_tokens": 7}, (7, 0, 0, 0)),
+        ({"prompt_tokens": 9}, {"prompt_tokens": 0, "completion_tokens": 7}, (7, 0, 0, 0)),
+        ({"completion_tokens": 7}, {"prompt_tokens": 9, "completion_tokens": 0}, (7, 0, 0, 0)),
+        (USAGE | CACHED, {"prompt_tokens": 0, "completion_tokens": 0}, (7, 6, 2, 0)),
+        ({"prompt_tokens": 9} | CACHED, USAGE, (7, 6, 2, 0)),
+        ({"prompt_tokens": 9}, USAGE | CACHED, (7, 6, 2, 0)),
+        (USAGE | CACHED, {"prompt_tokens": 8, "completion_tokens": 5}, (7, 6, 2, 0)),
+        ({"prompt_tokens": 8, "completion_tokens": 5}, USAGE | CACHED, (7, 6, 2, 0)),
+        (USAGE | REASONING, USAGE, (7, 0, 0, 5)),
+        (USAGE | REASONING, {"completion_tokens": 9}, (9, 0, 0, 5)),
+        (USAGE | REASONING, {"completion_tokens": 3}, (3, 0, 0, 0)),
+        ({"prompt_tokens": 9}, {"completion_tokens": 7} | REASONING, (7, 0, 0, 5)),
     ],
 )
 async def test_the_counts_of_a_stream_may_come_in_several_chunks(
     rig: Rig, first: dict[str, Any], last: dict[str, Any], counts: tuple[int, int, int, int]
 ) -> None:
-    steps = (
-        chunk({"content": "Hi"}, usage=first),
-        chunk({}, finish_reason="stop", usage=last),
-        b"data: [DONE]\n\n",
-    )
+    steps = (chunk({"content": "Hi"}, usage=first), chunk({}, finish_reason="stop", usage=last), DONE)
     rig.script(Reply(steps=steps))
     answer = await read_all(rig.provider, OPENAI.job(stream=True))
-    prompt, completion, cached, written = counts
-    check_last(answer, prompt, completion, STOP)
+    completion, cached, written, reasoning = counts
+    check_last(answer, 9, completion, STOP)
     received = reported_usage(answer)
     assert (received.cached_input_tokens, received.cache_write_input_tokens) == (cached, written)
+    assert received.reasoning_tokens == reasoning
 
 
 async def test_the_sum_is_our_own(rig: Rig) -> None:
@@ -273,7 +246,7 @@ async def test_the_sum_is_our_own(rig: Rig) -> None:
 
 
 async def test_a_vendor_that_does_not_close_a_finished_stream_delays_no_caller(rig: Rig) -> None:
-    steps = (chunk({"content": "Hi"}), chunk({}, finish_reason="stop", usage=USAGE), b"data: [DONE]\n\n")
+    steps = (chunk({"content": "Hi"}), chunk({}, finish_reason="stop", usage=USAGE), DONE)
     rig.script(Reply(steps=(*steps, Gate())))
     async with asyncio.timeout(20):
         check_last(await read_all(rig.provider, OPENAI.job(stream=True)), 9, 7, STOP)
@@ -281,7 +254,7 @@ async def test_a_vendor_that_does_not_close_a_finished_stream_delays_no_caller(r
 
 
 async def test_a_stream_cut_after_its_end_marker_is_complete(rig: Rig) -> None:
-    steps = (chunk({"content": "Hi"}), chunk({}, finish_reason="stop", usage=USAGE), b"data: [DONE]\n\n")
+    steps = (chunk({"content": "Hi"}), chunk({}, finish_reason="stop", usage=USAGE), DONE)
     rig.script(Reply(steps=(b"".join(steps), Stop.CLOSE)))
     answer = await read_all(rig.provider, OPENAI.job(stream=True))
     assert text(answer) == "Hi"
