@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import pytest
@@ -22,16 +22,23 @@ from tests.unit.accounts.audited_store import ACME, add_account, reserve, run
 from tests.unit.clock import Clock
 from tests.waiting import until
 
+UNAVAILABLE = PomeloError("store_unavailable")
 
-def fails_once(noted: dict[str, str]) -> Callable[[str, str, float], Awaitable[bool]]:
-    """Returns a function that notes states in `noted` and returns whether they are new. Its first call fails."""
-    failures = [PomeloError("store_unavailable")]
+
+def noting(
+    noted: dict[str, str], *, before: Iterable[BaseException] = (), after: Iterable[BaseException] = ()
+) -> Callable[[str, str, float], Awaitable[bool]]:
+    """Returns a function that notes states in `noted` and returns whether they are new. Its first calls raise
+    the exceptions of `before`, without a note; those with news then raise those of `after`, having noted it."""
+    earlier, later = list(before), list(after)
 
     async def note_state(subject: str, state: str, seconds: float) -> bool:
-        if failures:
-            raise failures.pop()
+        if earlier:
+            raise earlier.pop()
         changed = noted.get(subject) != state
         noted[subject] = state
+        if changed and later:
+            raise later.pop()
         return changed
 
     return note_state
@@ -42,7 +49,7 @@ async def test_a_low_balance_is_reported_after_an_outage_and_again_only_after_an
     sent: list[Alert],
 ) -> None:
     noted: dict[str, str] = {}
-    note_state = fails_once(noted)
+    note_state = noting(noted, before=[UNAVAILABLE])
     await add_account(store, micros=900)
     watch = Watch(store, sent.append, low_share=0.2, blocked_routes=set, note_state=note_state)
     watch.charged(await run(store, "a", output_tokens=50))  # 750 microcredits
@@ -80,17 +87,7 @@ async def test_a_low_balance_is_reported_after_an_outage_and_again_only_after_an
 async def test_an_alert_is_reported_if_the_store_noted_it_without_an_answer(
     store: Store, sent: list[Alert]
 ) -> None:
-    noted: dict[str, str] = {}
-
-    async def note_state(subject: str, state: str, seconds: float) -> bool:
-        changed = noted.get(subject) != state
-        noted[subject] = state
-        if len(calls) < 2:
-            calls.append(subject)
-            raise PomeloError("store_unavailable")
-        return changed
-
-    calls: list[str] = []
+    note_state = noting({}, after=[UNAVAILABLE] * 2)
     blocked: set[tuple[str, ...]] = {("openai", "gpt-4o")}
     await add_account(store, micros=900)
     watch = Watch(store, sent.append, low_share=0.2, blocked_routes=lambda: blocked, note_state=note_state)
@@ -110,7 +107,9 @@ async def test_an_alert_that_the_store_could_not_note_is_reported_once(
     store: Store, sent: list[Alert]
 ) -> None:
     await add_account(store, micros=900)
-    watch = Watch(store, sent.append, low_share=0.2, blocked_routes=set, note_state=fails_once({}))
+    watch = Watch(
+        store, sent.append, low_share=0.2, blocked_routes=set, note_state=noting({}, before=[UNAVAILABLE])
+    )
     watch.charged(await run(store, "a", output_tokens=50))
     with pytest.raises(PomeloError):
         await watch.search()
@@ -123,15 +122,7 @@ async def test_an_alert_that_the_store_could_not_note_is_reported_once(
 async def test_an_alert_whose_search_is_cancelled_after_its_state_was_noted_is_reported(
     store: Store, sent: list[Alert]
 ) -> None:
-    noted: dict[str, str] = {}
-
-    async def note_state(subject: str, state: str, seconds: float) -> bool:
-        changed = noted.get(subject) != state
-        noted[subject] = state
-        if changed:
-            raise asyncio.CancelledError
-        return changed
-
+    note_state = noting({}, after=[asyncio.CancelledError()])
     await add_account(store, micros=900)
     watch = Watch(store, sent.append, low_share=0.2, blocked_routes=set, note_state=note_state)
     watch.charged(await run(store, "a", output_tokens=50))
