@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from redis import exceptions as errors
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Balance, Grant, Wallet
 from pomelo.stores.acts import Act
-from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.redis.key_names import WALLETS, WORKERS, names, search_turn
@@ -84,86 +83,83 @@ async def test_opening_waits_for_a_server_that_is_busy_after_the_first_heartbeat
     await worker.stop()
 
 
-def open_clocked(
-    server: RedisServer, tmp_path: Path, clock: Sequence[float]
-) -> AbstractAsyncContextManager[Store]:
+@pytest.fixture
+async def clock() -> list[float]:
+    return [5_000.0]
+
+
+@pytest.fixture
+async def clocked(server: RedisServer, tmp_path: Path, clock: list[float]) -> AsyncIterator[Any]:
     """A store whose worker is dead after 100 s of `clock[0]`, and does nothing by itself."""
-    return open_redis(
+    async with open_redis(
         *(server.url, f"sqlite:{tmp_path / 'usage.db'}"),
         timing=Timing(timeout=20.0, dead_after=100.0, **IDLE),
         monotonic=lambda: clock[0],
-    )
+    ) as store:
+        yield store
 
 
 async def test_a_worker_that_was_silent_for_long_sends_a_heartbeat_before_it_reserves(
-    server: RedisServer, tmp_path: Path
+    server: RedisServer, clocked: Any, clock: list[float]
 ) -> None:
-    clock = [5_000.0]
-    async with open_clocked(server, tmp_path, clock) as store:
-        worker = store._worker  # type: ignore[attr-defined]
-        first = worker.id
-        await store.reserve(request("a", 0, account="default"))
-        for seconds, heartbeats in ((59.0, b"1"), (2.0, b"2"), (59.0, b"2"), (2.0, b"3")):
-            clock[0] += seconds
-            await store.reserve(request(f"t{clock[0]}", 0, account="default"))
-            assert server.do("HGET", WORKERS, worker.id) == heartbeats
-        assert worker.id == first
-        # If it was marked dead meanwhile, its new reservations are those of another worker.
-        server.do("HSET", WORKERS, first, "dead")
-        clock[0] += 61.0
-        await store.reserve(request("new", 0, account="default"))
-        assert worker.id != first
-        assert server.do("HGET", WORKERS, worker.id) == b"1"
-        found = {one.record.task_id: one.own for one in await store.reservations()}
-        assert (found["a"], found["new"]) == (False, True)
+    worker = clocked._worker
+    first = worker.id
+    await clocked.reserve(request("a", 0, account="default"))
+    for seconds, heartbeats in ((59.0, b"1"), (2.0, b"2"), (59.0, b"2"), (2.0, b"3")):
+        clock[0] += seconds
+        await clocked.reserve(request(f"t{clock[0]}", 0, account="default"))
+        assert server.do("HGET", WORKERS, worker.id) == heartbeats
+    assert worker.id == first
+    # If it was marked dead meanwhile, its new reservations are those of another worker.
+    server.do("HSET", WORKERS, first, "dead")
+    clock[0] += 61.0
+    await clocked.reserve(request("new", 0, account="default"))
+    assert worker.id != first
+    assert server.do("HGET", WORKERS, worker.id) == b"1"
+    found = {one.record.task_id: one.own for one in await clocked.reservations()}
+    assert (found["a"], found["new"]) == (False, True)
 
 
 async def test_a_worker_is_silent_since_it_has_sent_its_last_heartbeat_not_since_the_reply(
-    server: RedisServer, tmp_path: Path
+    server: RedisServer, clocked: Any, clock: list[float]
 ) -> None:
-    clock: Any = [5_000.0]
-    async with open_clocked(server, tmp_path, clock) as store:
-        worker = store._worker  # type: ignore[attr-defined]
-        # Its reply takes 40 s.
-        FaultyClient(store, 20.0).hits = lambda command: bool(clock.append(clock.pop() + 40.0))
-        await worker._send_heartbeat()
-        assert worker.is_live
-        clock[0] += 21.0
-        assert not worker.is_live
+    worker = clocked._worker
+    # Its reply takes 40 s.
+    FaultyClient(clocked, 20.0).hits = lambda command: bool(clock.append(clock.pop() + 40.0))
+    await worker._send_heartbeat()
+    assert worker.is_live
+    clock[0] += 21.0
+    assert not worker.is_live
 
 
 async def test_a_worker_that_was_removed_while_it_was_silent_gets_a_new_id(
-    server: RedisServer, tmp_path: Path
+    server: RedisServer, clocked: Any, clock: list[float]
 ) -> None:
-    clock = [5_000.0]
-    async with open_clocked(server, tmp_path, clock) as store:
-        worker = store._worker  # type: ignore[attr-defined]
-        first = worker.id
-        server.do("HDEL", WORKERS, first)  # as a server does that has lost what it had
-        clock[0] += 59.0
-        await worker._send_heartbeat()
-        assert worker.id == first
-        server.do("HDEL", WORKERS, first)  # as a process does that has recovered its tasks
-        clock[0] += 61.0
-        await store.reserve(request("new", 0, account="default"))
-        assert worker.id != first
-        assert [one.own for one in await store.reservations()] == [True]
+    worker = clocked._worker
+    first = worker.id
+    server.do("HDEL", WORKERS, first)  # as a server does that has lost what it had
+    clock[0] += 59.0
+    await worker._send_heartbeat()
+    assert worker.id == first
+    server.do("HDEL", WORKERS, first)  # as a process does that has recovered its tasks
+    clock[0] += 61.0
+    await clocked.reserve(request("new", 0, account="default"))
+    assert worker.id != first
+    assert [one.own for one in await clocked.reservations()] == [True]
 
 
 async def test_a_worker_that_was_removed_gets_a_new_id_although_the_reply_to_a_heartbeat_is_lost(
-    server: RedisServer, tmp_path: Path
+    server: RedisServer, clocked: Any, clock: list[float]
 ) -> None:
-    clock = [5_000.0]
-    async with open_clocked(server, tmp_path, clock) as store:
-        worker = store._worker  # type: ignore[attr-defined]
-        first = worker.id
-        server.do("HDEL", WORKERS, first)
-        clock[0] += 61.0
-        faults = lose_replies(store, first)
-        await worker.ensure_live()
-        assert len(faults.failed) == 2
-        assert worker.id != first
-        assert server.do("HKEYS", WORKERS) == [worker.id.encode()]
+    worker = clocked._worker
+    first = worker.id
+    server.do("HDEL", WORKERS, first)
+    clock[0] += 61.0
+    faults = lose_replies(clocked, first)
+    await worker.ensure_live()
+    assert len(faults.failed) == 2
+    assert worker.id != first
+    assert server.do("HKEYS", WORKERS) == [worker.id.encode()]
 
 
 async def test_heartbeats_that_find_their_worker_marked_dead_agree_on_a_new_id(
