@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from tests.app import RunningApp, run_app
+from tests.app import RunningApp, app_fixture
 from tests.browser.access import overflow
 from tests.browser.chromium import Browser
 from tests.browser.page import FORBID_STORAGE
@@ -49,10 +49,7 @@ async def open_page(browser: Browser, url: str, *, script: str = "") -> AsyncIte
         assert tab.problems + tab.warnings == []
 
 
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("reference")) as opened:
-        yield opened
+app = app_fixture()
 
 
 @EACH_FRONT_END

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from hashlib import sha256
 
 import aiohttp
@@ -17,7 +17,7 @@ from pomelo.gen.v1.media_service_pb2_grpc import MediaServiceStub
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing.elevenlabs_protocol import error_reply
-from tests.app import RunningApp, run_app
+from tests.app import RunningApp, app_fixture
 from tests.calls import bearer, reason_of
 from tests.driver import PROTOCOL
 from tests.tasks import task_type_of, to_options, to_task
@@ -35,10 +35,7 @@ CONVERSION = {
 }
 
 
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("audio")) as app:
-        yield app
+app = app_fixture()
 
 
 async def ask(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from tests.app import RunningApp, run_app
+from tests.app import RunningApp, app_fixture
 from tests.driver import STREAM, Outcome
 from tests.integration.commands import free_addresses, pomelo, start_command
 from tests.tasks import TASK_BODIES, text_body
@@ -22,11 +21,8 @@ HEADERS = {
 }
 
 
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    cors = {"cors_origins": (APP,)}
-    async with run_app(tmp_path_factory.mktemp("cors"), settings=cors, gateway_settings=cors) as opened:
-        yield opened
+CORS = {"cors_origins": (APP,)}
+app = app_fixture(settings=CORS, gateway_settings=CORS)
 
 
 def exposes_all(outcome: Outcome) -> bool:

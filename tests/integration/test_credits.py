@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import AsyncIterator
 from dataclasses import fields
 from typing import Any
 
@@ -15,17 +14,14 @@ from pomelo.catalog.catalog import Catalog
 from pomelo.catalog.pricing import Usage, cost, decode_prices
 from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Received, Stop, error_reply
-from tests.app import RICH, Account, RunningApp, run_app
+from tests.app import RICH, Account, RunningApp, app_fixture
 from tests.driver import PROTOCOL, STREAM, Outcome
 from tests.tasks import TASK_BODIES, text_body
 
 CATALOG = Catalog.load()
 
 
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("credits")) as opened:
-        yield opened
+app = app_fixture()
 
 
 def vendor_requests(app: RunningApp, prompt: str) -> list[Received]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 from statistics import median
 
 import grpc
@@ -17,7 +16,7 @@ from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.server.remote import channel
 from pomelo.stores.usage import UsageRecord
 from pomelo.testing import Answer, Gate, Received, Speech
-from tests.app import Account, RunningApp, run_app
+from tests.app import Account, RunningApp, app_fixture
 from tests.calls import bearer
 from tests.driver import PROTOCOL, STREAM
 from tests.integration.leaving import LeavingClient
@@ -38,10 +37,7 @@ MAX_SECONDS = 1.0
 """Seconds after a caller leaves until its concurrency slot is free, and until the vendor sees it."""
 
 
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("leaving")) as opened:
-        yield opened
+app = app_fixture()
 
 
 def wait(app: RunningApp, prompt: str, words: int | None) -> Gate:

@@ -28,7 +28,7 @@ from pomelo.providers.sandbox.triggers import ERRORS
 from pomelo.server.remote import open_remote
 from pomelo.service import Services
 from pomelo.testing import Answer, Gate
-from tests.app import Account, RunningApp, run_app
+from tests.app import Account, RunningApp, app_fixture
 from tests.calls import bearer, call_of, details_of, failure, refusal, values_of
 from tests.driver import METHOD
 from tests.tasks import TASK_BODIES, text_body, to_task
@@ -36,10 +36,7 @@ from tests.tasks import TASK_BODIES, text_body, to_task
 RUN_TASK = "/pomelo.v1.TaskService/RunTask"
 
 
-@pytest.fixture(scope="module")
-async def app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("app")) as running:
-        yield running
+app = app_fixture()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from types import ModuleType
 from typing import Any
@@ -21,7 +21,7 @@ import pytest
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.testing import FaultUpstream, Gate, Speech, anthropic_protocol, mistral_protocol, openai_protocol
-from tests.app import RunningApp, run_app
+from tests.app import RunningApp, app_fixture
 from tests.calls import bearer
 from tests.tasks import text_body, to_task
 
@@ -84,12 +84,7 @@ class Ways:
         return self._session.post(f"{url}/api/v1/task", json=body, headers=headers)
 
 
-@pytest.fixture(scope="module")
-async def app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(
-        tmp_path_factory.mktemp("first"), settings={"anthropic_api_key": "upstream"}
-    ) as opened:
-        yield opened
+app = app_fixture(settings={"anthropic_api_key": "upstream"})
 
 
 @pytest.fixture(scope="module")

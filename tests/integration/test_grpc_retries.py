@@ -34,7 +34,7 @@ from pomelo.server.server import ServerOptions, open_server
 from pomelo.service import TaskService
 from pomelo.testing import Answer, FaultUpstream, Received, Reply, error_reply
 from tests import node_client
-from tests.app import RunningApp, run_app
+from tests.app import RunningApp, app_fixture
 from tests.calls import bearer, reason_of
 from tests.conftest import Keys
 from tests.driver import METHOD
@@ -297,10 +297,7 @@ class DownAtFirst:
         return error_reply(503, "down") if self.requests <= self._failures else Answer("one two")(received)
 
 
-@pytest.fixture(scope="module", name="running_app")
-async def _running_app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("retries")) as opened:
-        yield opened
+running_app = app_fixture()
 
 
 async def test_a_task_that_succeeds_on_a_retry_is_billed_once(

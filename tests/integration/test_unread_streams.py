@@ -7,12 +7,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
-import pytest
 
 from pomelo.gen.v1.task_service_pb2 import StreamTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
 from pomelo.server.remote.channel import open_channel
-from tests.app import RunningApp, run_app
+from tests.app import RunningApp, app_fixture
 from tests.calls import bearer, failure
 from tests.integration.server_under_test import PROOF, ServerUnderTest, open_server_under_test
 from tests.tasks import text_task
@@ -21,10 +20,7 @@ LONG = text_task("[[words:40000]]")
 """A task whose output no window takes."""
 
 
-@pytest.fixture(scope="module", name="app")
-async def _app(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("unread")) as opened:
-        yield opened
+app = app_fixture()
 
 
 @asynccontextmanager

@@ -4,14 +4,13 @@ streamed; and for the same task the same output of every vendor."""
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from pomelo.testing import Answer, Call
-from tests.app import RunningApp, run_app
+from tests.app import RunningApp, app_fixture
 from tests.driver import PROTOCOLS, STREAM, Outcome
 
 MODELS = ("gpt-4", "claude-3-opus", "claude-3-haiku", "mixtral-8x7b")
@@ -95,12 +94,7 @@ CALLING = ("a tool call", "a strict tool", "a chosen tool", "one call at most", 
 """The tasks that are answered with a tool call."""
 
 
-@pytest.fixture(scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    """An app with keys of all vendors of text."""
-    folder = tmp_path_factory.mktemp("live")
-    async with run_app(folder, settings={"anthropic_api_key": "anthropic-upstream"}) as app:
-        yield app
+running = app_fixture(settings={"anthropic_api_key": "anthropic-upstream"})
 
 
 def without_ids(outcome: Outcome) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import AsyncIterator
 from difflib import unified_diff
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.app import RunningApp, run_app
+from tests.app import RunningApp, app_fixture
 from tests.parity.test_parity import CASES, Case
 
 RECORDED = Path(__file__).with_name("recorded_answers.txt")
@@ -103,10 +102,7 @@ async def describe(answer: aiohttp.ClientResponse) -> str:
     return "\n".join([f"{answer.status} {answer.reason}", *own, text.strip()]) + "\n"
 
 
-@pytest.fixture(scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("recorded"), now=lambda: NOW) as opened:
-        yield opened
+running = app_fixture(now=lambda: NOW)
 
 
 def recorded() -> dict[str, str]:

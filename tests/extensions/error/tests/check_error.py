@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
-
-import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.stores.base import Store
-from tests.app import RunningApp, run_app
+from tests.app import RunningApp, app_fixture
 from tests.driver import PROTOCOL, STREAM
 from tests.tasks import text_body
 
@@ -27,10 +24,7 @@ class ClosedStore:
         raise PomeloError("public_holiday")
 
 
-@pytest.fixture(scope="module")
-async def running(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[RunningApp]:
-    async with run_app(tmp_path_factory.mktemp("app"), wrap_store=ClosedStore) as opened:
-        yield opened
+running = app_fixture(wrap_store=ClosedStore)
 
 
 @PROTOCOL
