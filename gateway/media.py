@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 import time
+from collections.abc import AsyncIterator
 
 from gateway.errors import error_body
 from gateway.request import Request
@@ -15,7 +16,6 @@ from pomelo.call import Call
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import Media
 from pomelo.network.origin import network
-from pomelo.service import MediaBytes
 
 _SEND_BUFFER = 256 * 1024
 """Bytes of a download by a signed link that the kernel may buffer."""
@@ -159,7 +159,7 @@ async def send_file(
         await response.finish()
 
 
-async def _push(response: ResponseStream, chunks: MediaBytes, size: int) -> None:
+async def _push(response: ResponseStream, chunks: AsyncIterator[bytes], size: int) -> None:
     """Sends the next `size` bytes.
 
     Raises:

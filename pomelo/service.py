@@ -149,14 +149,6 @@ async def list_all_models(models: ModelService, call: Call) -> list[Model]:
         request.page_token = page.next_page_token
 
 
-class MediaBytes(Protocol):
-    """Iterates over the bytes of a media file, in chunks of at most 256 KiB."""
-
-    def __aiter__(self) -> AsyncIterator[bytes]: ...
-
-    async def __anext__(self) -> bytes: ...
-
-
 class MediaService(Protocol):
     """Stores and returns audio and images."""
 
@@ -172,9 +164,9 @@ class MediaService(Protocol):
 
     def download_media(
         self, media_id: str, signature: str, call: Call, offset: int = 0
-    ) -> AbstractAsyncContextManager[tuple[Media, MediaBytes]]:
-        """Opens a media file, and yields its metadata and its bytes from `offset` on; a negative one counts
-        from the end.
+    ) -> AbstractAsyncContextManager[tuple[Media, AsyncIterator[bytes]]]:
+        """Opens a media file, and yields its metadata and its bytes from `offset` on, in chunks of at most
+        256 KiB; a negative `offset` counts from the end.
 
         `signature` is the query string of a signed link, which replaces the key; or empty.
 

@@ -110,7 +110,7 @@ class LocalMedia:
 
 
 class _Chunks(AsyncIterator[bytes]):
-    """The bytes of a file. Implements `pomelo.service.MediaBytes`."""
+    """The bytes of a file."""
 
     def __init__(self, reader: Reader, turn: Turn) -> None:
         self._read = reader.read

@@ -26,7 +26,6 @@ from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.runtime.turns import Turns
 from pomelo.server.remote.channel import Messages, unary
 from pomelo.server.remote.pool import ConnectionPool
-from pomelo.service import MediaBytes
 from pomelo.status import DISCARD_KEY, error_of
 
 _MESSAGE_BYTES = 512 * 1024
@@ -89,7 +88,7 @@ class RemoteMedia:
     @asynccontextmanager
     async def download_media(
         self, media_id: str, signature: str, call: Call, offset: int = 0
-    ) -> AsyncIterator[tuple[Media, MediaBytes]]:
+    ) -> AsyncIterator[tuple[Media, AsyncIterator[bytes]]]:
         sent = call
         if signature:  # the server would count a key that comes with it
             sent = replace(call, api_key=None, key_error="")
@@ -109,7 +108,7 @@ class RemoteMedia:
 
 
 class _Chunks(AsyncIterator[bytes]):
-    """Implements `pomelo.service.MediaBytes`."""
+    """The bytes of a file, as the messages of a download have them."""
 
     def __init__(self, messages: Messages[DownloadMediaResponse]) -> None:
         self._messages = messages
