@@ -212,20 +212,6 @@ async def test_leaving_closes_the_provider_s_connection_within_50_ms(
         await soon(leave, 0.05)
 
 
-async def test_a_cancelled_reader_closes_the_stream(
-    remote: Services, keys: Keys, upstream: FaultUpstream
-) -> None:
-    gate = Gate()
-    upstream.when("cancelled in the middle", Answer("one two", at={1: gate}))
-    reading = asyncio.ensure_future(
-        events_of(remote, text_task("cancelled in the middle"), call_of(keys.live))
-    )
-    async with asyncio.timeout(20):
-        await gate.reached.wait()
-        await cancel(reading)
-        await next(r for r in upstream.requests if r.prompt == "cancelled in the middle").left.wait()
-
-
 @RUN
 @pytest.mark.usefixtures("no_garbage_collection")
 async def test_cancelled_tasks_leak_no_stream_of_the_connection(
@@ -298,12 +284,24 @@ async def test_calls_for_one_request_share_the_time_after_its_deadline(
 
 
 async def test_an_unavailable_server_is_reported_as_such() -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"x"
+
+    async def download(remote: Services, call: Call) -> None:
+        async with remote.media.download_media("media_x", "", call):
+            pytest.fail("It was opened.")
+
     async with open_remote("127.0.0.1:1") as remote:
         expected = error_parts(PomeloError("server_unavailable"))
         assert TABLE["server_unavailable"].http == 503
-        for run in (run_task, events_of):
-            assert error_parts(await refusal(run(remote, text_task(), call_of("any")))) == expected
-        assert error_parts(await refusal(list_all_models(remote.models, call_of("any")))) == expected
+        for call in (
+            run_task(remote, text_task(), call_of("any")),
+            events_of(remote, text_task(), call_of("any")),
+            list_all_models(remote.models, call_of("any")),
+            remote.media.upload_media("", chunks(), call_of("any")),
+            download(remote, call_of("any")),
+        ):
+            assert error_parts(await refusal(call)) == expected
 
 
 async def test_a_restarted_server_is_reconnected(app: App, keys: Keys) -> None:

@@ -13,7 +13,6 @@ from pomelo.errors import PomeloError
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.runtime.in_flight import InFlightLimits
-from pomelo.server.remote import open_remote
 from pomelo.service import Services
 from tests.calls import call_of, error_parts, refusal
 from tests.conftest import Keys
@@ -195,11 +194,3 @@ async def test_the_upload_of_a_task_that_the_server_has_not_read_is_deleted(
     assert file.exists()
     call.end()
     await until(lambda: not file.exists())
-
-
-async def test_an_unavailable_server_is_reported_as_such() -> None:
-    expected = error_parts(PomeloError("server_unavailable"))
-    async with open_remote("127.0.0.1:1") as remote:
-        upload = remote.media.upload_media("", _chunks([b"x"]), call_of("any"))
-        assert error_parts(await refusal(upload)) == expected
-        assert error_parts(await refusal(_download(remote, "media_x", "", call_of("any")))) == expected
