@@ -169,17 +169,18 @@ def _links(settings: Settings) -> Iterator[Finding]:
 
 
 def _certificate(settings: Settings) -> Iterator[Finding]:
-    """The end of the certificate; what else is wrong with it, the checks of the servers report."""
-    from pomelo.network.tls import certificate_end
+    """Whether a start or a reload can use the files of the certificate, and until when."""
+    from pomelo.configuration import find_certificate
+    from pomelo.settings import SettingsError
 
-    if settings.tls_cert is None:
-        return
     try:
-        ends = certificate_end(settings.tls_cert.read_bytes())
-    except OSError:
+        certificate = find_certificate(settings)
+    except SettingsError as error:
+        yield Finding("TLS", "broken", str(error))
         return
-    if ends is not None:
-        yield describe_certificate(settings.tls_cert, ends)
+    if certificate is not None and certificate.ends is not None:
+        assert settings.tls_cert is not None
+        yield describe_certificate(settings.tls_cert, certificate.ends)
 
 
 def describe_certificate(path: Path, ends: float) -> Finding:

@@ -16,6 +16,9 @@ _TIMEOUT = 5.0
 _NAME_MISMATCH = (62, 64)
 """OpenSSL's codes for a valid certificate of another host name or IP address."""
 
+_NOT_VALID_NOW = (9, 10)
+"""OpenSSL's codes for a certificate that is not valid yet, or no longer."""
+
 _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """What a client of HTTP/2 sends first: a server answers it, whatever it speaks."""
 
@@ -116,8 +119,10 @@ def explain_handshake(error: ssl.SSLError, *, own: bool = False) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         if error.verify_code in _NAME_MISMATCH:
             hint = "Call it by a name that is in its certificate"
+        elif error.verify_code in _NOT_VALID_NOW:
+            hint = "Replace it on the server, and reload; or correct the clock of this machine"
         elif own:
-            hint = "Only POMELO_TLS_CERT is trusted"
+            hint = "It is not that of POMELO_TLS_CERT. If you have replaced the file, reload the server"
         else:
             hint = "Name its authority with --ca FILE"
         return f"its certificate is not trusted: {error.verify_message.rstrip('.')}. {hint}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
+import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -16,6 +18,8 @@ _BEGIN, _END = b"-----BEGIN CERTIFICATE-----", b"-----END CERTIFICATE-----"
 
 _VERSION, _UTC_TIME = 0xA0, 0x17
 """Tags of DER."""
+
+log = logging.getLogger("pomelo.tls")
 
 
 @dataclass(frozen=True)
@@ -93,16 +97,22 @@ def read_certificate(cert: Path, key: Path, client_ca: Path | None) -> Certifica
 
 
 class ReplaceableContext:
-    """A context of a server whose certificate can be replaced: new connections get the new one."""
+    """A context of a server whose certificate can be replaced: new connections get the new one. One that has
+    ended is logged."""
+
+    certificate: Certificate
+    """The one that new connections get."""
 
     def __init__(self, certificate: Certificate) -> None:
         self.context = certificate.context
-        self.certificate = certificate
-        """The one that new connections get."""
         self.context.sni_callback = self._choose
+        self.replace(certificate)
 
     def replace(self, certificate: Certificate) -> None:
         self.certificate = certificate
+        if certificate.ends is not None and certificate.ends <= time.time():
+            end = datetime.fromtimestamp(certificate.ends, UTC)
+            log.error("The certificate of POMELO_TLS_CERT ended on %s: replace it, and reload", end.date())
 
     def _choose(self, connection: Any, name: str | None, context: ssl.SSLContext) -> None:
         # OpenSSL calls this for every handshake, also without a name.

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import s3_server
-from tests.certificates import make_certificate
+from tests.certificates import make_certificate, make_expired
 from tests.integration.commands import (
     create_data,
     environment,
@@ -28,16 +28,6 @@ from tests.redis_server import RedisServer, any_server
 OTLP = "OTEL_EXPORTER_OTLP_ENDPOINT"
 SERVERS = {"POMELO_REST": "REST", "POMELO_GRPC": "gRPC", "POMELO_ADMIN": "admin"}
 """The findings of addresses."""
-
-
-def make_expired(folder: Path, name: str) -> None:
-    """Writes expired.pem, a certificate with the same key that has ended."""
-    files = ("-in", f"{name}.pem", "-signkey", f"{name}.key", "-out", "expired.pem")
-    known = subprocess.run(["openssl", "x509", "-help"], check=True, capture_output=True).stderr
-    # OpenSSL 3.4 and later have the former, and no longer take the latter.
-    dates = ("-not_before", "20200101000000Z", "-not_after", "20200102000000Z")
-    command = ["openssl", "x509", *files, *(dates if b"-not_after" in known else ("-days", "-1"))]
-    subprocess.run(command, cwd=folder, check=True, capture_output=True)
 
 
 async def check(folder: Path, **variables: str) -> tuple[int, dict[str, tuple[str, str]]]:

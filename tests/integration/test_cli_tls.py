@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.certificates import make_certificate
+from tests.certificates import make_certificate, make_expired
 from tests.integration.commands import (
     development_key,
     doctor,
@@ -101,6 +103,42 @@ async def test_an_unexpected_certificate_at_the_own_address_is_distinguished_fro
         assert all("not trusted" in states[name][1] for name in ("gRPC", "REST"))
     no_server = await pomelo(tmp_path, "run", "Hello", **addresses, **tls(pairs, "here"))
     assert "No server answers at" in no_server.error
+
+
+async def test_doctor_says_what_is_wrong_with_a_rotated_certificate(tmp_path: Path, pairs: Path) -> None:
+    """The server uses the old files until it reloads, so its health shows nothing of the new ones."""
+    pem, key = tmp_path / "served.pem", tmp_path / "served.key"
+
+    def install(certificate: str, private: str) -> None:
+        shutil.copy(pairs / certificate, pem)
+        shutil.copy(pairs / private, key)
+
+    install("here.pem", "here.key")
+    variables = free_addresses() | tls(tmp_path, "served")
+    async with start_server(tmp_path, **variables) as server:
+        install("named.pem", "named.key")  # and no reload
+        _, states = await doctor(tmp_path, **variables)
+        assert all("reload the server" in states[name][1] for name in ("gRPC", "REST")), states
+        install("here.pem", "named.key")
+        status, states = await doctor(tmp_path, **variables)
+        assert (status, states["TLS"][0]) == (1, "broken")
+        assert "served.key is not the key of" in states["TLS"][1]
+        assert (states["gRPC"][0], states["REST"][0]) == ("ok", "ok")
+        key.write_text("half a")
+        status, states = await doctor(tmp_path, **variables)
+        assert (status, states["TLS"][0]) == (1, "broken")
+
+        make_expired(pairs, "here")
+        install("expired.pem", "here.key")
+        server.process.send_signal(signal.SIGHUP)
+        assert '"level":"error"' in await server.read_until("The certificate of POMELO_TLS_CERT ended on 20")
+        await server.read_until("TLS certificate changed")
+        result = await pomelo(tmp_path, "run", "Hello", **variables)
+        assert "certificate has expired. Replace it on the server, and reload" in result.error
+        _, states = await doctor(tmp_path, **variables)
+        assert "served.pem ended on 20" in states["TLS"][1]
+    async with start_server(tmp_path, **variables) as server:
+        assert any("The certificate of POMELO_TLS_CERT ended on 20" in line for line in server.lines)
 
 
 async def test_a_remote_server_is_trusted_through_the_named_authority(tmp_path: Path, pairs: Path) -> None:
