@@ -131,7 +131,19 @@ def _check_folder(settings: Settings, folder: Path, exposed: str) -> Finding:
             return Finding("data", exposed, f"other users can read {path}. Run: chmod 600 {path}")
     if not settings.secret and not (folder / "secret").exists() and settings.database.exists():
         return Finding("data", "broken", f"{folder / 'secret'} is missing: no key is valid without it")
-    return Finding("data", "ok", str(folder))
+    return _check_space(settings, folder) or Finding("data", "ok", str(folder))
+
+
+def _check_space(settings: Settings, folder: Path) -> Finding | None:
+    from pomelo.media.quota import missing_space
+
+    for path in (folder, settings.database.resolve().parent):
+        if path.exists() and not os.statvfs(path).f_bavail:
+            return Finding("data", "broken", f"no space is left on the disk of {path}. Free some")
+    media = folder / "media"
+    if reason := missing_space(media if media.exists() else folder, 0, settings.disk_reserve):
+        return Finding("data", "warning", f"no media can be stored: {reason}")
+    return None
 
 
 def _server(settings: Settings) -> tuple[GetServerResponse | None, Finding]:

@@ -30,6 +30,8 @@ def check_store(settings: Settings, served: bool, registry: Registry | SettingsE
     name = "SQLite" if settings.uses_sqlite else settings.store.partition(":")[0]
     of_keys, of_accounts = pb.ListKeysRequest(), pb.ListAccountsRequest()
     try:
+        if not settings.uses_sqlite:  # its keys may be readable while it refuses what writes
+            asyncio.run(check_url(settings.store_url()))
         missing = "" if settings.uses_sqlite or served else find_missing(settings)
         if missing:
             asyncio.run(check_url(settings.store_url(), archive=settings.archive_url()))

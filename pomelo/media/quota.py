@@ -49,6 +49,27 @@ def disk_size(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
+def missing_space(folder: Path, size: int, reserve: int | None) -> str:
+    """Says why the disk of a folder can't take `size` bytes of media; empty: it can. `reserve` as in
+    `MediaLimits`.
+
+    Raises:
+        OSError: the folder can't be read.
+    """
+    disk = os.statvfs(folder)
+    if reserve is None:
+        reserve = min(DEFAULT_RESERVE, disk.f_blocks * disk.f_frsize // 10)
+    free = disk.f_bavail * disk.f_frsize
+    if free - size < reserve:
+        return (
+            f"{free:,} bytes are free on the disk of {folder}, and POMELO_DISK_RESERVE keeps {reserve:,} of "
+            "them for the ledger"
+        )
+    if reserve and disk.f_files and disk.f_favail < _MIN_FREE_FILES:
+        return f"the disk of {folder} can hold only {disk.f_favail:,} more files"
+    return ""
+
+
 class Quota:
     """Counts the bytes stored in `folder`, by owner. Not thread-safe."""
 
@@ -132,21 +153,12 @@ class Quota:
             PomeloError: store_unavailable.
         """
         try:
-            disk = os.statvfs(self._folder)
+            reason = missing_space(self._folder, size, self._limits.reserve)
         except OSError as error:
             self._log(f"{self._folder} can't be read: {error.strerror}")
             raise PomeloError("store_unavailable") from error
-        reserve = self._limits.reserve
-        if reserve is None:
-            reserve = min(DEFAULT_RESERVE, disk.f_blocks * disk.f_frsize // 10)
-        free = disk.f_bavail * disk.f_frsize
-        if free - size < reserve:
-            raise self._no_space(
-                f"{free:,} bytes are free on the disk of {self._folder}, and POMELO_DISK_RESERVE keeps "
-                f"{reserve:,} of them for the ledger"
-            )
-        if reserve and disk.f_files and disk.f_favail < _MIN_FREE_FILES:
-            raise self._no_space(f"the disk of {self._folder} can hold only {disk.f_favail:,} more files")
+        if reason:
+            raise self._no_space(reason)
 
     def failed(self, error: OSError) -> PomeloError:
         """Logs why a file could not be written, at most once a minute, and returns the error to raise."""

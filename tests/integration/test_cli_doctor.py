@@ -122,6 +122,35 @@ async def test_a_redis_server_that_is_down_is_named_also_while_its_server_runs(t
             assert listed.error.endswith(". See: pomelo doctor\n")
 
 
+async def test_a_redis_server_that_can_be_read_and_not_written_is_broken(tmp_path: Path) -> None:
+    with RedisServer() as redis:
+        variables = free_addresses() | {"POMELO_STORE": redis.url}
+        async with start_server(tmp_path, **variables):
+            assert (await doctor(tmp_path, **variables))[1]["store"][0] == "ok"
+            keys = redis.do("DBSIZE")
+            redis.do("CONFIG", "SET", "maxmemory", "1")
+            status, found = await doctor(tmp_path, **variables)
+            assert (status, found["store"][0]) == (1, "broken")
+            reason = f"The Redis server at 127.0.0.1:{redis.port} can't be written: command not allowed when"
+            assert found["store"][1].startswith(reason)
+            checked = await pomelo(tmp_path, "serve", "--check", **variables)
+            assert reason in checked.out
+            redis.do("CONFIG", "SET", "maxmemory", "0")
+            assert (await doctor(tmp_path, **variables))[1]["store"][0] == "ok"
+            assert redis.do("DBSIZE") == keys
+        redis.do("CONFIG", "SET", "maxmemory", "1")
+        _, found = await doctor(tmp_path, **variables)
+        assert found["store"][1].startswith(reason)
+
+
+async def test_a_disk_without_space_for_media_is_reported(tmp_path: Path) -> None:
+    await create_data(tmp_path)
+    _, found = await doctor(tmp_path, **free_addresses(), POMELO_DISK_RESERVE="1000000GiB")
+    assert found["data"][0] == "warning"
+    assert found["data"][1].startswith("no media can be stored: ")
+    assert "POMELO_DISK_RESERVE keeps 1,073,741,824,000,000 of them" in found["data"][1]
+
+
 async def test_the_bucket_of_media_is_checked(tmp_path: Path) -> None:
     server, bucket = s3_server.any_server(), "s3://examined/prefix"
     server.create_bucket(bucket)

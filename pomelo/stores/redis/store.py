@@ -23,7 +23,7 @@ from pomelo.stores.redis.connection import Connection, Timing, one_deadline
 from pomelo.stores.redis.keys import Keys
 from pomelo.stores.redis.ledger import Ledger
 from pomelo.stores.redis.processes import Processes, check_format
-from pomelo.stores.redis.url import connect, parse_url
+from pomelo.stores.redis.url import check_server, connect, parse_url
 from pomelo.stores.redis.usage import Usage
 from pomelo.stores.redis.wallet_index import WalletIndex
 from pomelo.stores.redis.workers import Worker
@@ -36,8 +36,7 @@ _FIRST_CREDITS = 100_000_000
 
 async def check_url(url: str, archive: str) -> None:
     """Checks the server and the archive, as `pomelo.stores.check_store`."""
-    client = await connect(parse_url(url), Timing())
-    await client.aclose()
+    await check_server(parse_url(url), Timing())
     await check_archive(archive)
 
 

@@ -108,6 +108,22 @@ def _host(text: str, port: int) -> tuple[str, int]:
     return parts.hostname, parts.port or port
 
 
+async def check_server(url: ServerUrl, timing: Timing) -> None:
+    """Checks the servers as `connect` does, and whether they can be written, as far as that changes nothing.
+
+    Raises:
+        StoreError: they can't be reached or used.
+    """
+    client = await connect(url, timing)
+    try:
+        # It is refused as any other write, and writes nothing: a key of this name never exists.
+        await client.execute_command("SET", "pomelo:check", "", "XX")
+    except _FAILURES as error:
+        raise StoreError(f"The Redis server at {_names(url)} can't be written: {error}") from error
+    finally:
+        await client.aclose()
+
+
 async def connect(url: ServerUrl, timing: Timing, patience: float | None = None) -> SingleServer | Cluster:
     """Connects to the servers, and checks their version, role and settings. A busy server has `patience`
     seconds to answer (None: the usual timeout).
@@ -115,7 +131,6 @@ async def connect(url: ServerUrl, timing: Timing, patience: float | None = None)
     Raises:
         StoreError: they can't be reached or used.
     """
-    where = ",".join(f"{host}:{port}" for host, port in url.hosts)
     client: SingleServer | Cluster | None = None
     try:
         client = _client(url, timing)
@@ -127,7 +142,7 @@ async def connect(url: ServerUrl, timing: Timing, patience: float | None = None)
         if isinstance(error, StoreError) or not (isinstance(error, _FAILURES) or is_closed_transport(error)):
             raise
         reason = error.__cause__ if isinstance(error, NotSentError) else None
-        raise _unusable(where, reason or error) from error
+        raise _unusable(_names(url), reason or error) from error
     return client
 
 
@@ -209,6 +224,10 @@ def _reading(name: str, *files: str | None) -> Iterator[None]:
         reason = "Use PEM without a password" if isinstance(error, ssl.SSLError) else error.strerror
         paths = " and ".join([file for file in files if file is not None])
         raise StoreError(f"{name} in POMELO_STORE: {paths} can't be read. {reason}") from error
+
+
+def _names(url: ServerUrl) -> str:
+    return ",".join(f"{host}:{port}" for host, port in url.hosts)
 
 
 def _unusable(where: str, error: BaseException) -> StoreError:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from aiohttp import web
 
-from pomelo.cli.doctor import _as_served, _certificate, _links, _provider, _providers, describe_certificate
+from pomelo.cli.doctor import (
+    _as_served,
+    _certificate,
+    _links,
+    _provider,
+    _providers,
+    check_data,
+    describe_certificate,
+)
 from pomelo.cli.findings import Finding
 from pomelo.cli.server_checks import check_grpc, check_rest
 from pomelo.configuration import credentials, find_providers
@@ -133,5 +142,19 @@ def test_a_certificate_is_reported_before_it_ends(tmp_path: Path, days: str, sta
     ended = describe_certificate(tmp_path / "a.pem", 86_400.0)
     assert ended == Finding("TLS", "broken", f"{tmp_path / 'a.pem'} ended on 1970-01-02")
     (tmp_path / "a.pem").unlink()
-    assert list(_certificate(settings)) == []
+    (missing,) = _certificate(settings)
+    reason = f"POMELO_TLS_CERT: {tmp_path / 'a.pem'}: No such file or directory"
+    assert missing == Finding("TLS", "broken", reason)
     assert list(_certificate(Settings())) == []
+
+
+def test_a_full_disk_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose disk is full can still be asked for its keys and accounts."""
+    settings = Settings(data=tmp_path / "data")
+    settings.data.mkdir(mode=0o700)
+    disk = list(os.statvfs(tmp_path))
+    assert check_data(settings).state == "ok"
+    disk[4] = 0  # the free blocks
+    monkeypatch.setattr(os, "statvfs", lambda folder: os.statvfs_result(disk))
+    found = check_data(settings)
+    assert found == Finding("data", "broken", f"no space is left on the disk of {settings.data}. Free some")
