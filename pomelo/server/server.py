@@ -69,9 +69,8 @@ class ServerOptions:
 
     `connection_streams` are concurrent calls on one connection: at least as many as one account may run,
     since a client silently delays further ones. `limits` bound what calls may cost; by default a message may
-    be as large as the largest JSON body of REST (8 MiB), so that both protocols accept the same. A connection
-    that pings more often than every `ping_interval` is closed at the third such ping. `observers` get reports
-    of calls.
+    be as large as the largest JSON body of REST (8 MiB), so that both protocols accept the same. `observers`
+    get reports of calls.
     """
 
     address: str = "127.0.0.1:50051"
@@ -79,8 +78,6 @@ class ServerOptions:
     certificate: Certificate | None = None
     limits: CallLimits = field(default_factory=CallLimits)
     connection_streams: int = CONNECTION_STREAMS
-    # Guides of load balancers recommend pings every 10 s, also between calls.
-    ping_interval: float = 5.0
     reuse_port: bool = False
     connections: ConnectionLimits = field(default_factory=ConnectionLimits)
     observers: Sequence[Observer] = ()
@@ -108,9 +105,10 @@ class ServerOptions:
             ("grpc.max_connection_age_grace_ms", 600_000),
             ("grpc.keepalive_time_ms", 60_000),
             ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.http2.min_ping_interval_without_data_ms", round(self.ping_interval * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.max_ping_strikes", 2),
+            # grpc closes a connection that pings too often in a pause of its writes, which a flood of pings
+            # does not allow. Until then each ping costs more than the last: the guard is faster.
+            ("grpc.http2.max_ping_strikes", 0),
         ]
 
 

@@ -112,4 +112,3 @@ def test_the_page_has_the_servers_limits() -> None:
     assert f"| a message to the server | {limits.message // 2**20} MiB |" in PAGE
     assert f"without a pause of {limits.chunk_time:.0f} s" in PAGE
     assert f"| concurrent calls on a connection | {options.connection_streams:,};" in PAGE
-    assert f"pings every {options.ping_interval:.0f} s" in PAGE

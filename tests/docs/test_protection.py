@@ -63,7 +63,6 @@ def test_the_text_has_the_numbers_of_the_server() -> None:
     text = " ".join(PAGE.split())
     for sentence in (
         f"A connection takes {options.connection_streams:,} concurrent calls",
-        f"may send a ping every {options.ping_interval:.0f} seconds",
         f"reconnect after {channel['grpc.max_connection_idle_ms'] // 1000} seconds without a call",
         f"and after {channel['grpc.max_connection_age_ms'] // 60_000} minutes in any case",
         f"may then continue for {channel['grpc.max_connection_age_grace_ms'] // 60_000} minutes",

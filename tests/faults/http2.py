@@ -54,6 +54,8 @@ class Connection:
         self.streams: dict[int, Stream] = {}
         self.settings: dict[int, int] = {}
         """The settings of the server, by their number."""
+        self.pongs = 0
+        """Answers to pings."""
         self.closed = False
 
     def begin(self, path: str, metadata: Iterable[tuple[str, str]] = (), *, end: bool = False) -> Stream:
@@ -95,8 +97,8 @@ class Connection:
         for number in (0, stream.number):
             self._writer.write(frame(frames.WINDOW_UPDATE, 0, number, struct.pack(">I", 2**30)))
 
-    def ping(self) -> None:
-        self._writer.write(frame(frames.PING, 0, 0, bytes(8)))
+    def ping(self, count: int = 1) -> None:
+        self._writer.write(frame(frames.PING, 0, 0, bytes(8)) * count)
 
     async def over(self, stream: Stream) -> None:
         async with self._changed:
@@ -142,7 +144,9 @@ class Connection:
                         open_stream.window += value - self._initial
                     self._initial = value
             self._writer.write(frame(frames.SETTINGS, frames.ACK, 0))
-        elif frame_type == frames.PING and not flags & frames.ACK:
+        elif frame_type == frames.PING and flags & frames.ACK:
+            self.pongs += 1
+        elif frame_type == frames.PING:
             self._writer.write(frame(frames.PING, frames.ACK, 0, payload))
 
     @staticmethod
