@@ -100,6 +100,7 @@ async def test_both_front_ends_have_tls_and_one_engine(tmp_path: Path, certifica
 
         media = await app.services.media.upload_media("audio/mpeg", chunks(), call_of(key))
         assert media.url.startswith(f"{url}/media/")
+        await until(lambda: dict(metrics.calls_in_flight.readings()) == {(): 0})
         found = readings(metrics)
         assert found.pop("connections_limit")["rest",] == 77
         assert 0 < dict(metrics.certificate_end.readings())[()] - time.time() <= 2 * 86_400
@@ -273,7 +274,7 @@ async def test_a_gateway_serves_what_a_server_elsewhere_answers(
                 assert answer.status == 200
             assert readings(metrics)["connections_limit"] == {("rest",): 55}
             assert bool(dict(metrics.certificate_end.readings())) is secure
-            assert readings(metrics)["calls_in_flight"] == {(): 0}
+            await until(lambda: readings(metrics)["calls_in_flight"] == {(): 0})
         records = (await app.store.list_usage(_all(), limit=9))[0]
         # A server recognises a gateway that has its secret.
         assert [record.wire for record in records] == ["rest" if secure else "grpc"] * 2
