@@ -215,17 +215,24 @@ class NewestFirst:
                 return
         self._free += 1
 
-    def _set_timer(self) -> None:
-        """Sets the timer that ends the oldest holder while others wait."""
+    def _set_timer(self, least: float = 0.0) -> None:
+        """Sets the timer that ends the oldest holder while others wait, in `least` seconds or later."""
         if self._timer is None and self._waiting and self._holders:
             since, _ = next(iter(self._holders.values()))
-            self._timer = asyncio.get_running_loop().call_at(since + self._patience, self._expire_oldest)
+            loop = asyncio.get_running_loop()
+            when = max(since + self._patience, loop.time() + least)
+            self._timer = loop.call_at(when, self._expire_oldest, when)
 
-    def _expire_oldest(self) -> None:
+    def _expire_oldest(self, due: float) -> None:
         self._timer = None
+        now = asyncio.get_running_loop().time()
+        if now - due > self._patience / 4:
+            # The event loop was blocked, and may not have seen what has arrived meanwhile.
+            self._set_timer(self._patience)
+            return
         if self._waiting and self._holders:
             oldest, (since, owner) = next(iter(self._holders.items()))
-            if since + self._patience <= asyncio.get_running_loop().time() + _TIMER_ERROR:
+            if since + self._patience <= now + _TIMER_ERROR:
                 del self._holders[oldest]
                 with suppress(RuntimeError):  # it has ended already
                     oldest.reschedule(0)

@@ -52,6 +52,40 @@ async def test_a_slow_call_keeps_its_slot_until_another_call_waits() -> None:
     assert ended == ["first overloaded", "second overloaded"]
 
 
+async def test_a_call_keeps_its_slot_for_a_while_after_the_event_loop_was_blocked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    real, ahead = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: real() + ahead)
+    limiter = NewestFirst(1, patience=1_000)
+    arrived = asyncio.Event()
+
+    async def receive() -> None:
+        async with limiter.slot("quick"):
+            await arrived.wait()
+
+    quick = asyncio.ensure_future(receive())
+    await iterations()
+    waiting = asyncio.ensure_future(take(limiter))
+    await iterations()
+    ahead += 1_500
+    await iterations()
+    arrived.set()  # its bytes had come meanwhile, but the event loop sees them after its timers
+    await asyncio.gather(quick, waiting)
+    assert not limiter._is_slow("quick")
+
+    slow = asyncio.ensure_future(hold(limiter, "slow"))
+    await iterations()
+    waiting = asyncio.ensure_future(take(limiter))
+    for _ in range(3):
+        ahead += 1_100
+        await iterations()
+    await waiting
+    with pytest.raises(PomeloError):
+        await slow
+
+
 async def test_a_slow_call_that_has_waited_loses_its_slot_too() -> None:
     limiter = NewestFirst(1, patience=0.05)
 
