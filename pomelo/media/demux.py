@@ -77,6 +77,13 @@ _SYNCHRONIZED = ("mp3", "aac", "ac3", "eac3", "dts", "loas")
 _MAGIC = (b"ID3", b"#!AMR")
 """The magic numbers of bare formats."""
 
+_MAX_REPEATED = 30_000
+"""Packets of a file that refers to the same bytes repeatedly, from which it is not counted to its end: its
+size does not limit its length, so a few kilobytes can play for hours."""
+
+_ENDLESS = 1e9
+"""Seconds that every limit refuses."""
+
 
 def measure(file: BinaryIO, size: int, raw: bool) -> tuple[int, str]:
     """The length in milliseconds and the demuxer's name of the format; (0, "") if it can't be measured.
@@ -128,7 +135,7 @@ def _measure(file: Any, size: int, back: int, thorough: bool = False) -> tuple[i
     `back` bytes are tags. `thorough` probes the whole file for streams."""
     import av
 
-    # An edit list may exclude most of a file from playback.
+    # An edit list may exclude most of a file from playback, or repeat it.
     options = {"format_whitelist": FORMATS, "ignore_editlist": "1"}
     if thorough:
         options |= {"probesize": str(max(size, 32)), "analyzeduration": str(_LONGER_THAN_ANY_FILE)}
@@ -157,7 +164,22 @@ def _measure(file: Any, size: int, back: int, thorough: bool = False) -> tuple[i
         if covered < _MIN_EXTRAPOLATED and hidden > covered:
             return 0, name, covered  # too few bytes to know the density of the rest
         seconds *= 1 + max(hidden, 0.0) / covered
+    if name == "mov" and seconds < _ENDLESS:
+        seconds = max(seconds, _repeated_seconds(file, size))
     return max(round(seconds * 1000), 0), name, covered
+
+
+def _repeated_seconds(file: Any, size: int) -> float:
+    """The length of an MP4 file whose edit list plays parts of it repeatedly; 0 for other files."""
+    import av
+
+    file.seek(0)
+    with av.open(file, options={"format_whitelist": FORMATS}, metadata_errors="replace") as container:
+        positions = [[entry.pos for entry in stream.index_entries] for stream in container.streams.audio]
+        if all(len(set(found)) == len(found) for found in positions):
+            return 0.0
+        lengths, _, _ = _lengths(container, "mov", size, thorough=True)
+    return max(lengths, default=0.0)
 
 
 def _is_certain(file: BinaryIO, size: int, name: str, ms: int, covered: int) -> bool:
@@ -184,6 +206,8 @@ def _lengths(container: Any, name: str, size: int, thorough: bool) -> tuple[list
         packet_size = packet.size
         if packet_size <= max_frame:
             covered += packet_size
+            if packets > _MAX_REPEATED and covered > size:
+                return [_ENDLESS], packets, covered
         budget.bytes_read += packet_size
         stream = streams.get(packet.stream_index)
         if stream is not None:
