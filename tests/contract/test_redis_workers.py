@@ -121,7 +121,7 @@ async def test_a_worker_that_was_silent_for_long_sends_a_heartbeat_before_it_res
 
 
 async def test_a_worker_is_silent_since_it_has_sent_its_last_heartbeat_not_since_the_reply(
-    server: RedisServer, clocked: Any, clock: list[float]
+    server: RedisServer, clocked: Any, clock: Any
 ) -> None:
     worker = clocked._worker
     # Its reply takes 40 s.
