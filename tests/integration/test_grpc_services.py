@@ -122,9 +122,6 @@ async def test_a_message_of_reflection_must_be_small(extra: int, metadata: list[
             await end(call)
 
 
-# --- streams to a gateway
-
-
 # --- what is reported of connections, and health
 
 
