@@ -79,6 +79,18 @@ async def guarded(task_type: str, *yielded: TaskEvent, stream: bool = True) -> l
     return [event async for event in GuardedEvents(method, task_type, job)]
 
 
+async def failure(error: PomeloError) -> UpstreamError:
+    """What the guard raises when a plug-in raises this error."""
+
+    async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
+        raise error
+        yield WORD
+
+    with pytest.raises(UpstreamError) as raised:
+        await anext(GuardedEvents(method, "text", sample("text", Route("acme", "large"))))
+    return raised.value
+
+
 @pytest.mark.parametrize(
     ("task_type", "events"),
     [
@@ -247,15 +259,10 @@ async def test_whatever_a_plug_in_raises_while_it_is_closed_is_logged(
     [(None, None), (0, 0), (3600, 3600), (3601, None), (10**9, None), (-1, None), (1.5, None), (True, None)],
 )
 async def test_only_a_usable_retry_after_of_a_plug_in_is_passed_on(given: Any, passed: int | None) -> None:
-    async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
-        policy = RetryPolicy.SAME_ROUTE
-        raise UpstreamError("provider_unavailable", "Busy", field="model", retry=policy, wait=given)
-        yield WORD
-
-    events = GuardedEvents(method, "text", sample("text", Route("acme", "large")))
-    with pytest.raises(UpstreamError) as failure:
-        await anext(events)
-    error = failure.value
+    policy = RetryPolicy.SAME_ROUTE
+    error = await failure(
+        UpstreamError("provider_unavailable", "Busy", field="model", retry=policy, wait=given)
+    )
     assert (error.code, error.message, error.field) == ("provider_unavailable", "Busy", "model")
     assert error.retry is RetryPolicy.SAME_ROUTE
     assert error.wait == passed
@@ -275,14 +282,8 @@ async def test_an_error_of_a_plug_ins_own_class_keeps_what_is_logged(
 
     own = OwnError("provider_failed")
     own.reason, own.vendor_code = reason, vendor_code  # type: ignore[misc]
-
-    async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
-        raise own
-        yield WORD
-
-    with pytest.raises(UpstreamError) as failure:
-        await anext(GuardedEvents(method, "text", sample("text", Route("acme", "large"))))
-    assert (failure.value.reason, failure.value.vendor_code) == logged
+    error = await failure(own)
+    assert (error.reason, error.vendor_code) == logged
 
 
 @pytest.mark.parametrize("message", ["Use a shorter prompt", " "])
@@ -290,13 +291,7 @@ async def test_an_error_of_a_plug_ins_own_class_keeps_its_code_message_and_field
     class OwnError(PomeloError):
         """An error that may override anything."""
 
-    async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
-        raise OwnError("invalid_parameter", message, field="prompt")
-        yield WORD
-
-    with pytest.raises(UpstreamError) as failure:
-        await anext(GuardedEvents(method, "text", sample("text", Route("acme", "large"))))
-    error = failure.value
+    error = await failure(OwnError("invalid_parameter", message, field="prompt"))
     assert (error.code, error.field, error.retry) == ("invalid_parameter", "prompt", RetryPolicy.NEVER)
     assert error.message == (message.strip() or TABLE["invalid_parameter"].message)
 
@@ -304,11 +299,4 @@ async def test_an_error_of_a_plug_ins_own_class_keeps_its_code_message_and_field
 async def test_an_error_with_a_row_that_is_not_in_the_table_fails_the_task() -> None:
     error = PomeloError("content_policy_violation")
     error.row = replace(error.row, http=401)  # type: ignore[misc]
-
-    async def method(job: Job[Any]) -> AsyncGenerator[TaskEvent, None]:
-        raise error
-        yield WORD
-
-    with pytest.raises(PomeloError) as failure:
-        await anext(GuardedEvents(method, "text", sample("text", Route("acme", "large"))))
-    assert failure.value.row is TABLE["provider_failed"]
+    assert (await failure(error)).row is TABLE["provider_failed"]
