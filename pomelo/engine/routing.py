@@ -225,10 +225,11 @@ class Router:
         before its provider is.
 
         Raises:
-            PomeloError: the failure of the last candidate that was tried; provider_unavailable if the
-                circuit breakers skip all of them.
+            PomeloError: the last failure that a retry may mend, else that of the last candidate that was
+                tried. A candidate that its circuit breaker skips may answer a retry: provider_unavailable.
         """
         failure: UpstreamError | None = None
+        latest: UpstreamError | None = None
         open_for = inf
         clock, account = self._clock, calls.account
         for number, candidate in enumerate(candidates, 1):
@@ -249,7 +250,7 @@ class Router:
                     break
                 if not attempt_number:
                     on_route(routed)
-                if failure is not None:
+                if latest is not None:
                     routed.report.reset()
                 calls.begin(candidate.route, number, clock())
                 answer: Event | GuardedEvents | None = None
@@ -261,7 +262,9 @@ class Router:
                     if not isinstance(error, UpstreamError) or error.retry is RetryPolicy.NEVER:
                         calls.report(routed, error, clock(), "end", 0.0)
                         raise
-                    failure = error
+                    latest = error
+                    if failure is None or failure.retry_after is None or error.retry_after is not None:
+                        failure = error
                     if isinstance(error, NoConnectionError):
                         calls.unsent += 1
                 except asyncio.CancelledError:
@@ -275,26 +278,27 @@ class Router:
                         now = clock()
                         calls.end(now)
                         breaker.release(attempt, now)
-                wait = self._wait(failure, attempt_number)
+                wait = self._wait(latest, attempt_number)
                 is_last = (
-                    failure.retry is RetryPolicy.NEXT_ROUTE
+                    latest.retry is RetryPolicy.NEXT_ROUTE
                     or attempt_number == ATTEMPTS - 1
                     or wait > WAIT_MAX
                     or clock() + wait >= job.deadline
                 )
                 if is_last:
                     next_step: NextStep = "next route" if number < len(candidates) else "end"
-                    calls.report(routed, failure, clock(), next_step, 0.0)
+                    calls.report(routed, latest, clock(), next_step, 0.0)
                     break
-                calls.report(routed, failure, clock(), "retry", wait)
+                calls.report(routed, latest, clock(), "retry", wait)
                 await self._sleep(wait)
-        if failure is None:
-            reason = "the circuit breakers skip all routes, because their vendors failed before"
-            raise UpstreamError("provider_unavailable", wait=max(1, ceil(open_for)), reason=reason)
+        if failure is None or (failure.retry_after is None and open_for < inf):
+            skipped = "all" if failure is None else "the other"
+            reason = f"the circuit breakers skip {skipped} routes, because their vendors failed before"
+            failure = UpstreamError("provider_unavailable", wait=max(1, ceil(open_for)), reason=reason)
         try:
             raise failure
         finally:
-            del failure  # its traceback references this frame
+            del failure, latest  # their tracebacks reference this frame
 
     async def _answer(
         self, candidate: LiveCandidate, job: Job[Any], attempt: Attempt, calls: UpstreamCalls

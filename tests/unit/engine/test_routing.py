@@ -134,6 +134,20 @@ async def test_the_last_failure_is_returned_with_the_vendors_wait(rig: Rig) -> N
     assert (error.code, error.retry_after) == ("provider_unavailable", 40)
 
 
+async def test_a_failure_that_no_retry_mends_does_not_replace_one_that_a_retry_mends(rig: Rig) -> None:
+    broken, busy = (
+        error_reply(401, code="invalid_api_key"),
+        error_reply(503, "busy", headers={"Retry-After": "6"}),
+    )
+    for rig.one.default, rig.two.default in ((busy, broken), (broken, busy)):
+        error = await rig.fail(rig.router())
+        assert (error.code, error.retry_after) == ("provider_unavailable", 6)
+    rig.one.default = rig.two.default = broken
+    error = await rig.fail(rig.router())
+    assert (error.code, error.retry_after) == ("provider_failed", None)
+    assert rig.request_counts() == (3, 3)
+
+
 async def test_no_wait_exceeds_the_deadline(rig: Rig) -> None:
     rig.one.default = rig.two.default = BUSY
     assert (await rig.fail(rig.router(), deadline=rig.now + 0.3)).code == "provider_unavailable"

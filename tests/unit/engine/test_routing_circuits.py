@@ -102,6 +102,26 @@ async def test_the_shortest_wait_of_several_open_circuits_is_returned(
     assert (await rig.fail(router, "a")).retry_after == 2
 
 
+@pytest.mark.parametrize("opened", ["one", "two"])
+async def test_a_route_that_is_skipped_asks_for_a_retry_although_the_other_is_broken(
+    rig: Rig, opened: str
+) -> None:
+    router = Router(
+        rig.providers,
+        clock=lambda: rig.now,
+        sleep=rig.no_sleep,
+        breaker=lambda name, model: CircuitBreaker(name, model, minimum_calls=1, probe_wait=3.0),
+    )
+    rig.one.default = rig.two.default = error_reply(401, code="invalid_api_key")
+    getattr(rig, opened).default = error_reply(500, "boom")
+    await rig.fail(router, "a")
+    requests = sum(rig.request_counts())
+    rig.now += 0.5
+    error = await rig.fail(router, "a")
+    assert (error.code, error.retry_after) == ("provider_unavailable", 3)
+    assert sum(rig.request_counts()) == requests + 1, "the broken route is tried, the other is not"
+
+
 @pytest.mark.parametrize(
     "reply",
     [

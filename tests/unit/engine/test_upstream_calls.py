@@ -38,7 +38,7 @@ async def test_each_failed_attempt_says_what_comes_next(rig: Rig) -> None:
     rig.one.default, rig.two.default = BUSY, REVOKED
     observer = Reports()
     calls = UpstreamCalls("ann", [observer])
-    assert await fail(rig, rig.router(), calls) == "provider_failed"
+    assert await fail(rig, rig.router(), calls) == "provider_unavailable"
     assert [(one.route, one.attempt, one.next_step, one.wait) for one in observer.attempts] == [
         (1, 1, "retry", 0.25),
         (1, 2, "retry", 0.5),
