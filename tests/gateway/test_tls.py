@@ -4,11 +4,83 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from types import SimpleNamespace
+from typing import Any, cast
 
+from gateway.connections.tls import _Between
 from tests.certificates import trusting
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import HI, TTS, headers_of, raw_get, raw_task, read_until_closed
+from tests.unit.loop import iterations
+
+
+class Tls(asyncio.BufferedProtocol):
+    """TLS's protocol with a small buffer. `on_resume` is called when the writer may go on."""
+
+    def __init__(self) -> None:
+        self.received = b""
+        self.on_resume: Callable[[], None] = lambda: None
+        self._buffer = bytearray(3)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.received += self._buffer[:nbytes]
+
+    def eof_received(self) -> bool:
+        return True
+
+    def pause_writing(self) -> None: ...
+
+    def resume_writing(self) -> None:
+        self.on_resume()
+
+
+def between(tls: Tls) -> tuple[_Between, Any]:
+    """Returns the protocol of a TCP transport below `tls`, and the transport."""
+    transport = SimpleNamespace(
+        get_protocol=lambda: tls, set_protocol=lambda protocol: None, is_closing=lambda: False
+    )
+    return _Between(), transport
+
+
+async def test_what_arrives_before_tls_starts_is_passed_on_in_order() -> None:
+    tls = Tls()
+    protocol, transport = between(tls)
+    for data in (b"a hand", b"shake"):
+        protocol.get_buffer(-1)[: len(data)] = data
+        protocol.buffer_updated(len(data))
+    assert protocol.eof_received() is None
+    protocol.attach(transport)
+    await iterations()
+    assert tls.received == b"a handshake"
+    protocol.get_buffer(-1)[:3] = b"end"
+    protocol.buffer_updated(3)
+    assert tls.received == b"a handshakeend"
+    assert protocol.eof_received() is True
+
+
+async def test_a_writer_waits_on_if_tls_fills_the_transport_with_what_it_kept_back() -> None:
+    tls = Tls()
+    protocol, transport = between(tls)
+    protocol.attach(transport)
+    states: list[str] = []
+    protocol.connection = cast(
+        Any,
+        SimpleNamespace(
+            pause_writing=lambda: states.append("paused"), resume_writing=lambda: states.append("resumed")
+        ),
+    )
+    protocol.pause_writing()
+    tls.on_resume = protocol.pause_writing
+    protocol.resume_writing()
+    assert states == ["paused"]
+    tls.on_resume = lambda: None
+    protocol.resume_writing()
+    assert states == ["paused", "resumed"]
 
 
 async def is_served(gateway: GatewayApp) -> bool:

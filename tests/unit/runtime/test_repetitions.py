@@ -92,6 +92,32 @@ def test_the_memory_is_bounded(limited: Repetitions[Kind], reported: Reported) -
     assert reported == [("", "not_found", 87)]
 
 
+def test_a_kind_that_is_counted_separately_stays_so_when_there_are_many(
+    limited: Repetitions[Kind], reported: Reported
+) -> None:
+    for number in range(20):
+        limited.admits((f"account {number}", "not_found"))
+    for _ in range(5):
+        limited.admits(("account 0", "not_found"))
+    limited.flush()
+    assert reported == [("account 0", "not_found", 3), ("", "not_found", 7)]
+
+
+def test_the_first_line_that_is_not_written_is_reported_when_its_window_ends(clock: Clock) -> None:
+    texts: list[str] = []
+    limited: Repetitions[str] = Repetitions(
+        lambda kind, count, text: texts.append(text), 10, str, 1, 60.0, clock
+    )
+    assert limited.admits("a kind")
+    clock.now += 50.0
+    for text in ("first", "second"):
+        assert not limited.admits("a kind", lambda text=text: text)  # type: ignore[misc]
+    assert limited._timer is not None
+    assert limited._timer.interval == 10.0
+    limited.flush()
+    assert texts == ["first"]
+
+
 def test_a_line_may_be_logged_while_others_are_reported() -> None:
     def report(kind: Kind, count: int, text: str) -> None:
         counting.admits(("reported", text))

@@ -8,7 +8,7 @@ import time
 import grpc
 import pytest
 
-from pomelo.call import Call
+from pomelo.call import Call, Principal
 from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaHeader, UploadMediaRequest
 from pomelo.gen.v1.task_pb2 import TaskSpec
@@ -91,6 +91,18 @@ async def test_the_key_and_the_end_of_each_call_are_reported_to_its_connection(m
         reports = ["checking", "checked", "authenticated", "trust", "ended", *sent]
         await until(lambda: connections.reports == reports)
         await until(lambda: [visit.closed for visit in opened.services.visits] == [1, 1, 1])
+
+
+async def test_the_key_of_an_account_with_too_many_calls_is_reported_as_valid() -> None:
+    async def admission(call: Call) -> None:
+        call.principal = Principal("acme", "key", live=False)
+        raise PomeloError("concurrency_limit_exceeded")
+
+    connections, services = Recorder(), ScriptedServices()
+    services.admission = admission
+    async with serve_scripted(services, connections=connections) as opened:
+        assert reason_of(await failure(opened.task("RunTask"))) == "concurrency_limit_exceeded"
+        await until(lambda: connections.reports == ["checking", "checked", "authenticated", "ended"])
 
 
 @METHODS

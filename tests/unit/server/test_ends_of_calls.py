@@ -18,7 +18,7 @@ from pomelo.gen.v1.media_service_pb2 import DownloadMediaRequest, UploadMediaReq
 from pomelo.gen.v1.task_pb2 import TaskEvent
 from pomelo.runtime.process import CancelScope
 from pomelo.server import rpc
-from pomelo.status import OPEN_KEY
+from pomelo.status import DISCARD_KEY, OPEN_KEY
 from tests.calls import as_dict, bearer, end, failure, reason_of
 from tests.integration.scripted_services import (
     GATEWAY,
@@ -227,6 +227,13 @@ async def test_the_end_of_a_call_is_reported_unless_a_gateway_made_it(method: st
     found = [(report.method, report.code, report.http_status) for report in reports.calls]
     name = f"TaskService/{method}"
     assert found == ([] if gateway else [(name, "", 200), (name, "overloaded", 503)])
+
+
+async def test_only_a_gateway_may_leave_a_call_unreported() -> None:
+    reports = Reports()
+    async with serve_scripted(observers=[reports]) as opened:
+        await end(opened.task("RunTask", metadata=[*bearer(KEY), (DISCARD_KEY, "1")]))
+    assert [report.method for report in reports.calls] == ["TaskService/RunTask"]
 
 
 @METHODS

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
+import pytest
+
+from pomelo.server import connection_guard
 from pomelo.server.accepted_sockets import AcceptedSocket
-from tests.unit.server.guard_rig import Guarded
+from tests.unit.server.guard_rig import Guarded, Kernel
 
 
 def respond(guarded: Guarded, connection: AcceptedSocket) -> None:
@@ -106,3 +109,26 @@ async def test_unread_responses_do_not_close_the_connection_of_a_proxy(guarded: 
     respond(guarded, connection)
     wait(guarded, 600)
     assert not guarded.closed
+
+
+async def test_nothing_is_kept_of_a_connection_that_has_ended(guarded: Guarded) -> None:
+    connection = guarded.connect(calls=0)
+    assert connection.peer in guarded.guard._calls
+    guarded.kernel.sockets.remove(connection)
+    guarded.scan()
+    assert connection.peer not in guarded.guard._calls
+
+
+async def test_connections_that_were_closed_just_before_the_end_are_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernel = Kernel()
+    monkeypatch.setattr(connection_guard, "AcceptedSockets", lambda port: kernel)
+    guarded = Guarded(kernel)
+    guarded.limit(unauthenticated_resets=0)
+    async with guarded.guard.watch(1):
+        for host in ("192.0.2.1", "192.0.2.2"):
+            guarded.guard.reset(guarded.connect(host).peer)
+            guarded.scan(0.0)
+        assert len(caplog.records) == 1  # at most one in ten seconds
+    assert caplog.messages[-1].endswith("1, from 192.0.2.2")

@@ -14,6 +14,7 @@ from pomelo.telemetry.log import open_log
 from pomelo.telemetry.metrics import LAG_SECONDS, Metrics
 from pomelo.telemetry.process import measure_process
 from pomelo.telemetry.readiness import Readiness
+from tests.unit.telemetry.reports import task
 from tests.waiting import until
 
 
@@ -24,6 +25,14 @@ def test_suppressed_log_lines_are_counted(capfd: pytest.CaptureFixture[str]) -> 
             logging.getLogger("pomelo.test").warning("the same line %d", number)
         assert dict(metrics.log_lines_dropped.readings()) == {(): 3}
     assert capfd.readouterr().err.count("the same line") == MAX_LINES + 1  # and one line with the number
+
+
+def test_tasks_that_were_not_logged_are_counted_at_the_end(capfd: pytest.CaptureFixture[str]) -> None:
+    with open_log("info", "json") as task_log:
+        for _ in range(MAX_LINES + 3):
+            task_log.task_ended(task(attempts=0))
+    last = json.loads(capfd.readouterr().err.splitlines()[-1])
+    assert (last["event"], last["suppressed"]) == ("similar lines suppressed", 3)
 
 
 async def test_a_blocked_event_loop_is_measured() -> None:

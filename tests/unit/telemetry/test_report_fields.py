@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pomelo.call import Principal
+from pomelo.runtime.repetitions import MAX_LINES
 from pomelo.telemetry.events import CallReport, report_call
 from pomelo.telemetry.lines import json_line
 from pomelo.telemetry.metrics import Metrics
@@ -221,6 +222,18 @@ def test_calls_that_no_provider_was_asked_for_have_few_lines_and_a_sum() -> None
         ("similar lines suppressed", "acme", "cancelled", 20),
         ("similar lines suppressed", "other", "not_found", 20),
     ]
+
+
+def test_the_sum_of_the_accounts_that_are_counted_together_names_the_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pomelo.telemetry.task_log.MAX_KINDS", 0)
+    log, lines = logged()
+    for number in range(MAX_LINES + 2):
+        log.task_ended(task(attempts=0, code="not_found", outcome="refused", account=f"account {number}"))
+    log.close()
+    assert len(lines) == MAX_LINES + 1
+    assert (lines[-1].get("account"), lines[-1]["code"], lines[-1]["suppressed"]) == (None, "not_found", 2)
 
 
 def test_every_task_that_a_provider_was_asked_for_or_that_failed_has_a_line() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections.abc import AsyncIterator
@@ -213,7 +214,21 @@ async def test_a_collector_that_never_answers_delays_neither_a_task_nor_the_shut
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}, True),
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:4318/v1/traces"}, True),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318", "OTEL_SDK_DISABLED": "true"}, False),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318", "OTEL_SDK_DISABLED": "True"}, False),
     ],
 )
 def test_tracing_is_configured_by_the_standard_variables(environ: dict[str, str], configured: bool) -> None:
     assert is_configured(environ) is configured
+
+
+async def test_a_malformed_header_for_the_collector_is_refused_and_not_logged(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = logging.getLogger("opentelemetry.util.re")
+    monkeypatch.setattr(log, "level", logging.ERROR)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "a secret without a name")
+    with pytest.raises(ValueError, match="NAME=VALUE"):
+        async with open_spans():
+            pytest.fail("the header was left out")
+    assert "secret" not in caplog.text
+    assert (log.level, log.filters) == (logging.ERROR, [])
