@@ -314,7 +314,6 @@ def _set_audio(target: MediaSource, audio: Audio, content_type: str) -> Upload |
     """Sets small audio; returns audio that has to be uploaded."""
     source = to_source(audio, content_type)
     if isinstance(source, Upload):
-        target.SetInParent()
         return source
     target.CopyFrom(source)
     return None
