@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 
 from pomelo.client import InvalidParameter, JsonSchema, Tool, arguments, tool_result, user
+from pomelo.client.results import TextReader
 from pomelo.client.tasks import text
-from pomelo.gen.v1.text_pb2 import REASONING_EFFORT_XHIGH, ToolCall
+from pomelo.gen.v1.task_pb2 import TaskEvent, TaskResult
+from pomelo.gen.v1.text_pb2 import REASONING_EFFORT_XHIGH, ToolCall, ToolCallDelta
 from tests.client.clients import read
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -41,6 +43,15 @@ async def test_a_stream_has_the_same_tool_calls(client: Any) -> None:
     assert len(whole.tool_calls) == 3
     assert streamed.message == whole.message
     assert (streamed.finish_reason, streamed.usage) == (whole.finish_reason, whole.usage)
+
+
+def test_the_calls_of_a_stream_are_in_the_order_of_their_indexes() -> None:
+    reader = TextReader()
+    for index, piece in ((1, "{"), (0, "{}"), (1, "}")):
+        delta = ToolCallDelta(index=index, id=f"call {index}", name="time", arguments_json=piece)
+        assert reader.read(TaskEvent(tool_call_delta=delta)) is None
+    calls = reader.result(TaskResult(), {}).tool_calls
+    assert [(call.id, call.arguments_json) for call in calls] == [("call 0", "{}"), ("call 1", "{}")]
 
 
 async def test_the_choice_of_a_tool(client: Any) -> None:

@@ -23,6 +23,7 @@ from pomelo.runtime.in_flight import InFlightLimits
 from tests.gateway.flow import open_clients
 from tests.gateway.gateway_app import AUDIO, GatewayApp, OpenApp
 from tests.gateway.requests import ACCOUNT, HEALTH, code_of, raw_get, read_response, read_status
+from tests.unit.telemetry.reports import Reports
 from tests.waiting import until
 
 
@@ -368,3 +369,12 @@ async def test_a_connection_of_an_account_belongs_to_a_link_once_it_downloads_by
             client.connection.data_received(asked)
             await until(lambda count=count: client.received.count(b"HTTP/1.1 200 ") == count)
             assert client.connection.slot.owner == owner
+
+
+async def test_a_download_is_reported_with_its_status(gateway: GatewayApp) -> None:
+    reports, link = Reports(), urlsplit(await gateway.link())
+    async with open_clients(gateway.services, observers=[reports]) as clients:
+        client = await clients.connect(raw_get(f"{link.path}?{link.query}"))
+        client.read_everything()
+        await until(lambda: reports.calls)
+    assert [(report.code, report.http_status) for report in reports.calls] == [("", 200)]

@@ -21,6 +21,8 @@ from tests.gateway.requests import HI, KEY, code_of, headers_of, raw_get
 )
 async def test_an_unknown_path_is_a_json_error(gateway: GatewayApp, path: str) -> None:
     assert await code_of(gateway.http.get(gateway.url + path)) == (404, "not_found")
+    wrong = {"Authorization": "Bearer wrong"}
+    assert await code_of(gateway.http.get(gateway.url + path, headers=wrong)) == (401, "invalid_api_key")
 
 
 @pytest.mark.parametrize(

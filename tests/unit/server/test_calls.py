@@ -105,6 +105,15 @@ async def test_the_key_of_an_account_with_too_many_calls_is_reported_as_valid() 
         await until(lambda: connections.reports == ["checking", "checked", "authenticated", "ended"])
 
 
+async def test_a_call_of_one_message_with_two_is_refused() -> None:
+    message = RunTaskRequest(spec=TaskSpec(model="gpt-4")).SerializeToString()
+    async with serve_scripted() as opened:
+        run = opened.channel.stream_unary("/pomelo.v1.TaskService/RunTask")
+        error = await failure(run(iter((message, message)), metadata=bearer(KEY)))
+    assert reason_of(error) == "invalid_body"
+    assert error.details() == "More than one message was sent. Send one"
+
+
 @METHODS
 @pytest.mark.parametrize("when", ["before", "during"])
 async def test_a_refusal_has_the_limits_only_in_trailing_metadata(method: str, when: str) -> None:
@@ -203,6 +212,7 @@ async def test_a_message_of_too_many_fields_is_refused_before_it_is_parsed() -> 
         ("payload_too_large 5000", "payload_too_large", 5_000),
         (f"invalid_body {9 * MIB}", "invalid_body", MIB),
         ("no_such_code many", "invalid_body", 0),
+        ("missing_parameter 7", "missing_parameter", 7),
     ],
 )
 async def test_a_body_that_a_gateway_has_refused_is_counted_and_refused(

@@ -189,6 +189,8 @@ async def test_an_unexpected_error_is_logged_and_not_sent(
 async def test_a_method_that_does_not_exist_is_refused() -> None:
     async with serve_scripted() as opened:
         error = await failure(opened.channel.unary_unary("/pomelo.v1.TaskService/Nothing")(b""))
+        other = opened.channel.unary_unary("/pomelo.v1.TaskService/Nothing")(b"", metadata=bearer("no"))
+        assert reason_of(await failure(other)) == "invalid_api_key"
     assert (error.code(), reason_of(error)) == (grpc.StatusCode.UNIMPLEMENTED, "method_not_allowed")
     assert error.details() == "This method does not exist. Check its name"
 

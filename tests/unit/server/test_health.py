@@ -64,6 +64,14 @@ async def test_a_watch_reports_a_change_that_comes_while_it_reports_another() ->
         assert [answer.status async for answer in watch] == [SERVING, NOT_SERVING]
 
 
+async def test_watches_without_a_key_are_limited() -> None:
+    async with serve_scripted(unauthenticated=1) as opened:
+        watches = [HealthStub(opened.channel).Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
+        assert (await watches[0].read()).status == SERVING
+        assert reason_of(await failure(watches[1])) == "overloaded"
+        watches[0].cancel()
+
+
 async def test_a_server_that_is_being_stopped_is_not_serving() -> None:
     options = ServerOptions("127.0.0.1:0", grace=5)
     async with asyncio.timeout(20), AsyncExitStack() as stack:

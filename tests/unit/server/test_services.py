@@ -93,3 +93,4 @@ def test_reflection_describes_services_their_messages_and_the_details_of_errors(
     request = ServerReflectionRequest(file_containing_symbol=symbol)
     (answer,) = Reflection(["pomelo.v1.TaskService"]).answers(request)
     assert answer.file_descriptor_response.file_descriptor_proto
+    assert answer.original_request == request

@@ -26,6 +26,13 @@ async def test_a_call_ends_some_time_after_its_deadline(proof: GatewayProof, gra
     assert least <= timeout - grace <= most
 
 
+async def test_a_time_limit_within_a_call_is_not_taken_for_its_deadline() -> None:
+    async with channel.open_channel("127.0.0.1:1") as opened:
+        connection = channel.Connection(opened, GatewayProof(), ServerWatch(""))
+        with pytest.raises(TimeoutError, match="of the disk"), connection.until_deadline(call_of("any")):
+            raise TimeoutError("of the disk")
+
+
 def test_a_server_ends_a_late_call_before_a_proven_gateway_does_and_without_a_proof_has_no_such_time() -> (
     None
 ):
