@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -38,12 +39,16 @@ async def test_a_text_stream_is_chunks_then_usage_then_done(gateway: GatewayApp)
 
 
 async def test_a_text_stream_is_sent_word_by_word(gateway: GatewayApp) -> None:
-    received = asyncio.Event()
-    first, *rest = text_events("one", "two")
-    gateway.provider.script = play(first, received.wait, *rest)
+    words = "one", "two", "three"
+    received = [asyncio.Event() for _ in words]
+    *pieces, last = text_events(*words)
+    gateway.provider.script = play(
+        *chain.from_iterable((piece, each.wait) for piece, each in zip(pieces, received, strict=True)), last
+    )
     async with gateway.post_task(STREAM) as response:
-        assert b'"content":"one"' in await response.content.readuntil(b"\n\n")
-        received.set()
+        for text, each in zip(words, received, strict=True):
+            assert f'"content":"{text}"'.encode() in await response.content.readuntil(b"\n\n")
+            each.set()
         assert (await response.content.read()).endswith(b"data: [DONE]\n\n")
 
 

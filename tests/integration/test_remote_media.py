@@ -143,6 +143,20 @@ async def test_an_error_of_the_chunks_is_raised_and_nothing_is_stored(
     assert set(folder.iterdir()) == before
 
 
+async def test_a_time_limit_of_the_chunks_is_raised_and_nothing_is_stored(app: App, keys: Keys) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"abc"
+        raise TimeoutError("of the disk")
+
+    folder = app.settings.data / "media"
+    before = set(folder.iterdir())
+    async with both_ends(app.services) as (server, remote):
+        with pytest.raises(TimeoutError, match="of the disk"):
+            await remote.media.upload_media("audio/mpeg", chunks(), call_of(keys.test))
+        await server.running.idle()
+    assert set(folder.iterdir()) == before
+
+
 async def test_a_cancelled_upload_is_cancelled_at_the_server(app: App, keys: Keys) -> None:
     folder = app.settings.data / "media"
     before = set(folder.iterdir())

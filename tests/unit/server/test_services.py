@@ -87,7 +87,11 @@ async def test_a_model_and_an_account_are_returned() -> None:
 
 
 @pytest.mark.parametrize(
-    "symbol", ["pomelo.v1.TaskService", "pomelo.v1.TaskSpec", "google.rpc.Status", "google.rpc.ErrorInfo"]
+    "symbol",
+    [
+        *("pomelo.v1.TaskService", "pomelo.v1.TaskService.RunTask", "pomelo.v1.TaskSpec"),
+        *("google.rpc.Status", "google.rpc.ErrorInfo"),
+    ],
 )
 def test_reflection_describes_services_their_messages_and_the_details_of_errors(symbol: str) -> None:
     request = ServerReflectionRequest(file_containing_symbol=symbol)

@@ -33,6 +33,16 @@ async def test_a_time_limit_within_a_call_is_not_taken_for_its_deadline() -> Non
             raise TimeoutError("of the disk")
 
 
+def test_adjusted_fields_are_reported_by_the_names_that_the_caller_used() -> None:
+    call = call_of("any")
+    call.translate_adjusted = lambda names: names.replace("max_tokens", "max_completion_tokens")
+    channel._fill(call, [("x-pomelo-adjusted", "max_tokens"), ("x-request-id", "max_tokens"), ("other", "x")])
+    assert call.response_headers == {
+        "X-Pomelo-Adjusted": "max_completion_tokens",
+        "X-Request-Id": "max_tokens",
+    }
+
+
 def test_a_server_ends_a_late_call_before_a_proven_gateway_does_and_without_a_proof_has_no_such_time() -> (
     None
 ):
