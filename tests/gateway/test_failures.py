@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from ipaddress import ip_network
 from typing import Any
 
 import aiohttp
 import pytest
 
 from gateway.errors import rename_field, unrouted_headers
-from pomelo.call import Call
+from pomelo.call import Call, Principal
 from pomelo.errors import TABLE, ErrorRow, PomeloError
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskSpec
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
@@ -114,6 +115,21 @@ async def test_a_call_has_the_address_of_its_client(gateway: GatewayApp) -> None
     async with response_to(gateway, run) as response:
         assert response.status == 200
     assert addresses == ["127.0.0.1"]
+
+
+async def test_a_proxy_may_report_the_address_of_a_caller_in_a_header_of_its_own(
+    open_gateway: OpenApp,
+) -> None:
+    addresses: list[str] = []
+
+    async def run(call: Call) -> Principal:
+        addresses.append(call.address)
+        raise PomeloError("invalid_api_key")
+
+    forwarded = "X-Forwarded-For: 192.0.2.66", "X-Forwarded-For: 192.0.2.7"  # the first is the caller's own
+    async with open_gateway(authenticate=run, trusted_proxies=(ip_network("127.0.0.0/8"),)) as gateway:
+        assert await gateway.status_of(raw_task(HI, *forwarded)) == 401
+    assert addresses == ["192.0.2.7"]
 
 
 def test_an_error_names_its_field_as_the_caller_does() -> None:

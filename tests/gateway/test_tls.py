@@ -13,6 +13,7 @@ from gateway.connections.tls import _Between
 from tests.certificates import trusting
 from tests.gateway.gateway_app import GatewayApp, OpenApp
 from tests.gateway.requests import HI, TTS, headers_of, raw_get, raw_task, read_until_closed
+from tests.gateway.scripts import play, text_events
 from tests.unit.loop import iterations
 
 
@@ -160,3 +161,15 @@ async def test_an_unfinished_handshake_of_a_crowded_address_has_three_times_the_
         begin = asyncio.get_running_loop().time()
         assert await read_until_closed(older) == b""
         assert asyncio.get_running_loop().time() - begin > 1.2
+
+
+async def test_a_stream_whose_first_event_is_its_last_begins_with_its_head(
+    open_gateway: OpenApp, certificate: ssl.SSLContext
+) -> None:
+    async with open_gateway(tls=certificate) as gateway:
+        gateway.provider.script = play(text_events("one")[-1])
+        asked = raw_task({**HI, "stream": True})
+        async with gateway.connect(asked, ssl=trusting()) as (reader, _):
+            received = await reader.read()
+    assert received.startswith(b"HTTP/1.1 200 ")
+    assert b"data: [DONE]\n\n" in received

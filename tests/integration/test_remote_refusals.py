@@ -10,12 +10,16 @@ import pytest
 
 from pomelo.app import App
 from pomelo.call import Call
+from pomelo.errors import PomeloError
 from pomelo.gen.v1.account_service_pb2 import ListUsageRequest, SumUsageRequest
+from pomelo.gen.v1.model_service_pb2 import Model
 from pomelo.gen.v1.task_service_pb2 import TaskOptions
 from pomelo.service import Services, list_all_models
 from tests.calls import call_of, error_parts, refusal
 from tests.conftest import Keys
+from tests.integration.scripted_services import KEY, ScriptedServices
 from tests.integration.test_remote import events_of
+from tests.integration.test_remote_services import ends
 from tests.tasks import text_task
 
 
@@ -69,3 +73,22 @@ def _every_way(services: Services) -> list[Callable[[Call], Any]]:
         lambda call: services.accounts.list_usage(ListUsageRequest(page_size=-1), call),
         lambda call: services.accounts.sum_usage(SumUsageRequest(page_size=-1), call),
     ]
+
+
+async def test_a_wrong_header_takes_precedence_over_a_model_that_the_key_may_not_use() -> None:
+    class Forbidding(ScriptedServices):
+        async def get_model(self, model_id: str, call: Call) -> Model:
+            raise PomeloError("model_not_allowed")
+
+    async with ends(Forbidding()) as opened:
+        call = call_of(KEY, idempotency_key="two words")
+        assert await refusal(opened.services.models.get_model("m", call)) is call.header_error
+
+
+async def test_an_invalid_key_is_not_reported_to_the_server_again() -> None:
+    async with ends(ScriptedServices()) as opened:
+        visit = await opened.services.access.admit(call_of(KEY))
+        before = len(opened.scripted.calls)
+        error = PomeloError("invalid_api_key")
+        assert await visit.refuse(error) is error
+        assert len(opened.scripted.calls) == before

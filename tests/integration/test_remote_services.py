@@ -314,6 +314,7 @@ async def test_the_server_deletes_the_upload_of_a_request_that_a_gateway_refuses
         async def run_task(self, spec: TaskSpec, options: TaskOptions, call: Call) -> TaskResult:
             tasks.append(spec)
             reported.append(call.reported)
+            call.response_headers["X-Credits-Remaining"] = "of the deletion"
             raise PomeloError("missing_parameter")
 
     async def chunks() -> AsyncIterator[bytes]:
