@@ -84,7 +84,6 @@ async def test_the_texts_of_a_message_are_one(upstream: FaultUpstream) -> None:
         ({"user_field": "none"}, "user", {}),
         ({"drop": ["stop"]}, "stop", {}),
         ({"allow": [*(FIELDS - {"model", "messages", "top_p"})]}, "top_p", {}),
-        ({"allow": [*(FIELDS - {"model", "messages"})], "drop": ["top_p"]}, "top_p", {}),
         ({"extra": {"store": False}}, "", {"store": False}),
     ],
 )
@@ -94,6 +93,11 @@ async def test_a_row_renames_drops_and_adds(
     sent = await body(upstream, **row)
     assert sent.keys() == (FIELDS - {gone}) | new.keys()
     assert new.items() <= sent.items()
+
+
+async def test_what_is_dropped_and_what_is_not_allowed_are_both_left_out(upstream: FaultUpstream) -> None:
+    sent = await body(upstream, allow=[*(FIELDS - {"model", "messages", "top_p"})], drop=["stop"])
+    assert sent.keys() == FIELDS - {"top_p", "stop"}
 
 
 async def test_the_shortest_allow_list_leaves_the_messages(upstream: FaultUpstream) -> None:

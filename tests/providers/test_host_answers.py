@@ -249,6 +249,19 @@ async def test_a_caller_who_has_set_max_tokens_is_asked_to_lower_them_too(
     assert failed.message.endswith(advice)
 
 
+@pytest.mark.parametrize(("max_tokens", "code"), [(None, "provider_failed"), (9, "invalid_parameter")])
+async def test_a_refused_maximum_is_the_fault_of_the_caller_who_has_set_it(
+    rig: Rig, max_tokens: int | None, code: str, stream: bool
+) -> None:
+    error = {"type": "invalid_request_error", "param": "max_tokens", "message": SECRETS}
+    rig.script(Reply(400, steps=(json.dumps({"error": error}).encode(),)))
+    call = VendorCall()
+    VENDOR_CALL.set(call)
+    job = COMPATIBLE.job(hi(max_tokens=max_tokens), stream=stream)
+    call.job = job = replace(job, given=Given(job.input), input=hi(max_tokens=5))
+    assert (await failure(rig.provider, job))[0].code == code
+
+
 @pytest.mark.parametrize(
     ("message", "requests"),
     [
