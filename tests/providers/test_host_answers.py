@@ -11,6 +11,7 @@ import pytest
 
 from pomelo.gen.v1.text_pb2 import ReasoningEffort, Role, TextInput
 from pomelo.providers.base import VENDOR_CALL, Given, VendorCall
+from pomelo.providers.chat.thoughts import MISSING_SIGNATURE, add_placeholders
 from pomelo.providers.errors import RetryPolicy, UpstreamError
 from pomelo.testing import Answer, Received, Reply, chunk
 from pomelo.testing.text_answer import DONE
@@ -331,3 +332,14 @@ async def test_placeholders_are_remembered_for_a_model_and_its_effort_once_they_
     assert await ask(none) == [False]
     is_stubborn = True
     assert await ask(high) == [True]
+
+
+def test_a_signature_stands_with_the_first_call_of_each_message_that_calls() -> None:
+    messages: list[dict[str, Any]] = [
+        {"role": "user"},
+        {"role": "assistant", "tool_calls": [{}, {}]},
+        {"role": "assistant", "content": "Hi"},
+    ]
+    add_placeholders(messages, MISSING_SIGNATURE)
+    assert [list(call) for call in messages[1]["tool_calls"]] == [["extra_content"], []]
+    assert [set(message) for message in messages[::2]] == [{"role"}, {"role", "content"}]

@@ -128,6 +128,7 @@ async def test_the_choice_between_tools_has_the_vendors_form(
         ("", {"type": "object"}),
         ("{}", {"type": "object"}),
         ('{"properties":{}}', {"properties": {}, "type": "object"}),
+        (' {"properties":{}}\n', {"properties": {}, "type": "object"}),
         ('{"type":"object","x":[1]}', {"type": "object", "x": [1]}),
     ],
 )
@@ -252,6 +253,10 @@ CITY = {"type": "object", "properties": {"name": {"type": "string"}}}
                 "type": "object",
                 "properties": {"minimum": {"type": "array", "items": CITY | {"additionalProperties": False}}},
             },
+        ),
+        (
+            CITY | {"properties": {"a": {"type": "array", "minItems": 1}}},
+            CITY | {"properties": {"a": {"type": "array", "minItems": 1}}, "additionalProperties": False},
         ),
         (
             {

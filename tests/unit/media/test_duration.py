@@ -23,9 +23,10 @@ from pomelo.media.demux import MAX_MEMORY
 from pomelo.media.duration import Measured, Measurer
 from pomelo.media.store import MediaStore
 from pomelo.providers.base import AudioSource
+from tests.unit.loop import iterations
 from tests.unit.media import corpus
 from tests.unit.media.built import id3
-from tests.waiting import until
+from tests.waiting import cancel, until
 
 MISLABELLED: dict[str, Callable[[], bytes]] = {
     "mp3 after a tag": lambda: id3(30_000) + corpus.make("mp3"),
@@ -278,10 +279,32 @@ async def test_a_demuxer_that_does_not_start_in_time_is_ended(monkeypatch: pytes
         assert demuxers() == before
 
 
+async def test_a_demuxer_whose_caller_leaves_while_it_starts_is_ended() -> None:
+    before = demuxers()
+    async with aclosing(Measurer(workers=1, timeout=5.0)) as measurer:
+        measuring = asyncio.create_task(measure(measurer, corpus.mp3(1)))
+        await until(lambda: demuxers() != before)
+        await iterations(50)  # until its first line is awaited
+        await cancel(measuring)
+        assert demuxers() == before
+
+
+async def test_idle_demuxers_end_with_their_measurer() -> None:
+    before = demuxers()
+    measurer = Measurer(workers=1, timeout=5.0)
+    await measure(measurer, corpus.mp3(1))
+    assert len(demuxers()) == len(before) + 1
+    await measurer.aclose()
+    assert demuxers() == before
+
+
 async def test_a_demuxer_is_limited() -> None:
     async with aclosing(Measurer(workers=1, timeout=5.0)) as measurer:
         await measure(measurer, corpus.mp3(1))
         demuxer = demuxers()[-1]
+        assert os.getsid(demuxer.pid) == demuxer.pid, (
+            "a Ctrl-C in the terminal would end it before its server"
+        )
         assert demuxer.nice() == min(os.nice(0) + 5, 19)
         limits = {name: demuxer.rlimit(name) for name in (RLIMIT_AS, RLIMIT_FSIZE, RLIMIT_CORE)}
         assert limits == {RLIMIT_AS: (MAX_MEMORY, MAX_MEMORY), RLIMIT_FSIZE: (0, 0), RLIMIT_CORE: (0, 0)}
