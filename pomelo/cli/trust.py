@@ -99,12 +99,13 @@ def diagnose(host: str, port: int, context: ssl.SSLContext | None) -> str | None
         try:
             if context is None:
                 plain.sendall(_GREETING)
-                plain.recv(1)
-                return _NO_TLS
+                return _SILENT if _is_settings(plain.recv(9)) else _NO_TLS
             with _handshake(plain, host, context) as connection:
                 # A server reports a missing client certificate after the handshake; gRPC just disconnects.
-                if connection.selected_alpn_protocol() == "h2" and not connection.recv(1):
-                    return NO_CLIENT
+                if connection.selected_alpn_protocol() == "h2":
+                    answer = connection.recv(9)
+                    if not answer or _is_settings(answer):
+                        return _SILENT if answer else NO_CLIENT
         except TimeoutError:
             return _SILENT
         except ssl.SSLError as error:
@@ -112,6 +113,12 @@ def diagnose(host: str, port: int, context: ssl.SSLContext | None) -> str | None
         except OSError:
             return _NO_TLS if context is None else None
     return "it listens, but speaks no gRPC"
+
+
+def _is_settings(answer: bytes) -> bool:
+    """Whether an answer is that of HTTP/2: then a call that failed met a process that hangs, such as one of
+    several workers, or that has ended since."""
+    return answer[3:4] == b"\x04"
 
 
 def explain_handshake(error: ssl.SSLError, *, own: bool = False) -> str:

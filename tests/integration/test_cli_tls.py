@@ -12,6 +12,8 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from pomelo.cli import trust
+from pomelo.network.addresses import split_address
 from tests.certificates import make_certificate, make_expired
 from tests.integration.commands import (
     development_key,
@@ -105,6 +107,19 @@ async def test_an_unexpected_certificate_at_the_own_address_is_distinguished_fro
     assert "No server answers at" in no_server.error
 
 
+@pytest.mark.parametrize("secure", [False, True], ids=["without TLS", "with TLS"])
+async def test_a_server_that_speaks_grpc_is_not_said_to_speak_something_else(
+    tmp_path: Path, pairs: Path, secure: bool
+) -> None:
+    """A call may have met a worker that hangs, and the search for the reason another at the same address."""
+    variables = free_addresses() | (tls(pairs, "here") if secure else {})
+    context = trust.trust_own_certificate(pairs / "here.pem") if secure else None
+    _, port = split_address(variables["POMELO_GRPC"])
+    async with start_server(tmp_path, **variables):
+        found = await asyncio.to_thread(trust.diagnose, "127.0.0.1", port, context)
+        assert found == "it listens, but does not answer: it hangs, or is overloaded"
+
+
 async def test_doctor_says_what_is_wrong_with_a_rotated_certificate(tmp_path: Path, pairs: Path) -> None:
     """The server uses the old files until it reloads, so its health shows nothing of the new ones."""
     pem, key = tmp_path / "served.pem", tmp_path / "served.key"
@@ -137,8 +152,8 @@ async def test_doctor_says_what_is_wrong_with_a_rotated_certificate(tmp_path: Pa
         assert "certificate has expired. Replace it on the server, and reload" in result.error
         _, states = await doctor(tmp_path, **variables)
         assert "served.pem ended on 20" in states["TLS"][1]
-    async with start_server(tmp_path, **variables) as server:
-        assert any("The certificate of POMELO_TLS_CERT ended on 20" in line for line in server.lines)
+    async with start_command(tmp_path, "serve", **variables) as server:
+        await server.read_until("The certificate of POMELO_TLS_CERT ended on 20")
 
 
 async def test_a_remote_server_is_trusted_through_the_named_authority(tmp_path: Path, pairs: Path) -> None:
