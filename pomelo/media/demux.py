@@ -18,7 +18,7 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
 from pomelo.media.containers import FileSlice, chained_streams, has_too_many_chunks, structure_size, tag_sizes
@@ -78,8 +78,8 @@ _MAGIC = (b"ID3", b"#!AMR")
 """The magic numbers of bare formats."""
 
 _MAX_REPEATED = 30_000
-"""Packets of a file that refers to the same bytes repeatedly, from which it is not counted to its end: its
-size does not limit its length, so a few kilobytes can play for hours."""
+"""Packets from which a file that refers to the same bytes repeatedly is not counted to its end: a few
+kilobytes can play for hours, so neither its size nor the time for measuring it limits its length."""
 
 _ENDLESS = 1e9
 """Seconds that every limit refuses."""
@@ -175,7 +175,10 @@ def _repeated_seconds(file: Any, size: int) -> float:
 
     file.seek(0)
     with av.open(file, options={"format_whitelist": FORMATS}, metadata_errors="replace") as container:
-        positions = [[entry.pos for entry in stream.index_entries] for stream in container.streams.audio]
+        streams = container.streams.audio
+        if _is_endless(streams, size):
+            return _ENDLESS
+        positions = [[entry.pos for entry in stream.index_entries] for stream in streams]
         if all(len(set(found)) == len(found) for found in positions):
             return 0.0
         lengths, _, _ = _lengths(container, "mov", size, thorough=True)
@@ -197,6 +200,8 @@ def _lengths(container: Any, name: str, size: int, thorough: bool) -> tuple[list
     streams_with_codec = [stream for stream in container.streams.audio if stream.codec_context is not None]
     if not streams_with_codec:
         return [], 0, 0
+    if name == "mov" and _is_endless(streams_with_codec, size):
+        return [_ENDLESS], 0, 0
     budget = DecodeBudget(size)
     streams = {stream.index: StreamLength(stream, name, budget) for stream in streams_with_codec}
     max_frame = _MAX_FRAMES.get(name, MAX_FRAME) if name in _BARE_FORMATS else size
@@ -213,6 +218,17 @@ def _lengths(container: Any, name: str, size: int, thorough: bool) -> tuple[list
         if stream is not None:
             stream.add(packet, packet_size)
     return [stream.seconds() for stream in streams.values()], packets, covered
+
+
+def _is_endless(streams: Iterable[Any], size: int) -> bool:
+    """Whether the index of an MP4 file lists too many packets, with more bytes than the file has."""
+    for stream in streams:
+        entries, listed = stream.index_entries, 0
+        for entry in entries if len(entries) > _MAX_REPEATED else ():
+            listed += entry.size
+            if listed > size:
+                return True
+    return False
 
 
 def _packets(container: Any, thorough: bool) -> Iterator[Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any
 
 import av
 import pytest
@@ -23,8 +25,9 @@ def measured(data: bytes) -> int:
 
 def played(data: bytes) -> float:
     """The seconds that FFmpeg decodes."""
-    with av.open(io.BytesIO(data)) as container:
-        return sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
+    with av.open(io.BytesIO(data), "r") as container:
+        frames: Iterator[Any] = container.decode(audio=0)
+        return sum(frame.samples / frame.sample_rate for frame in frames)
 
 
 def extended(data: bytearray, at: int, addition: bytes, *boxes: bytes) -> bytes:
@@ -74,7 +77,13 @@ def test_repetitions_are_counted(repeated: Callable[[int], bytes], times: int) -
 
 
 @pytest.mark.parametrize("repeated", [with_edits, with_chunks])
-def test_a_small_file_that_plays_for_hours_is_refused(repeated: Callable[[int], bytes]) -> None:
+def test_a_small_file_that_plays_for_hours_is_refused_before_its_packets_are_read(
+    repeated: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = repeated(1)
+    few = demux._packets
+    monkeypatch.setattr(demux, "_packets", lambda *given: islice(few(*given), 1_000))
+    assert measured(data) == pytest.approx(1000 * corpus.SECONDS, rel=0.02)  # it has fewer packets
     data = repeated(5_000)
     ms = measured(data)
     for model in ("eleven-labs-sts", "eleven-labs-stt"):
@@ -85,3 +94,14 @@ def test_a_long_file_without_repetitions_is_counted_to_its_end(monkeypatch: pyte
     monkeypatch.setattr(demux, "_MAX_REPEATED", 10)
     for name in ("m4a", "mov of a-law", "mp3", "ogg opus", "mpeg-ts", "avi"):
         assert measured(corpus.make(name)) == pytest.approx(1000 * corpus.SECONDS, rel=0.03)
+
+
+def test_fragments_that_refer_to_the_same_bytes_are_not_counted_to_their_end() -> None:
+    data = corpus.make("fragmented mp4")
+    start = data.index(b"moof") - 4
+    # It has the absolute position of its samples.
+    fragment = data[start : start + int.from_bytes(data[start : start + 4], "big")]
+    ms = measured(data)
+    assert measured(data + fragment * 10) == pytest.approx(11 * ms, rel=0.05)
+    data += fragment * 150
+    assert AudioInfo(len(data), measured(data)).exceeds(MODELS["eleven-labs-stt"])
