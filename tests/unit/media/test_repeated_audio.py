@@ -27,7 +27,7 @@ def played(data: bytes) -> float:
     """The seconds that FFmpeg decodes."""
     with av.open(io.BytesIO(data), "r") as container:
         frames: Iterator[Any] = container.decode(audio=0)
-        return sum(frame.samples / frame.sample_rate for frame in frames)
+        return sum((float(frame.samples / frame.sample_rate) for frame in frames), 0.0)
 
 
 def extended(data: bytearray, at: int, addition: bytes, *boxes: bytes) -> bytes:
