@@ -221,11 +221,13 @@ def _lengths(container: Any, name: str, size: int, thorough: bool) -> tuple[list
 
 
 def _is_endless(streams: Iterable[Any], size: int) -> bool:
-    """Whether the index of an MP4 file lists too many packets, with more bytes than the file has."""
+    """Whether the index of an MP4 file lists too many packets, with more bytes than the file has. Packets
+    beyond the end of a truncated file don't count."""
     for stream in streams:
         entries, listed = stream.index_entries, 0
         for entry in entries if len(entries) > _MAX_REPEATED else ():
-            listed += entry.size
+            if entry.pos + entry.size <= size:
+                listed += entry.size
             if listed > size:
                 return True
     return False

@@ -96,6 +96,12 @@ def test_a_long_file_without_repetitions_is_counted_to_its_end(monkeypatch: pyte
         assert measured(corpus.make(name)) == pytest.approx(1000 * corpus.SECONDS, rel=0.03)
 
 
+def test_a_long_file_that_is_truncated_is_as_long_as_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demux, "_MAX_REPEATED", 10)
+    data = corpus.make("fragmented mp4")
+    assert measured(data[: len(data) // 2]) == pytest.approx(500 * corpus.SECONDS, rel=0.05)
+
+
 def test_fragments_that_refer_to_the_same_bytes_are_not_counted_to_their_end() -> None:
     data = corpus.make("fragmented mp4")
     start = data.index(b"moof") - 4
