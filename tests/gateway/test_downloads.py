@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from ipaddress import ip_network
 from typing import Any
 from urllib.parse import urlsplit
@@ -365,9 +366,13 @@ async def test_a_connection_of_an_account_belongs_to_a_link_once_it_downloads_by
         client = await clients.connect(b"")
         client.read_everything()
         download = raw_get(f"{link.path}?{link.query}")
+
+        def answered(count: int) -> bool:
+            return client.received.count(b"HTTP/1.1 200 ") == count
+
         for count, asked, owner in ((1, ACCOUNT, "default"), (2, download, ("link", ""))):
             client.connection.data_received(asked)
-            await until(lambda count=count: client.received.count(b"HTTP/1.1 200 ") == count)
+            await until(partial(answered, count))
             assert client.connection.slot.owner == owner
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
-from itertools import chain
 from typing import Any
 
 import pytest
@@ -42,9 +41,10 @@ async def test_a_text_stream_is_sent_word_by_word(gateway: GatewayApp) -> None:
     words = "one", "two", "three"
     received = [asyncio.Event() for _ in words]
     *pieces, last = text_events(*words)
-    gateway.provider.script = play(
-        *chain.from_iterable((piece, each.wait) for piece, each in zip(pieces, received, strict=True)), last
-    )
+    steps: list[Any] = [last]
+    for piece, each in zip(reversed(pieces), reversed(received), strict=True):
+        steps[:0] = [piece, each.wait]
+    gateway.provider.script = play(*steps)
     async with gateway.post_task(STREAM) as response:
         for text, each in zip(words, received, strict=True):
             assert f'"content":"{text}"'.encode() in await response.content.readuntil(b"\n\n")
