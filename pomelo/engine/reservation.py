@@ -174,7 +174,7 @@ class Reservation:
             return
         self._end()
         self._call.response_headers.pop(CHARGED_HEADER, None)  # perhaps the price of a complete result
-        if self._delivered is None:
+        if self._delivered is None and not self.lost:
             charged = {CHARGED_HEADER: money.format_credits(0)}
             self._call.response_headers |= charged
             self._call.response_trailers |= charged
