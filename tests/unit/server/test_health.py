@@ -66,10 +66,12 @@ async def test_a_watch_reports_a_change_that_comes_while_it_reports_another() ->
 
 async def test_watches_without_a_key_are_limited() -> None:
     async with serve_scripted(unauthenticated=1) as opened:
-        watches = [HealthStub(opened.channel).Watch(health_pb2.HealthCheckRequest()) for _ in range(2)]
-        assert (await watches[0].read()).status == SERVING
-        assert reason_of(await failure(watches[1])) == "overloaded"
-        watches[0].cancel()
+        health = HealthStub(opened.channel)
+        watch = health.Watch(health_pb2.HealthCheckRequest())
+        assert (await watch.read()).status == SERVING
+        refused = await failure(health.Watch(health_pb2.HealthCheckRequest()))
+        assert reason_of(refused) == "overloaded"
+        watch.cancel()
 
 
 async def test_a_server_that_is_being_stopped_is_not_serving() -> None:
