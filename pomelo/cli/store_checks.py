@@ -30,11 +30,11 @@ def check_store(settings: Settings, served: bool, registry: Registry | SettingsE
     name = "SQLite" if settings.uses_sqlite else settings.store.partition(":")[0]
     of_keys, of_accounts = pb.ListKeysRequest(), pb.ListAccountsRequest()
     try:
-        if not settings.uses_sqlite:  # its keys may be readable while it refuses what writes
-            asyncio.run(check_url(settings.store_url()))
         missing = "" if settings.uses_sqlite or served else find_missing(settings)
+        if not settings.uses_sqlite:  # its keys may be readable while it refuses writes
+            archive = settings.archive_url() if missing else ""
+            asyncio.run(check_url(settings.store_url(), archive=archive))
         if missing:
-            asyncio.run(check_url(settings.store_url(), archive=settings.archive_url()))
             yield Finding("store", "off", f"{name} can be reached, and was not read. {missing}")
             return
         key_pages = list_pages(settings, of_keys, lambda operator: operator.list_keys(of_keys))

@@ -104,8 +104,10 @@ def diagnose(host: str, port: int, context: ssl.SSLContext | None) -> str | None
                 # A server reports a missing client certificate after the handshake; gRPC just disconnects.
                 if connection.selected_alpn_protocol() == "h2":
                     answer = connection.recv(9)
-                    if not answer or _is_settings(answer):
-                        return _SILENT if answer else NO_CLIENT
+                    if not answer:
+                        return NO_CLIENT
+                    if _is_settings(answer):
+                        return _SILENT
         except TimeoutError:
             return _SILENT
         except ssl.SSLError as error:

@@ -141,6 +141,8 @@ def _measure(file: Any, size: int, back: int, thorough: bool = False) -> tuple[i
         options |= {"probesize": str(max(size, 32)), "analyzeduration": str(_LONGER_THAN_ANY_FILE)}
     with av.open(file, options=options, metadata_errors="replace") as container:
         name = container.format.name.partition(",")[0]
+        if name == "mov" and _is_endless(container.streams.audio, size):
+            return round(_ENDLESS * 1000), name, 0
         try:
             lengths, packets, covered = _lengths(container, name, size, thorough)
         except _LateStreamError:
@@ -200,8 +202,6 @@ def _lengths(container: Any, name: str, size: int, thorough: bool) -> tuple[list
     streams_with_codec = [stream for stream in container.streams.audio if stream.codec_context is not None]
     if not streams_with_codec:
         return [], 0, 0
-    if name == "mov" and _is_endless(streams_with_codec, size):
-        return [_ENDLESS], 0, 0
     budget = DecodeBudget(size)
     streams = {stream.index: StreamLength(stream, name, budget) for stream in streams_with_codec}
     max_frame = _MAX_FRAMES.get(name, MAX_FRAME) if name in _BARE_FORMATS else size
