@@ -225,8 +225,9 @@ class Router:
         before its provider is.
 
         Raises:
-            PomeloError: the last failure that a retry may mend, else that of the last candidate that was
-                tried. A candidate that its circuit breaker skips may answer a retry: provider_unavailable.
+            PomeloError: the last failure that a retry may resolve, else that of the last candidate that
+                was tried. A candidate that its circuit breaker skips may answer a retry:
+                provider_unavailable.
         """
         failure: UpstreamError | None = None
         latest: UpstreamError | None = None

@@ -41,10 +41,10 @@ async def test_a_text_stream_is_sent_word_by_word(gateway: GatewayApp) -> None:
     words = "one", "two", "three"
     received = [asyncio.Event() for _ in words]
     *pieces, last = text_events(*words)
-    steps: list[Any] = [last]
-    for piece, each in zip(reversed(pieces), reversed(received), strict=True):
-        steps[:0] = [piece, each.wait]
-    gateway.provider.script = play(*steps)
+    steps: list[Any] = []
+    for piece, each in zip(pieces, received, strict=True):
+        steps += [piece, each.wait]
+    gateway.provider.script = play(*steps, last)
     async with gateway.post_task(STREAM) as response:
         for text, each in zip(words, received, strict=True):
             assert f'"content":"{text}"'.encode() in await response.content.readuntil(b"\n\n")

@@ -1,4 +1,4 @@
-"""The error of a task of whose routes all fail: callers are asked to retry if a retry may succeed."""
+"""The error of a task whose routes all fail: callers are asked to retry if a retry may succeed."""
 
 from __future__ import annotations
 

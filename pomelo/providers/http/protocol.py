@@ -23,7 +23,8 @@ Body = bytes | MultipartWriter | None
 GET."""
 
 READ_AHEAD = 64 * 1024
-"""Bytes of a stream that may wait for their reader. Above it nothing more is received."""
+"""Bytes of a stream that may wait for their reader. Above it nothing more is received, nor after a packet
+that arrived while an earlier one waited."""
 
 MAX_HEAD_BYTES = 64 * 1024
 """The largest head of a response, and the most bytes in a row that are not of its body."""
@@ -208,7 +209,7 @@ class Connection(asyncio.Protocol):
         self._deadline = self._loop.time() + self.silence
         self._unparsed += len(data)
         if self.unread and self._limit == NO_LIMIT:
-            self._pause()  # the reader is late
+            self._pause()  # many small packets would take the time of their readers (receive livelock)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):

@@ -134,7 +134,7 @@ async def test_the_last_failure_is_returned_with_the_vendors_wait(rig: Rig) -> N
     assert (error.code, error.retry_after) == ("provider_unavailable", 40)
 
 
-async def test_a_failure_that_no_retry_mends_does_not_replace_one_that_a_retry_mends(rig: Rig) -> None:
+async def test_a_failure_that_a_retry_may_resolve_is_returned_instead_of_a_permanent_one(rig: Rig) -> None:
     broken, busy = (
         error_reply(401, code="invalid_api_key"),
         error_reply(503, "busy", headers={"Retry-After": "6"}),

@@ -31,7 +31,7 @@ def played(data: bytes) -> float:
 
 
 def extended(data: bytearray, at: int, addition: bytes, *boxes: bytes) -> bytes:
-    """A file with bytes added to these boxes, each of which contains those before it."""
+    """A file with bytes added to these nested boxes, from the innermost to the outermost."""
     data[at:at] = addition
     for box in boxes:
         start = data.index(box) - 4
