@@ -50,7 +50,7 @@ class Machine:
         self.folder = folder
         self.backups = folder.parent / "backups"
         self.backups.mkdir(exist_ok=True)
-        self.variables = {"POMELO_DATA": ".pomelo", **free_addresses(), **variables}
+        self.variables = {"POMELO_DATA": ".pomelo", "POMELO_ADMIN": "", **free_addresses(), **variables}
 
     @property
     def url(self) -> str:
