@@ -56,10 +56,12 @@ nginx:
 
 # The full size of what `unit` does small: about 450 crashes, for some 30 minutes, errors at every call of a store,
 # 10,000 random steps of each ledger beside its model, 100 simulations of processes with faults, 6,000 random tasks over
-# all front ends, and every fault of a vendor in every mode of a call while the server's output is searched for secrets.
+# all front ends, more requests of the OpenAPI description, and every fault of a vendor in every mode of a call while
+# the server's output is searched for secrets.
 crash: .venv/.dev
 	CRASH=full POMELO_LEDGER_STEPS=10000 POMELO_SIMULATIONS=100 POMELO_RANDOM_TASKS=2000 pytest \
-	  tests/faults/test_crash.py tests/faults/test_secret_leaks.py tests/faults/test_store_faults.py tests/faults/test_simulation.py tests/contract/test_ledger_machine.py \
+	  tests/faults/test_crash.py tests/faults/test_secret_leaks.py tests/faults/test_store_faults.py \
+	  tests/faults/test_simulation.py tests/faults/test_openapi.py tests/contract/test_ledger_machine.py \
 	  tests/parity/test_random_parity.py --log-cli-level=INFO
 
 load: .venv/.dev

@@ -1,8 +1,12 @@
-"""Responses to requests generated from the OpenAPI description, valid and invalid, conform to it."""
+"""Responses to requests generated from the OpenAPI description, valid and invalid, conform to it.
+
+By default 15 examples of an operation are tried, with CRASH=full 40.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import sys
 from pathlib import Path
@@ -24,6 +28,13 @@ CHECKS = ",".join(
         "ignored_auth",
     )
 )
+EXAMPLES = "40" if os.environ.get("CRASH") == "full" else "15"
+
+# A generated X-Request-Timeout may end a call on a busy machine.
+CONFIGURATION = """
+[checks.not_a_server_error]
+expected-statuses = ["2xx", "3xx", "4xx", "504"]
+"""
 
 
 @pytest.mark.timeout(330)
@@ -35,7 +46,8 @@ async def test_every_response_conforms_to_the_description(tmp_path: Path, paths:
 
 
 async def check_responses(served: Served, folder: Path, paths: str) -> None:
-    options = ("--checks", CHECKS, "--max-examples", "40", "--seed", "1", "--no-color")
+    (folder / "schemathesis.toml").write_text(CONFIGURATION)
+    options = ("--checks", CHECKS, "--max-examples", EXAMPLES, "--seed", "1", "--no-color")
     process = await asyncio.create_subprocess_exec(
         *(SCHEMATHESIS, "run", f"{served.url}/openapi.json", "-H", f"Authorization: Bearer {served.key}"),
         *("--include-path-regex", paths, *options),
