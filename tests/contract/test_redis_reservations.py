@@ -14,9 +14,9 @@ import pytest
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Wallet
 from pomelo.stores.ledger import LostReservationError, Reserved, UnknownOutcomeError
-from pomelo.stores.redis import ordered_tasks, usage
+from pomelo.stores.redis import ledger, ordered_tasks, usage
 from pomelo.stores.redis.key_names import WORKERS, names
-from pomelo.stores.redis.scripts import RECOVER
+from pomelo.stores.redis.scripts import RECOVER, RESERVE
 from pomelo.stores.redis.workers import Worker
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import WALLET, abandon, held, record, request, settlement, wallets
@@ -83,6 +83,7 @@ async def test_a_late_reservation_is_found_even_if_its_wallet_was_idle(
     monkeypatch: pytest.MonkeyPatch, opened: Opener
 ) -> None:
     monkeypatch.setattr(ordered_tasks, "_MAX_UNDO_TIME", 0.1)
+    monkeypatch.setattr(ledger, "_BACKOFF", 0.0)
     store = await opened()
     await store.reserve(request("before"))
     await store.void(WALLET, "before")
@@ -92,6 +93,9 @@ async def test_a_late_reservation_is_found_even_if_its_wallet_was_idle(
         await store.reserve(request("late"))
     await until(lambda: not store._operations.is_busy("late"))
     faults.end()
+    # A reserve with a known outcome does not shorten the search for the one before.
+    assert isinstance(await store.reserve(request("after")), Reserved)
+    await store.void(WALLET, "after")
     for _ in range(10):
         assert await own_tasks(store) == []
     # The delayed command reaches the server only now.
@@ -221,6 +225,36 @@ async def test_undoing_a_reserve_with_unknown_outcome_is_not_retried_forever(
         with pytest.raises(PomeloError):
             await store.reserve(request(f"t{number}"))
     await until(lambda: not store._operations._all)
+
+
+async def test_a_reserve_that_is_undone_does_not_count_in_the_windows(opened: Opener) -> None:
+    store = await opened()
+    faults = FaultyClient(store, 0.2)
+    faults.after = True
+    faults.hits = lambda command: len(command) > 1 and command[1] in (RESERVE.digest, RESERVE.text)
+    with pytest.raises(UnknownOutcomeError):
+        await store.reserve(request("a", tokens=5))
+    assert len(faults.failed) > 1, "the first one may have been answered with NOSCRIPT"
+    faults.end()
+    await until(lambda: not store._operations._all)
+    counts = (await store.limit_status(WALLET, request("a", tokens=5).counters)).counts
+    assert [count.used for count in counts.values()] == [0, 0, 0]
+    assert (await store.balance(WALLET)).held == 0
+
+
+async def test_a_void_is_not_retried_forever_and_its_reservation_is_found_later(
+    monkeypatch: pytest.MonkeyPatch, opened: Opener
+) -> None:
+    monkeypatch.setattr(ordered_tasks, "_MAX_UNDO_TIME", 0.2)
+    store = await opened()
+    await store.reserve(request("a"))
+    faults = FaultyClient(store, 0.02)
+    faults.hits = lambda command: True
+    with pytest.raises(PomeloError):
+        await store.void(WALLET, "a")
+    await until(lambda: not store._operations._all)
+    faults.end()
+    assert await own_tasks(store) == ["a"]
 
 
 async def test_the_background_loops_survive_any_error(
