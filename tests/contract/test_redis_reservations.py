@@ -62,7 +62,8 @@ async def test_each_process_lists_its_own_reservations(opened: Opener) -> None:
 
 
 async def test_idle_wallets_are_not_checked_forever(opened: Opener) -> None:
-    store = await opened()
+    store, other = await opened(), await opened()
+    await other.reserve(request("of another process"))
     await store.reserve(request("a"))
     for _ in range(5):
         assert await own_tasks(store) == ["a"]

@@ -16,8 +16,8 @@ from pomelo.stores.accounts import Wallet
 from pomelo.stores.redis import usage
 from pomelo.stores.redis.key_names import WALLETS, member, names, search_turn
 from pomelo.stores.usage import UsageQuery, UsageRecord, encode_metadata
-from tests.contract.ledger_rig import WALLET, record, run_task, settlement
-from tests.contract.redis_rig import IDLE, ONE_SERVER, FaultyClient, Opener, until
+from tests.contract.ledger_rig import WALLET, record, request, run_task, settlement
+from tests.contract.redis_rig import IDLE, ONE_SERVER, FaultyClient, Opener, lose_replies, until
 from tests.redis_server import RedisServer
 from tests.unit.refusals import refused
 
@@ -78,6 +78,25 @@ async def test_records_of_all_wallets_are_moved_although_the_server_is_out_of_me
         finally:
             server.do("CONFIG", "SET", "maxmemory", 0)
         assert server.do("XLEN", NAMES.usage) == left
+
+
+@pytest.mark.parametrize("end", ["settled", "settled, but the reply is lost", "recovered"])
+async def test_the_record_of_any_end_is_moved_without_waiting_for_a_move_of_all_wallets(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch, opened: Opener, end: str
+) -> None:
+    monkeypatch.setattr(usage, "_FULL_DRAIN", 10**9)
+    store = await opened(heartbeat=3600.0, drain=0.01)
+    await until(lambda: store._usage._drains > 1)
+    await store.reserve(request("a"))
+    if end == "recovered":
+        assert await store.note([record("a", cost=4)]) == []
+        await store.recover(WALLET, "a")
+    else:
+        if end != "settled":
+            lose_replies(store, NAMES.usage)
+        await store.settle(settlement("a"))
+    await until(lambda: server.do("XLEN", NAMES.usage) == 0)
+    assert await store._usage._archive.get("a") is not None
 
 
 @pytest.mark.parametrize(("small", "most"), [(0, 8), (600, 16)])

@@ -329,7 +329,6 @@ class Ledger(Role):
                 return self._settled(settlement, reply)
             # It has ended otherwise, or so long ago that its tombstone has expired.
             self._ended(record.wallet, record.task_id)
-            self._usage.expect(record.wallet)
             first = await self._usage.get(record.wallet, record.task_id)
             if first is None or first.source == RECOVERED:
                 raise LostReservationError(record.task_id)

@@ -234,7 +234,6 @@ class Writer:
         """Writes what is queued and closes the target. Later operations fail."""
         if not self.closed:
             self.closed = True
-            self._changed_due = True
             self._flush()
         # A cancelled exit must not leave the file open.
         await shielded(self._ended)

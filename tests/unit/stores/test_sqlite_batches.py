@@ -309,3 +309,29 @@ async def test_changed_counts_set_one_timer_and_none_after_closing(rig: SqliteRi
     writer.counts_changed(first)
     assert writer._timer is None
     await rig.open()
+
+
+async def test_a_balance_that_is_read_together_with_the_end_of_a_task_has_all_of_the_end(
+    rig: SqliteRig,
+) -> None:
+    for task_id in ("a", "b"):
+        await rig.store.reserve(own_request(task_id))
+    before = await rig.store.balance(WALLET)
+    assert before.held == 20
+    settling = rig.store.settle(own_settlement("a", 3))
+    balance = await rig.store.balance(WALLET)
+    assert (balance.spent, balance.held) == (before.spent + 3, 10)
+    assert (await settling).record.cost == 3
+
+
+async def test_a_task_that_is_reserved_while_the_file_is_being_closed_counts_in_its_windows(
+    rig: SqliteRig,
+) -> None:
+    request = own_request("a")
+    reserving = rig.store.reserve(request)  # it waits for its wallet, which is read from the file
+    await rig.store._writer.close()
+    await rig.close()
+    assert isinstance(await reserving, Reserved)
+    await rig.open()
+    counts = (await rig.store.limit_status(WALLET, request.counters)).counts
+    assert (counts["requests"].used, counts["concurrency"].used) == (1, 0)
