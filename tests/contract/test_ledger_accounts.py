@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from pomelo.stores.accounts import DEFAULT_ACCOUNT, AccountRecord, Balance, Grant, UnknownAccountError, Wallet
+from pomelo.stores.accounts import (
+    DEFAULT_ACCOUNT,
+    AccountRecord,
+    Balance,
+    Grant,
+    OverdrawnError,
+    UnknownAccountError,
+    Wallet,
+)
 from pomelo.stores.base import Store
 from pomelo.stores.usage import DIMENSIONS, Dimension, UsageQuery, UsageRecord, UsageTotal, WalletState
 from tests.contract.ledger_rig import WALLET, Rig, held, record, request, run_task, settlement, wallets
@@ -321,11 +329,23 @@ async def test_the_state_of_a_wallet_has_its_balance_and_the_sums_of_grants_and_
     }
 
 
-async def test_every_wallet_with_a_grant_or_reservation_is_listed_once(rig: Rig) -> None:
+async def test_the_id_of_a_grant_that_was_refused_may_be_that_of_another_wallet(rig: Rig) -> None:
+    with pytest.raises(OverdrawnError):
+        await rig.store.grant(Grant("back", WALLET, -1_001, 1.0))
+    assert (await rig.store.grant(Grant("back", TEST, 7, 1.0))).granted == 7
+    assert await rig.store.get_grant(WALLET, "back") is None
+    assert (await rig.store.grant(Grant("back", WALLET, 5, 1.0))).granted == 1_000
+
+
+async def test_every_wallet_with_a_grant_a_credit_limit_or_a_task_is_listed_once(rig: Rig) -> None:
     await rig.store.add_account("bee", "pro", 1.0)
+    await rig.store.add_account("cat", "pro", 1.0)
     await rig.store.grant(Grant("again", WALLET, 5, 1.0))
+    await rig.store.set_credit_limit(Wallet("cat", False), 5)
     await run_task(rig.store, "a", 0, account="bee")
     await rig.store.reserve(request("b", 5, live=False))  # refused
     found = await wallets(rig.store)
     assert len(found) == len(set(found))
-    assert {wallet for wallet in found if wallet.account != DEFAULT_ACCOUNT} == {WALLET, Wallet("bee", True)}
+    assert {wallet for wallet in found if wallet.account != DEFAULT_ACCOUNT} == {
+        WALLET, Wallet("bee", True), Wallet("cat", False)
+    }  # fmt: skip

@@ -13,7 +13,7 @@ import pytest
 
 from pomelo.errors import PomeloError
 from pomelo.stores.accounts import Wallet
-from pomelo.stores.ledger import LostReservationError, Reserved, UnknownOutcomeError
+from pomelo.stores.ledger import IdempotencyKey, LostReservationError, Reserved, UnknownOutcomeError
 from pomelo.stores.redis import ledger, ordered_tasks, usage
 from pomelo.stores.redis.key_names import WORKERS, names
 from pomelo.stores.redis.scripts import RECOVER, RESERVE
@@ -104,6 +104,33 @@ async def test_a_late_reservation_is_found_even_if_its_wallet_was_idle(
     assert await own_tasks(store) == ["late"]
     await store.recover(WALLET, "late")
     assert (await store.balance(WALLET)).held == 0
+
+
+async def test_what_the_ends_of_tasks_leave_expires(server: RedisServer, opened: Opener) -> None:
+    store = await opened(void_ttl=100.0, tombstone_ttl=200.0, answer_ttl=300.0)
+    for task in ("settled", "voided", "recovered", "charged"):
+        await store.reserve(request(task, idempotency_key=IdempotencyKey(task, b"f")))
+    await store.settle(settlement("settled", answer=b"hello"))
+    await store.void(WALLET, "voided")
+    await store.note([record("charged", cost=3)])
+    for task in ("recovered", "charged"):
+        await store.recover(WALLET, task)
+    await store._void(WALLET, "not yet reserved", True, "call")
+    keys = names(WALLET)
+    left = {
+        key.decode().removeprefix(keys.prefix): server.do("TTL", key)
+        for table in (keys.tombstone("*"), keys.answer("*"))
+        for key in server.do("KEYS", table)
+    }
+    # In hundreds of seconds, rounded up.
+    assert {name: -(-seconds // 100) for name, seconds in left.items()} == {
+        "mark:settled": 2,
+        "mark:voided": 1,
+        "mark:recovered": 2,
+        "mark:charged": 2,
+        "mark:not yet reserved": 1,
+        "answer:settled": 3,
+    }
 
 
 async def test_a_wallet_that_can_not_be_noted_does_not_keep_others_from_it(

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from pomelo.stores.accounts import Grant, OverdrawnError, Wallet
 from pomelo.stores.acts import Act
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import Budget, IdempotencyKey, LostReservationError, Reserved, ReserveRequest
 from pomelo.stores.redis import key_names
-from pomelo.stores.redis.key_names import names
+from pomelo.stores.redis.key_names import GRANTED, names
 from pomelo.stores.redis.wallet_index import StoredReservation
 from tests.contract.ledger_rig import KEY, WALLET, record, request, settlement
 from tests.contract.redis_rig import FaultyClient, Opener
@@ -252,3 +253,35 @@ async def test_balances_and_states_are_those_of_their_wallets(store: Any) -> Non
     for name in ("acme", "bee", "default"):
         assert listed[name].live == await store.balance(Wallet(name, True))
         assert listed[name].test == await store.balance(Wallet(name, False))
+
+
+async def test_acts_stay_where_they_are_until_the_log_has_them(opened: Opener) -> None:
+    store = await opened()
+    await store.set_plan("acme", "scale", Act("a1", 1.0, "op", account="acme", new="scale"))
+    faults = FaultyClient(store)
+    faults.error = lambda: ResponseError("OOM command not allowed")
+    faults.hits = lambda command: command[0] == "ZADD"
+    with refused("store_unavailable"):
+        await store.list_acts(limit=9)
+    faults.end()
+    assert [act.act_id for act in await store.list_acts(limit=9)] == ["a1"]
+    assert [act.act_id for act in await store.list_acts("acme", limit=9)] == ["a1"]
+
+
+async def test_the_id_of_a_grant_stays_that_of_its_wallet_though_a_concurrent_call_is_refused(
+    opened: Opener,
+) -> None:
+    store = await opened()
+    client = FaultyClient(store, 20.0)
+    execute = client._client.execute_command
+
+    async def grant_before_the_id_is_freed(command: tuple[Any, ...]) -> Any:
+        if command[:2] == ("HDEL", GRANTED):
+            await store.grant(Grant("both", WALLET, 5, 1.0))
+        return await execute(*command)
+
+    client._execute = grant_before_the_id_is_freed  # type: ignore[method-assign]
+    with pytest.raises(OverdrawnError):
+        await store.grant(Grant("both", WALLET, -2_000, 1.0))
+    assert (await store.balance(WALLET)).granted == 1_005
+    assert (await store.grant(Grant("both", Wallet(WALLET.account, False), 7, 1.0))).granted == 0

@@ -21,7 +21,7 @@ from pomelo.stores.base import Store
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import IdempotencyKey, LostReservationError, Refused, ReplayedAnswer, Reserved
 from pomelo.stores.redis import Timing, open_redis, usage
-from pomelo.stores.redis.key_names import names
+from pomelo.stores.redis.key_names import ACCOUNT_ORDER, KEY_ORDER, key_order, key_position, names
 from pomelo.stores.redis.store import RedisStore
 from pomelo.stores.usage import MetadataKey, UsageQuery, UsageRecord
 from tests.contract.ledger_rig import WALLET, record, refusal, request, run_task, settlement
@@ -73,6 +73,22 @@ async def test_accounts_and_keys_of_a_pomelo_without_orders_are_sorted(
     assert await store.list_keys("acct1") == [key for key in keys if key.account == "acct1"]
     assert await store.list_keys() == keys
     assert await store.list_accounts() == accounts
+
+
+async def test_what_an_older_pomelo_adds_while_a_newer_one_runs_is_listed(
+    server: RedisServer, opened: Opener
+) -> None:
+    store = await opened()
+    for n in range(3):
+        await store.add_account(f"acct{n}", "free", 1.0)
+        await store.add_key(KeyRecord(f"key{n}", f"acct{n}", False, b"x", (), 1.0 + n))
+    accounts, keys = await store.list_accounts(), await store.list_keys()
+    server.do("ZREM", ACCOUNT_ORDER, "acct1")
+    server.do("ZREM", KEY_ORDER, key_position(2.0, "key1"))
+    server.do("DEL", key_order("acct1"))
+    assert await store.list_accounts() == accounts
+    assert await store.list_keys() == keys
+    assert await store.list_keys("acct1") == [keys[1]]
 
 
 async def test_records_of_a_pomelo_without_user_and_metadata_are_read(

@@ -19,6 +19,7 @@ from pomelo.stores.acts import Act
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.redis.key_names import WALLETS, WORKERS, names, search_turn
+from pomelo.stores.redis.scripts import HEARTBEAT
 from pomelo.stores.redis.workers import Worker
 from tests.contract.ledger_rig import WALLET, abandon, request, run_task, settlement
 from tests.contract.redis_rig import (
@@ -70,12 +71,13 @@ async def test_opening_watches_workers_that_only_their_reservations_name(
         await until(lambda: server.do("HEXISTS", WORKERS, dying._worker.id) == 1)
 
 
-async def test_opening_waits_for_a_server_that_is_busy_after_the_first_heartbeat(opened: Opener) -> None:
+@pytest.mark.parametrize("command", [HEARTBEAT.digest, "HGETALL"])
+async def test_opening_waits_for_a_busy_server(opened: Opener, command: str) -> None:
     store = await opened(**IDLE)
     client = FaultyClient(store, timeout=0.1)
     busy_until = time.monotonic() + 0.5
     client.error = errors.ConnectionError
-    client.hits = lambda command: command == ("HGETALL", WORKERS) and time.monotonic() < busy_until
+    client.hits = lambda sent: command in sent and time.monotonic() < busy_until
     worker = Worker(store._connection, store._wallet_index, time.monotonic)
     await worker.open()
     assert client.failed

@@ -346,7 +346,6 @@ class Writer:
         try:
             target = open_target()
         except Exception as error:
-            self.closed = True
             self._report(fail, opened, error)
             self._report(resolve, self._ended, None)
             return

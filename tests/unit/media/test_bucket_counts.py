@@ -41,6 +41,23 @@ async def test_the_upload_of_a_refused_request_to_a_gateway_does_not_count(
     assert (keys(url), store.quota.total) == ([], 0)
 
 
+async def test_nobody_deletes_the_file_of_another_owner(
+    machine: Callable[..., BucketStore], url: str
+) -> None:
+    store = machine("a")
+    shared, own = await upload(store), put(store, "ann/test")
+    call = grpc_call()
+    await store.fetch(shared, "ann/test", call)
+    for media_id in (shared, own):
+        store.delete(media_id, "ann/live")
+    call.end()
+    store.delete(shared, "ann/live")
+    await store.aclose()
+    assert keys(url) == [f"hour/{shared}"]
+    assert names(store) == [own]
+    assert store.quota.total == 2 * 4096
+
+
 async def test_an_upload_that_is_deleted_twice_at_a_time_is_subtracted_once(
     machine: Callable[..., BucketStore],
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pomelo.media.bucket import Bucket, MissingFileError
 from pomelo.media.bucket_store import BucketStore
+from tests.calls import call_of
 from tests.s3_server import S3Server
 from tests.unit.media.files import PNG, put
 from tests.unit.refusals import refused
@@ -109,6 +110,9 @@ async def test_denied_access_says_so_without_the_response(
     server.deny(url, effect)
     with refused("store_unavailable"):
         await (store.open(media_id, "ann") if effect == "s3:GetObject" else store.share(put(store), "ann"))
+    if effect == "s3:GetObject":
+        with refused("store_unavailable"):  # and not "no such media"
+            await store.fetch(media_id, "ann", call_of(None))
     (line,) = lines(caplog)
     assert line == (
         "The bucket of POMELO_MEDIA can't be used: it denies access (status 403). "

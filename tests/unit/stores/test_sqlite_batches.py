@@ -22,6 +22,7 @@ from pomelo.stores.accounts import Balance, Grant, Wallet
 from pomelo.stores.base import StoreError
 from pomelo.stores.ledger import Counter, Reserved
 from pomelo.stores.sqlite import SqliteStore, open_sqlite
+from pomelo.stores.sqlite import writer as writer_module
 from pomelo.stores.sqlite.journal import Batch, Operation
 from pomelo.stores.sqlite.wallets import LoadedWallet
 from pomelo.stores.sqlite.writer import Writer, nothing
@@ -335,3 +336,18 @@ async def test_a_task_that_is_reserved_while_the_file_is_being_closed_counts_in_
     await rig.open()
     counts = (await rig.store.limit_status(WALLET, request.counters)).counts
     assert (counts["requests"].used, counts["concurrency"].used) == (1, 0)
+
+
+async def test_reads_do_not_write_the_counts_that_are_not_due(
+    rig: SqliteRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "COUNTS_DELAY", 3600.0)
+    writer, ledger = rig.store._writer, rig.store._ledger
+    await rig.store.reserve(own_request("a"))
+    wallet = ledger._wallets["default", False]
+    writer._counts_due()
+    await writer.do(nothing, reads=True)
+    assert writer.is_written(wallet)
+    await rig.store.reserve(own_request("b"))
+    await writer.do(nothing, reads=True)
+    assert not writer.is_written(wallet)

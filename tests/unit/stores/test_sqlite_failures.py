@@ -175,6 +175,7 @@ async def test_the_check_of_a_store_fails_while_it_can_not_be_written(failing: S
     Failing.fails = ("COMMIT", 4)
     with pytest.raises(PomeloError):
         await failing.settle(own_settlement("a"))
+    assert await failing.get_account("default") is not None  # what can be read says nothing
     with pytest.raises(PomeloError) as caught:
         await failing.check()
     assert caught.value.code == "store_unavailable"
@@ -184,6 +185,35 @@ async def test_the_check_of_a_store_fails_while_it_can_not_be_written(failing: S
     await failing.check()
     assert isinstance(await failing.reserve(own_request("b")), Reserved)
     assert Failing.fails == ("COMMIT", 1)
+
+
+async def test_a_failure_is_logged_once_and_a_different_one_too(
+    failing: SqliteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    for text in ("disk I/O error", "disk I/O error", "unable to open database file"):
+        Failing.error, Failing.fails = partial(sqlite3.OperationalError, text), ("SELECT name", 1)
+        with pytest.raises(PomeloError):
+            await failing.get_account("default")
+    assert [each.getMessage() for each in caplog.records] == [
+        "An operation failed: disk I/O error",
+        "An operation failed: unable to open database file",
+    ]
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_BUSY, sqlite3.SQLITE_BUSY_RECOVERY])
+async def test_all_that_a_locked_file_keeps_from_being_written_waits_once(
+    failing: SqliteStore, code: int
+) -> None:
+    def locked() -> Exception:
+        error = sqlite3.OperationalError("database is locked")
+        error.sqlite_errorcode = code
+        return error
+
+    Failing.error, Failing.fails = locked, ("BEGIN", 9)
+    writes = [failing._writer.do(writer.nothing) for _ in range(4)]  # a batch of one, then one of three
+    found = await asyncio.gather(*writes, return_exceptions=True)
+    assert {getattr(one, "code", one) for one in found} == {"store_unavailable"}
+    assert Failing.fails == ("BEGIN", 7)
 
 
 @pytest.mark.parametrize("error", [UnknownAccountError("b"), LostReservationError("a")])
