@@ -73,6 +73,7 @@ async def test_an_upload_that_is_deleted_twice_at_a_time_is_subtracted_once(
         store.delete(media_id, "ann/test")  # and its gateway deletes the upload
         await store.aclose()
         assert store.quota.total == 2 * MIB
+    assert store._deleting == set()
 
 
 async def test_the_copy_that_a_task_reads_does_not_count(machine: Callable[..., BucketStore]) -> None:

@@ -107,12 +107,18 @@ async def test_denied_access_says_so_without_the_response(
     media_id = put(store)
     await store.share(media_id, "ann")
     await bucket.check()
+    call = call_of(None)
+    await store.fetch(media_id, "ann", call)
+    store.find(media_id, "ann")[0].unlink()
     server.deny(url, effect)
     with refused("store_unavailable"):
         await (store.open(media_id, "ann") if effect == "s3:GetObject" else store.share(put(store), "ann"))
     if effect == "s3:GetObject":
         with refused("store_unavailable"):  # and not "no such media"
-            await store.fetch(media_id, "ann", call_of(None))
+            await store.fetch(media_id, "ann", call)
+        with refused("not_found"):  # the copy of which only the name is left
+            store.find(media_id, "ann")
+        call.end()
     (line,) = lines(caplog)
     assert line == (
         "The bucket of POMELO_MEDIA can't be used: it denies access (status 403). "

@@ -136,6 +136,18 @@ async def test_a_copy_stays_while_calls_use_it_however_long_the_first_one_has_en
     assert names(store) == []
 
 
+async def test_a_call_that_waits_for_a_copy_in_vain_releases_it(machine: Callable[..., BucketStore]) -> None:
+    store, calls = machine("a"), [grpc_call(), call_of(None, timeout=-1.0)]
+    media_id = await upload(store)
+    await store.fetch(media_id, "ann/test", calls[0])
+    async with store._copies[media_id].lock:  # as while a call makes the copy again
+        with refused("deadline_exceeded"):
+            await store.fetch(media_id, "ann/test", calls[1])
+    for call in calls:
+        call.end()
+    assert (names(store), store._copies) == ([], {})
+
+
 async def test_a_copy_leaves_the_disk_reserve_free(machine: Callable[..., BucketStore]) -> None:
     media_id = await upload(machine("a"))
     store, call = machine("b", reserve=2**62), grpc_call()

@@ -147,6 +147,19 @@ async def test_what_ends_a_task_is_repeated_until_its_outcome_is_known(
             assert len(calls.begun) == ended
 
 
+async def test_the_waits_between_repetitions_are_bounded(
+    tasks: OrderedTasks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ordered_tasks, "_WAIT_INITIAL", 0.001)
+    monkeypatch.setattr(ordered_tasks, "_WAIT_MAX", 0.002)
+    calls = Calls()
+    calls.end("settle", PomeloError("store_unavailable"))
+    await fails(tasks.start("a", calls.named("settle"), ends_task=True))
+    await until(lambda: len(calls.begun) > 20)  # the last of unbounded waits would take 9 minutes
+    calls.end("settle")
+    await until(lambda: not tasks.is_busy("a"))
+
+
 @pytest.mark.parametrize(
     ("error", "undone"),
     [

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from pomelo.errors import PomeloError
 from pomelo.stores.ledger import UnknownOutcomeError
+from pomelo.stores.redis import connection
 from pomelo.stores.redis.client import Cluster, SingleServer
 from pomelo.stores.redis.connection import (
     Connection,
@@ -89,6 +90,17 @@ async def test_a_reset_repeats_all_commands_in_flight(server: FakeServer) -> Non
     async with connected(server.port) as connection:
         assert await asyncio.gather(*[connection.send("GET") for _ in range(50)]) == [b"OK"] * 50
         assert server.connections == 2
+
+
+async def test_the_waits_for_a_busy_server_are_bounded(
+    server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_WAIT_INITIAL", 0.001)
+    monkeypatch.setattr(connection, "_WAIT_MAX", 0.002)
+    busy = iter([b"-LOADING\r\n"] * 20)
+    server.answer = lambda chunk: next(busy, b"+OK\r\n")
+    async with connected(server.port, seconds=60.0) as opened:
+        assert await opened.send("GET") == b"OK"  # the last of unbounded waits would take 9 minutes
 
 
 async def test_commands_in_flight_on_a_broken_connection_have_an_unknown_outcome(server: FakeServer) -> None:
