@@ -272,7 +272,7 @@ class _ObjectReader:
         start = self._position
         if start >= self._size:
             return b""
-        if not self._piece_start <= start < self._piece_start + len(self._piece):
+        if start >= self._piece_start + len(self._piece):
             try:
                 self._piece = await self._bucket.read(self._key, start, min(start + _PIECE, self._size))
             except MissingFileError:

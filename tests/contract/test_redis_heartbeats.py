@@ -1,4 +1,4 @@
-"""Heartbeats and checks of the workers of the store on Redis, at a server that fails in between."""
+"""How the store on Redis opens, watches, and closes, at a server that fails or is emptied in between."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from redis import exceptions as errors
 
+from pomelo.stores.accounts import Wallet
 from pomelo.stores.redis import Timing, open_redis
-from pomelo.stores.redis.key_names import WORKERS
+from pomelo.stores.redis.key_names import WORKERS, names
 from pomelo.stores.redis.scripts import HEARTBEAT, RECOVER
 from pomelo.stores.redis.workers import Worker
-from tests.contract.ledger_rig import WALLET, abandon, request
+from tests.contract.ledger_rig import WALLET, abandon, request, settlement
 from tests.contract.redis_rig import IDLE, ONE_SERVER, FaultyClient, Opener
 from tests.redis_server import RedisServer
 from tests.unit.refusals import refused
@@ -110,3 +111,27 @@ async def test_a_worker_whose_tasks_could_not_be_recovered_yet_stays_listed(
     await store._worker._check_workers()
     assert server.do("HKEYS", WORKERS) == [store._worker.id.encode()]
     assert (await store.balance(WALLET)).held == 0
+
+
+async def test_a_store_that_another_process_has_begun_anew_is_not_used(
+    server: RedisServer, tmp_path: Path, opened: Opener, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await opened(**IDLE)
+    await store.check()
+    server.do("FLUSHALL")
+    async with open_redis(server.url, f"sqlite:{tmp_path / 'other.db'}", timing=Timing(timeout=20.0)) as anew:
+        await anew.check()
+        for _ in range(2):
+            with refused("store_unavailable"):
+                await store.check()
+    assert len([message for message in caplog.messages if "Redis has lost its data" in message]) == 1
+
+
+async def test_the_record_of_a_settlement_that_nobody_awaited_is_moved_before_the_store_is_closed(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    timing = Timing(timeout=20.0, **IDLE)
+    async with open_redis(server.url, f"sqlite:{tmp_path / 'usage.db'}", timing=timing) as store:
+        await store.reserve(request("a", 0, account="default"))
+        store.settle(settlement("a", 0, account="default"))
+    assert server.do("XLEN", names(Wallet("default", True)).usage) == 0

@@ -14,7 +14,7 @@ from pomelo.stores.acts import Act
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import Budget, IdempotencyKey, LostReservationError, Reserved, ReserveRequest
 from pomelo.stores.redis import key_names
-from pomelo.stores.redis.key_names import GRANTED, names
+from pomelo.stores.redis.key_names import GRANTED, WALLETS, member, names
 from pomelo.stores.redis.wallet_index import StoredReservation
 from tests.contract.ledger_rig import KEY, WALLET, record, request, settlement
 from tests.contract.redis_rig import FaultyClient, Opener
@@ -285,3 +285,36 @@ async def test_the_id_of_a_grant_stays_that_of_its_wallet_though_a_concurrent_ca
         await store.grant(Grant("both", WALLET, -2_000, 1.0))
     assert (await store.balance(WALLET)).granted == 1_005
     assert (await store.grant(Grant("both", Wallet(WALLET.account, False), 7, 1.0))).granted == 0
+
+
+async def test_a_wallet_that_could_not_be_listed_is_listed_by_the_next_reserve(
+    server: RedisServer, opened: Opener
+) -> None:
+    store = await opened()
+    await store.add_account("bee", "pro", 1.0)
+    faults = FaultyClient(store)
+    faults.error = lambda: ResponseError("OOM command not allowed")
+    faults.hits = lambda command: command[0] == "SADD"
+    with refused("store_unavailable"):
+        await store.reserve(request("a", 0, account="bee"))
+    faults.end()
+    await store.reserve(request("a", 0, account="bee"))
+    assert server.do("SISMEMBER", WALLETS, member(Wallet("bee", True))) == 1
+
+
+async def test_a_task_that_ends_while_the_reservations_are_read_is_not_among_them(
+    server: RedisServer, opened: Opener
+) -> None:
+    store = await opened()
+    for task in ("a", "b"):
+        await store.reserve(request(task))
+    keys = names(WALLET)
+
+    def end_first(command: tuple[Any, ...]) -> bool:
+        if command[0] == "HMGET" and keys.drafts in command:
+            server.do("HDEL", keys.holds, "a")
+            server.do("HDEL", keys.drafts, "a")
+        return False
+
+    FaultyClient(store, 20.0).hits = end_first
+    assert [each.record.task_id for each in await store.reservations()] == ["b"]

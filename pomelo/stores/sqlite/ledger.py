@@ -204,7 +204,6 @@ class Ledger:
             self._void(task_id, False, wallet, future)
         else:
             now = self._clock()
-            task.recount({}, now)
             self._end(task, now, task.charge(recovered(task.record, now)), None, nothing, future)
 
     def _end(

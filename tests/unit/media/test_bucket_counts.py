@@ -6,6 +6,9 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from pomelo.media import bucket_store
 from pomelo.media.bucket import Bucket
 from pomelo.media.bucket_store import BucketStore
 from tests.s3_server import S3Server
@@ -113,3 +116,21 @@ async def test_an_upload_whose_caller_leaves_while_it_is_sent_is_subtracted_once
     own_server.resume()
     await store.aclose()
     assert store.quota.total == 2 * MIB
+
+
+async def test_closing_waits_only_for_a_time_for_deletions(
+    machine: Callable[..., BucketStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bucket_store, "_CLOSE_TIMEOUT", 0.01)
+    store, answered = machine("a"), asyncio.Event()
+
+    async def hang() -> None:
+        await answered.wait()
+
+    store._in_background(hang())
+    async with asyncio.timeout(20):
+        await store.aclose()
+    assert len(store._deletions) == 1
+    answered.set()
+    await store.aclose()
+    assert store._deletions == set()

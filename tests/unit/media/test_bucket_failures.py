@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,10 @@ async def test_a_missing_file_is_no_failure_of_the_bucket(url: str, caplog: pyte
         await bucket.read("hour/none", 0, 1)
     assert bucket.available
     assert lines(caplog) == []
+    bucket._failed_at = time.monotonic()  # as after a failure
+    with pytest.raises(MissingFileError):
+        await bucket.begin("hour/none", 1)
+    assert bucket.available, "it has answered"
 
 
 async def test_a_file_waits_until_others_are_sent(
@@ -111,8 +117,9 @@ async def test_denied_access_says_so_without_the_response(
     await store.fetch(media_id, "ann", call)
     store.find(media_id, "ann")[0].unlink()
     server.deny(url, effect)
-    with refused("store_unavailable"):
+    with refused("store_unavailable") as caught:
         await (store.open(media_id, "ann") if effect == "s3:GetObject" else store.share(put(store), "ann"))
+    assert "status" not in "".join(traceback.format_exception(caught.value))
     if effect == "s3:GetObject":
         with refused("store_unavailable"):  # and not "no such media"
             await store.fetch(media_id, "ann", call)
@@ -152,6 +159,8 @@ async def test_a_bucket_that_stores_a_file_again_is_available_at_that_moment(
     with refused("store_unavailable"):
         await bucket.begin("hour/file", 1)
     assert not bucket.available
+    with pytest.raises(ValueError, match="it does not answer in time"):
+        await bucket.check()
     own_server.resume()
     await bucket.send("hour/file", file, "image/png", 0)
     assert bucket.available

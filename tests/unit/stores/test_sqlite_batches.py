@@ -351,3 +351,33 @@ async def test_reads_do_not_write_the_counts_that_are_not_due(
     await rig.store.reserve(own_request("b"))
     await writer.do(nothing, reads=True)
     assert not writer.is_written(wallet)
+
+
+async def test_what_follows_a_reserve_that_waits_for_its_wallet_does_not_overtake_it(rig: SqliteRig) -> None:
+    writer, ledger, may_end = rig.store._writer, rig.store._ledger, threading.Event()
+    reserving = rig.store.reserve(own_request("a"))
+    blocked = writer.do(lambda connection: may_end.wait(20), reads=True)
+    await until(lambda: ledger._wallets["default", False].loaded)
+    voiding = rig.store.void(WALLET, "a")
+    may_end.set()
+    assert isinstance(await reserving, Reserved)
+    assert await blocked
+    await voiding
+    assert await rig.store.reservations() == []
+
+
+async def test_a_task_that_ends_while_it_is_noted_leaves_nothing_in_the_file(rig: SqliteRig) -> None:
+    writer = rig.store._writer
+    before, noted, may_end = threading.Event(), threading.Event(), threading.Event()
+    await rig.store.reserve(own_request("a"))
+    first = writer.do(lambda connection: before.wait(20))
+    noting = asyncio.ensure_future(rig.store.note([record("a", account="default", live=False, cost=2)]))
+    await asyncio.sleep(0)
+    last = writer.do(lambda connection: (noted.set(), may_end.wait(20)))
+    before.set()
+    await asyncio.to_thread(noted.wait, 20)
+    voiding = rig.store.void(WALLET, "a")
+    may_end.set()
+    await asyncio.gather(first, noting, last, voiding)
+    holds = writer.do(lambda connection: connection.execute("SELECT * FROM holds").fetchall(), reads=True)
+    assert await holds == []
