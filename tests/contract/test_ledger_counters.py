@@ -50,6 +50,13 @@ async def test_a_window_lasts_as_long_as_its_counter_says(rig: Rig, clock: Clock
     assert await used(rig.store, images(0)) == [3]
 
 
+async def test_a_task_that_takes_nothing_of_a_limit_is_not_refused_for_it(rig: Rig) -> None:
+    assert isinstance(await rig.store.reserve(request("a", images(5), streams("ann", 2))), Reserved)
+    taken = images(0, limit=3), streams("ann", 0, limit=1)  # the limits were lowered meanwhile
+    assert isinstance(await rig.store.reserve(request("b", *taken)), Reserved)
+    assert await refusal(rig.store.reserve(request("c", images(1, limit=3)))) == "images"
+
+
 async def test_the_first_window_to_end_does_so_whatever_the_order_of_the_counters(
     rig: Rig, clock: Clock
 ) -> None:

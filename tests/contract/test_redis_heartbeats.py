@@ -135,3 +135,18 @@ async def test_the_record_of_a_settlement_that_nobody_awaited_is_moved_before_th
         await store.reserve(request("a", 0, account="default"))
         store.settle(settlement("a", 0, account="default"))
     assert server.do("XLEN", names(Wallet("default", True)).usage) == 0
+
+
+async def test_the_check_of_a_store_fails_while_the_server_can_only_be_read(opened: Opener) -> None:
+    store = await opened(**IDLE)
+    client = FaultyClient(store)
+    client.error = lambda: errors.ResponseError("MISCONF")
+    client.hits = lambda command: command[0] in ("EVAL", "EVALSHA") and WORKERS in command
+    with refused("store_unavailable"):
+        await store._worker._send_heartbeat()
+    for _ in range(2):
+        with refused("store_unavailable"):
+            await store.check()
+    client.end()
+    await store.check()
+    assert not store._worker._failing

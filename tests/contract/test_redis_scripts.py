@@ -318,3 +318,15 @@ async def test_a_task_that_ends_while_the_reservations_are_read_is_not_among_the
 
     FaultyClient(store, 20.0).hits = end_first
     assert [each.record.task_id for each in await store.reservations()] == ["b"]
+
+
+async def test_an_idempotency_key_of_a_task_that_the_server_has_lost_is_free(
+    server: RedisServer, opened: Opener
+) -> None:
+    store = await opened()
+    await store.reserve(request("lost", 0, idempotency_key=KEY))
+    server.do("HDEL", NAMES.holds, "lost")
+    assert isinstance(await store.reserve(request("a", 0, idempotency_key=KEY)), Reserved)
+    await store.settle(settlement("a", 0, answer=b"hello"))
+    replayed = await store.reserve(request("b", 0, idempotency_key=KEY))
+    assert (replayed.record.task_id, replayed.answer) == ("a", b"hello")

@@ -8,7 +8,9 @@ import time
 import traceback
 from pathlib import Path
 
+import obstore
 import pytest
+from obstore.store import from_url
 
 from pomelo.media.bucket import Bucket, MissingFileError
 from pomelo.media.bucket_store import BucketStore
@@ -165,3 +167,12 @@ async def test_a_bucket_that_stores_a_file_again_is_available_at_that_moment(
     await bucket.send("hour/file", file, "image/png", 0)
     assert bucket.available
     assert caplog.messages[1:] == ["The bucket of POMELO_MEDIA can be used again"]
+
+
+async def test_a_file_without_the_time_at_which_it_expires_is_not_found(url: str, tmp_path: Path) -> None:
+    store = BucketStore(Bucket(url), tmp_path / "media", b"s" * 32)
+    media_id = put(store)
+    obstore.put(from_url(url), f"hour/{media_id}", PNG)  # as somebody does who copies a bucket
+    store.discard(media_id, "ann")
+    with refused("not_found"):
+        await store.open(media_id, "ann")

@@ -390,3 +390,9 @@ async def test_a_hundred_thousand_files_are_scanned_quickly_without_blocking_the
         assert not full or took < 1 + count / 2_000
     watching.cancel()
     assert not full or longest < 1.0
+
+
+def test_what_needs_no_more_space_is_not_refused(tmp_path: Path) -> None:
+    quota = limited(tmp_path, account=KIB, total=KIB).quota
+    quota.load({b"ann": 2 * KIB})  # as other processes stored it
+    quota.add(b"ann", 0)

@@ -21,6 +21,7 @@ from pomelo.stores.ledger import (
     ReserveRequest,
     Settlement,
 )
+from pomelo.stores.sqlite.writer import BATCH, nothing
 from pomelo.stores.usage import UsageRecord
 from tests.contract.ledger_rig import SqliteRig
 from tests.unit.refusals import refused
@@ -183,3 +184,31 @@ async def test_credits_are_available_once_their_grant_is_written(rig: SqliteRig)
     assert isinstance(await rig.store.reserve(more), Refused)
     assert (await granting).granted == granted + 5
     assert isinstance(await rig.store.reserve(more), Reserved)
+
+
+async def test_a_task_that_has_a_record_is_not_charged_again_at_the_next_start(rig: SqliteRig) -> None:
+    await reserve(rig, "a")
+    await rig.store.note([record("a", 3)])
+    with closing(sqlite3.connect(rig.path)) as file:
+        (noted,) = file.execute("SELECT * FROM holds").fetchall()
+    await rig.store.settle(Settlement(record("a", 4), ()))
+    await rig.close()
+    with closing(sqlite3.connect(rig.path)) as file:  # as a version that wrote both in two steps
+        file.execute(f"INSERT INTO holds VALUES ({', '.join('?' * len(noted))})", noted)
+        file.commit()
+    await rig.open()
+    balance = await rig.store.balance(WALLET)
+    assert (balance.spent, balance.held) == (4, 0)
+    assert await rig.store.drafts() == []
+
+
+async def test_a_task_that_ends_before_its_note_is_written_leaves_nothing_in_the_file(rig: SqliteRig) -> None:
+    await reserve(rig, "a")
+    writer = rig.store._writer
+    waiting = [writer.do(nothing) for _ in range(BATCH + 2)]  # the note is not in the batch of the end
+    noting = asyncio.ensure_future(rig.store.note([record("a", 3)]))
+    await asyncio.sleep(0)
+    await rig.store.settle(Settlement(record("a", 4), ()))
+    await asyncio.gather(noting, *waiting)
+    holds = writer.do(lambda connection: connection.execute("SELECT * FROM holds").fetchall(), reads=True)
+    assert await holds == []
