@@ -169,6 +169,18 @@ async def test_an_old_reservation_ends_like_a_new_one(
     assert task not in [one.record.task_id for one in await store.reservations()]
 
 
+async def test_the_key_of_an_old_reservation_follows_its_model_whatever_letters_that_has(
+    store: Any, server: RedisServer
+) -> None:
+    model = "mödel"
+    text = f"{store._worker.id} call-u 0 0 7 0 0 {len(model.encode())} {model}=order-8"
+    server.do("HSET", KEYS.holds, "u", text)
+    server.do("HSET", KEYS.drafts, "u", records.encode_record(record("u")))
+    server.do("HSET", KEYS.answer("order-8"), "fingerprint", "f", "task", "u")
+    await store.recover(WALLET, "u")
+    assert server.do("EXISTS", KEYS.holds, KEYS.answer("order-8")) == 0
+
+
 async def test_an_old_reservation_is_repeated_and_stores_its_answer(store: Any, server: RedisServer) -> None:
     await old_tasks(store, server)
     again = await store.reserve(request("a", 100, tokens=40, idempotency_key=KEY))

@@ -212,3 +212,17 @@ async def test_a_task_that_ends_before_its_note_is_written_leaves_nothing_in_the
     await asyncio.gather(noting, *waiting)
     holds = writer.do(lambda connection: connection.execute("SELECT * FROM holds").fetchall(), reads=True)
     assert await holds == []
+
+
+async def test_expired_answers_are_deleted_at_the_next_start(rig: SqliteRig) -> None:
+    for task_id in ("a", "b"):
+        key = IdempotencyKey(task_id, b"f")
+        await rig.store.reserve(ReserveRequest(record(task_id), 10, 10, (), key))
+        await rig.store.settle(Settlement(record(task_id), (), b"hello"))
+        rig.clock.passes(12 * 3600.0)
+    await rig.close()
+    await rig.open()
+    await rig.close()
+    with closing(sqlite3.connect(rig.path)) as file:
+        assert file.execute("SELECT task_id FROM repeats").fetchall() == [("b",)]
+    await rig.open()
