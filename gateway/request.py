@@ -23,8 +23,14 @@ NO_REQUEST = RawRequestMessage(
 )
 """What is responded to if a request can't be parsed."""
 
-ZERO_WEIGHT = re.compile(r";\s*q=0(?:\.0*)?\s*(?:;|$)", re.IGNORECASE)
-"""Found in an item of `Accept` or `Accept-Encoding` that the client does not accept."""
+_WEIGHT = re.compile(r";\s*q=(0(?:\.[0-9]*)?)\s*(?:;|$)", re.IGNORECASE)
+
+
+def weight(item: str) -> float:
+    """Returns how much the client prefers an item of `Accept` or `Accept-Encoding` (RFC 9110, 12.4.2): from 0
+    (not accepted) to 1 (the default)."""
+    found = _WEIGHT.search(item)
+    return float(found[1]) if found else 1.0
 
 
 class Request:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from gateway.request import ZERO_WEIGHT, Request
+from gateway.request import Request, weight
 from gateway.responses import Response, response_headers
 from pomelo.call import Call
 from pomelo.errors import PomeloError
@@ -86,7 +86,7 @@ async def respond_with_file(files: StaticFiles, request: Request, call: Call) ->
 def _accepts_gzip(accept_encoding: str) -> bool:
     for item in accept_encoding.split(","):
         if item.split(";", 1)[0].strip().lower() in ("gzip", "x-gzip"):
-            return not ZERO_WEIGHT.search(item)
+            return weight(item) > 0
     return False
 
 

@@ -9,7 +9,7 @@ from gateway import sse
 from gateway.media import send_file
 from gateway.parsing.task import TaskRequest, read_task
 from gateway.queries import check_no_parameters
-from gateway.request import ZERO_WEIGHT, Request
+from gateway.request import Request, weight
 from gateway.responses import Response, ResponseStream, json_response, response_headers
 from gateway.state import Gateway
 from gateway.types import render_result
@@ -49,16 +49,17 @@ async def run_task(gateway: Gateway, request: Request, call: Call, visit: Visit)
 def raw_media_range(accept: str, task_format: TaskFormat) -> str | None:
     """Returns the media range, such as image/webp, if `Accept` asks for raw media; None: it asks for JSON.
 
-    The first range that the task can be sent in decides; of weights, only q=0 matters. Another type of image
-    or audio asks for raw media only if nothing else that is listed can be sent.
+    Of the ranges that the task can be sent in, the one with the greatest weight decides, or the first of
+    several. Another type of image or audio asks for raw media only if nothing else that is listed can be
+    sent.
     """
     if accept == "*/*" or accept == "application/json" or not task_format.media_range:
         return None
     unavailable = None
-    for item in accept.split(","):
+    for item in sorted(accept.split(","), key=weight, reverse=True):
         name = item.split(";", 1)[0].strip().lower()
-        if ZERO_WEIGHT.search(item):
-            continue
+        if not weight(item):
+            break
         if name in _JSON_RANGES:
             return None
         if name in task_format.output_formats or name == f"{task_format.media_range}*":

@@ -56,6 +56,10 @@ def test_raw_media_is_sent_only_if_accept_asks_for_it(accept: str, task_type: in
         ("image/gif, application/json", TaskType.TASK_TYPE_IMAGE, None),
         ("image/webp;q=0, image/*", TaskType.TASK_TYPE_IMAGE, "image/*"),
         ("audio/flac, audio/wav, audio/mpeg", TaskType.TASK_TYPE_TEXT_TO_SPEECH, "audio/wav"),
+        ("application/json;q=0.5, image/*", TaskType.TASK_TYPE_IMAGE, "image/*"),
+        ("image/*;q=0.5, */*", TaskType.TASK_TYPE_IMAGE, None),
+        ("image/webp; q=0.25, image/jpeg;q=0.3, image/png;q=0", TaskType.TASK_TYPE_IMAGE, "image/jpeg"),
+        ("audio/mpeg;q=0.9, audio/ogg;q=1.000", TaskType.TASK_TYPE_TEXT_TO_SPEECH, "audio/ogg"),
     ],
 )
 def test_the_first_format_that_the_task_has_is_sent(accept: str, task_type: int, used: str | None) -> None:
