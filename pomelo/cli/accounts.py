@@ -19,6 +19,7 @@ from pomelo.cli.terminal import (
     print_json,
     print_line,
     print_pages,
+    report_of,
     unix_time,
 )
 from pomelo.money import format_credits, parse_credits
@@ -107,9 +108,11 @@ def list_accounts(config: Config = None, as_json: Json = False) -> None:
 def show(name: Name, config: Config = None, as_json: Json = False) -> None:
     """Show the plan, the limits and the credits of an account."""
     from pomelo.gen.admin.v1 import admin_service_pb2 as pb
+    from pomelo.settings import load
 
     request = pb.GetAccountRequest(id=name)
-    _request(config, as_json, lambda operator: operator.get_account(request))
+    response = call_operator(load(config), lambda operator: operator.get_account(request), names=_NAMES)
+    _print(response.account, as_json)
 
 
 def grant(
@@ -228,12 +231,13 @@ def _request(
     creates: bool = False,
     **names: str,
 ) -> None:
-    """Runs a request, and prints the account of its response. `creates` as in `call_operator`, and `names`
-    too, besides those of `_NAMES`."""
+    """Runs a request that changes an account, and prints the account. `creates` as in `call_operator`, and
+    `names` too, besides those of `_NAMES`."""
     from pomelo.settings import load
 
     response = call_operator(load(config), request, names=_NAMES | names, creates=creates)
-    _print(response.account, as_json)
+    with report_of(f"The account {response.account.id} was changed"):
+        _print(response.account, as_json)
 
 
 def _micros(text: str, hint: str) -> int:

@@ -20,6 +20,7 @@ from pomelo.cli.terminal import (
     print_json,
     print_line,
     print_pages,
+    report_of,
     unix_time,
     value_name,
 )
@@ -85,7 +86,7 @@ def create(
         "name": "--name",
     }
     response = call_operator(load(config), lambda operator: operator.create_key(request), names=names)
-    _print_new(response, as_json)
+    _report_new(response, as_json)
 
 
 def list_keys(
@@ -170,7 +171,7 @@ def rotate(
             raise typer.BadParameter(f"{grace!r} is not a time span such as 24h or 7d", param_hint="--grace")
         request.grace.FromSeconds(int(span[1]) * _SECONDS[span[2]])
     response = call_operator(load(config), lambda operator: operator.rotate_key(request), names=names)
-    _print_new(response, as_json)
+    _report_new(response, as_json)
 
 
 def revoke(key_id: KeyId, config: Config = None, as_json: Json = False) -> None:
@@ -236,6 +237,12 @@ def _budget(key: Key) -> str | None:
 def _used(key: Key) -> str | None:
     """Returns how many credits of a key's budget are used, as text; None without one."""
     return format_credits(key.budget_used_micros) if key.HasField("budget") else None
+
+
+def _report_new(answer: Any, as_json: bool) -> None:
+    key_id = answer.key.id
+    with report_of(f"The key {key_id} was created", f"Replace it: pomelo keys rotate {key_id}"):
+        _print_new(answer, as_json)
 
 
 def _print_new(answer: Any, as_json: bool) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from shutil import get_terminal_size
@@ -150,6 +151,23 @@ def discard_output() -> None:
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, sys.stdout.fileno())
     os.close(null)
+
+
+@contextmanager
+def report_of(change: str, remedy: str = "") -> Iterator[None]:
+    """Prints what a command has changed. If it can't be printed, the error says that the `change` was made: a
+    user who does not know would make it again. `remedy` is a sentence that says what to do then.
+
+    Raises:
+        FailureError: the output can't be written.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        discard_output()
+        why = f"{change}, but the output can't be written: {error.strerror}"
+        raise FailureError(f"{why}. {remedy}" if remedy else why) from error
 
 
 def print_json(value: Any) -> None:

@@ -313,11 +313,13 @@ def find_file(config: Path | None, environ: Mapping[str, str] = os.environ) -> P
     """Returns the file that `load` reads, None without one.
 
     Raises:
-        SettingsError: a named file does not exist.
+        SettingsError: a named file does not exist, or is a folder, a device or a pipe.
     """
     path = config or (Path(name) if (name := environ.get("POMELO_CONFIG")) else None)
     if path is not None and not path.is_file():
-        raise SettingsError(f"{path}: there is no such file")
+        # A pipe is refused, too: a reload reads the file again.
+        problem = "this is not a regular file" if path.exists() else "there is no such file"
+        raise SettingsError(f"{path}: {problem}")
     return path or (CONFIG if CONFIG.exists() else None)
 
 

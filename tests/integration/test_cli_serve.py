@@ -265,6 +265,7 @@ async def test_a_secret_other_than_that_of_the_keys_is_refused(tmp_path: Path) -
             "POMELO_REST and POMELO_ADMIN are both 127.0.0.1:8080",
         ),
         (("keys", "list"), {"POMELO_CONFIG": "none.toml"}, "none.toml: there is no such file"),
+        (("keys", "list"), {"POMELO_CONFIG": "/dev/null"}, "/dev/null: this is not a regular file"),
         (("run", "x"), {"POMELO_GRACE": "long"}, "POMELO_GRACE: "),
         (("serve",), {"POMELO_REST": "", "POMELO_GRPC": ""}, "POMELO_REST and POMELO_GRPC are both empty"),
     ],

@@ -19,7 +19,7 @@ import pytest
 from rich.cells import cell_len
 
 from tests.driver import TaskRequest
-from tests.integration.commands import create_key, environment, output_of, pomelo
+from tests.integration.commands import create_key, environment, output_of, pomelo, pomelo_json
 from tests.rest_driver import RestDriver
 from tests.serving import Served
 from tests.tasks import text_body
@@ -159,6 +159,27 @@ async def test_output_that_cannot_be_written_ends_a_command_with_status_1(
     os.close(read)
     assert await write_to(write, folder, *arguments) == (1, "")  # as with `| head`
     os.close(write)
+
+
+async def test_a_change_is_reported_even_if_the_output_cannot_be_written(command_folder: Path) -> None:
+    """The credits would be granted twice, and the key would work although nobody has it."""
+    folder = command_folder
+    await create_key(folder)
+    full = os.open("/dev/full", os.O_WRONLY)
+    why = ", but the output can't be written: No space left on device"
+    expected = f"pomelo: The account default was changed{why}\n"
+    assert await write_to(full, folder, "accounts", "grant", "default", "10") == (1, expected)
+    assert (await pomelo_json(folder, "accounts", "show", "default"))["live"]["granted"] == 10
+
+    for options in ((), ("--json",)):
+        status, error = await write_to(full, folder, "keys", "create", *options)
+        key_id = (await pomelo_json(folder, "keys", "list"))[-1]["id"]
+        remedy = f"pomelo keys rotate {key_id}"
+        assert (status, error) == (1, f"pomelo: The key {key_id} was created{why}. Replace it: {remedy}\n")
+        assert (await pomelo(folder, *remedy.split()[1:])).status == 0
+        states = [key["state"] for key in await pomelo_json(folder, "keys", "list")]
+        assert states[-2:] == ["revoked", "active"]
+    os.close(full)
 
 
 @pytest.mark.parametrize("arguments", LISTS, ids=" ".join)
