@@ -18,7 +18,7 @@ from gateway.types.base import Link, render_media
 from gateway.types.fields import check_text
 from gateway.types.image import render_images
 from pomelo.call import Call
-from pomelo.errors import invalid
+from pomelo.errors import PomeloError, invalid
 from pomelo.gen.v1.media_pb2 import MediaDelivery
 from pomelo.gen.v1.task_pb2 import TaskResult, TaskType
 
@@ -91,6 +91,12 @@ class ImageParameters(Parameters):
             self.size = f"{width}x{height}" if width and height else "auto"
             renamed["size"] = self.size
         return super().rename_adjusted(renamed)
+
+    def renamed(self, error: PomeloError) -> PomeloError:
+        if error.field in ("width", "height") and "expected" in error.values:
+            # The range is that of one side.
+            return invalid("size", f"WIDTHxHEIGHT; the {error.field} must be {error.values['expected']}")
+        return super().renamed(error)
 
     def stream_format(self, link: Link) -> sse.StreamFormat:
         """Returns the format of a stream: one event with the image."""

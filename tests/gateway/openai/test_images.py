@@ -93,6 +93,23 @@ async def test_a_wrong_parameter_is_named(gateway: GatewayApp, given: dict[str, 
     assert not gateway.provider.jobs
 
 
+@pytest.mark.parametrize(
+    ("size", "strict", "problem"),
+    [
+        ("32x1024", {}, "width must be a whole number from 64 to 2,048"),
+        ("1024x99999", {}, "height must be a whole number from 64 to 2,048"),
+        ("1024x100", STRICT, "height must be a multiple of 32 from 256 to 1,440"),
+    ],
+)
+async def test_a_refused_size_says_which_of_its_sides_is_wrong(
+    gateway: GatewayApp, size: str, strict: dict[str, str], problem: str
+) -> None:
+    async with post(gateway, PATH, KITE | {"size": size}, headers=strict) as response:
+        error = (await response.json())["error"]
+    assert error["message"] == f"Invalid size: must be WIDTHxHEIGHT; the {problem}"
+    assert error["param"] == "size"
+
+
 async def test_a_form_is_refused(gateway: GatewayApp) -> None:
     sending = post(gateway, PATH, data=b"--B--\r\n", headers={"Content-Type": FORM})
     assert await error_of(sending) == (415, "unsupported_media_type", None)
