@@ -80,7 +80,7 @@ def _print_failure(error: Exception) -> None:
     Raises:
         Exception: the error itself, if it is an internal one.
     """
-    line = explain(error)
+    line = ". ".join([explain(error), *getattr(error, "__notes__", ())])
     if getattr(error, "code", "") == "store_unavailable":
         line += ". See: pomelo doctor"  # which names the store or archive that fails, and the reason
     settings = sys.modules.get("pomelo.settings")

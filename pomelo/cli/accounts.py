@@ -235,7 +235,7 @@ def _request(
     `names` too, besides those of `_NAMES`."""
     from pomelo.settings import load
 
-    response = call_operator(load(config), request, names=_NAMES | names, creates=creates)
+    response = call_operator(load(config), request, names=_NAMES | names, creates=creates, changes=True)
     with report_of(f"The account {response.account.id} was changed"):
         _print(response.account, as_json)
 

@@ -85,7 +85,9 @@ def create(
         "expire_time": "--expires",
         "name": "--name",
     }
-    response = call_operator(load(config), lambda operator: operator.create_key(request), names=names)
+    response = call_operator(
+        load(config), lambda operator: operator.create_key(request), names=names, changes=True
+    )
     _report_new(response, as_json)
 
 
@@ -170,7 +172,9 @@ def rotate(
         if span is None:
             raise typer.BadParameter(f"{grace!r} is not a time span such as 24h or 7d", param_hint="--grace")
         request.grace.FromSeconds(int(span[1]) * _SECONDS[span[2]])
-    response = call_operator(load(config), lambda operator: operator.rotate_key(request), names=names)
+    response = call_operator(
+        load(config), lambda operator: operator.rotate_key(request), names=names, changes=True
+    )
     _report_new(response, as_json)
 
 

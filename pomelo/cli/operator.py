@@ -25,6 +25,11 @@ PAGE_SIZE = 1_000
 _BATCH_BYTES = 16 * 1024 * 1024
 """Bytes of pages that are read from a store before they are printed: those of some 100,000 usage records."""
 
+_UNKNOWN_OUTCOMES = frozenset(
+    {"server_unavailable", "store_unavailable", "deadline_exceeded", "shutting_down", "internal_error"}
+)
+"""The codes of errors that can occur after the request was carried out."""
+
 T = TypeVar("T")
 
 
@@ -35,9 +40,11 @@ def call_operator(
     *,
     names: Mapping[str, str] | None = None,
     creates: bool = False,
+    changes: bool = False,
 ) -> T:
     """Returns the result of one request. `names` are those of the request's fields on the command line, for
-    messages; `creates` allows it to create the data folder.
+    messages; `creates` allows it to create the data folder. If it `changes` something, an error has a note if
+    the change may have been made all the same.
 
     Raises:
         FailureError: the server does not respond, or there is no data folder.
@@ -49,8 +56,13 @@ def call_operator(
         async with _open_operator(settings, timeout, creates) as operator:
             return await request(operator)
 
-    with _renamed_fields(names):
-        return asyncio.run(run())
+    try:
+        with _renamed_fields(names):
+            return asyncio.run(run())
+    except Exception as error:
+        if changes and getattr(error.__cause__ or error, "code", "") in _UNKNOWN_OUTCOMES:
+            error.add_note("The change may have been made: see pomelo log")
+        raise
 
 
 @contextmanager

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from tests.integration.commands import pomelo, pomelo_json
+from tests.serving import Served
 
 
 async def test_credits_are_corrected_lent_and_listed_in_the_log(command_folder: Path) -> None:
@@ -71,3 +75,50 @@ async def test_a_key_gets_a_name_a_budget_and_a_successor(command_folder: Path) 
     zero = await pomelo(folder, "keys", "create", "--budget", "0/day")
     assert zero.status == 2
     assert "5/day" in zero.error
+
+
+@asynccontextmanager
+async def answers_lost(served: Served, word: bytes) -> AsyncIterator[None]:
+    """Puts a proxy in front of the operator's socket. It closes a connection instead of passing on an answer with
+    this word."""
+    path, moved = served.data / "admin.sock", served.data / "moved.sock"
+    path.rename(moved)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_unix_connection(moved)
+
+        async def send() -> None:
+            while data := await reader.read(65536):
+                server_writer.write(data)
+
+        sending = asyncio.create_task(send())
+        with suppress(ConnectionError):
+            while (data := await server_reader.read(65536)) and word not in data:
+                writer.write(data)
+        sending.cancel()
+        server_writer.close()
+        writer.close()
+
+    try:
+        async with await asyncio.start_unix_server(serve, path):
+            yield
+    finally:
+        path.unlink(missing_ok=True)
+        moved.rename(path)
+
+
+async def test_an_error_after_which_a_change_may_have_been_made_says_so(served: Served) -> None:
+    """Whoever repeats a grant whose answer was lost grants it twice."""
+    folder = served.data.parent
+    assert (await pomelo(folder, "accounts", "create", "acme")).status == 0
+    lost = "pomelo: The server at data/admin.sock does not answer"
+    note = "The change may have been made: see pomelo log"
+    async with answers_lost(served, b"acme"):
+        granted = await pomelo(folder, "accounts", "grant", "acme", "5", POMELO_DATA="data")
+        assert (granted.status, granted.error) == (1, f"{lost}. {note}\n")
+        shown = await pomelo(folder, "accounts", "show", "acme", POMELO_DATA="data")
+        assert (shown.status, shown.error) == (1, f"{lost}\n")
+        created = await pomelo(folder, "keys", "create", "acme", POMELO_DATA="data")
+        assert (created.status, created.error) == (1, f"{lost}. {note}\n")
+    acts = [act["action"] for act in await pomelo_json(folder, "log", "--account", "acme")]
+    assert acts[:2] == ["create_key", "grant_credits"]
