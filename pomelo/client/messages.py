@@ -85,8 +85,7 @@ def user(
         ValueError: there is no such `detail`; TypeError: `images` is no list of images.
     """
     level = to_enum(ImageDetail, "detail", detail)
-    if isinstance(images, (str, bytes)):
-        raise TypeError("images must be a list of images, also for one")
+    check_list(images, "images must be a list of images")
     parts = [ContentPart(image=ImagePart(source=_image_source(image), detail=level)) for image in images]
     if text or not parts:
         parts.insert(0, ContentPart(text=text))
@@ -124,11 +123,21 @@ def to_messages(messages: Messages, instructions: str | None) -> list[Message]:
     Raises:
         ValueError: the role of a dict is unknown, or it has other keys; TypeError: a message is none.
     """
-    if not isinstance(messages, Iterable):
-        raise TypeError(f"messages must be a text or a list of messages, not {type(messages).__name__}")
+    if not isinstance(messages, str):
+        check_list(messages, "messages must be a text or a list of messages")
     first = [system(instructions)] if instructions else []
     rest = [user(messages)] if isinstance(messages, str) else messages
     return first + [one if isinstance(one, Message) else _from_dict(one) for one in rest]
+
+
+def check_list(values: object, expected: str) -> None:
+    """Refuses a single value where a list is needed, also one whose parts Python would take for the list.
+
+    Raises:
+        TypeError: the message is `expected` and the type of the value.
+    """
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise TypeError(f"{expected}, not {type(values).__name__}")
 
 
 def to_tool(tool: Tool) -> text_pb2.Tool:

@@ -13,6 +13,7 @@ from pomelo.client.messages import (
     JsonSchema,
     Messages,
     Tool,
+    check_list,
     to_enum,
     to_format,
     to_messages,
@@ -147,6 +148,7 @@ def text(
     of the text. All other arguments are those of the contract (proto/pomelo/v1/text.proto), and of
     `Settings`.
     """
+    check_list(tools, "tools must be a list of Tool")
     task_input = _message(
         TextInput,
         messages=to_messages(messages, system),

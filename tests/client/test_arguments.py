@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable
 from datetime import date, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,6 +33,8 @@ WRONG_TASKS: list[tuple[dict[str, Any], str]] = [
     ({"temperature": "x" * 200}, "temperature can't be 'x{99}: "),
     ({"stop": [5]}, r"stop can't be \[5\]: "),
     ({"metadata": {"team": 5}}, "metadata must have texts, not 'team': 5"),
+    ({"tools": Tool("weather")}, "tools must be a list of Tool, not Tool"),
+    ({"tools": {"type": "function"}}, "tools must be a list of Tool, not dict"),
     ({"tool_choice": "maybe"}, "tool_choice must be auto, none, required or a Tool, not 'maybe'"),
     ({"format": "xml"}, "format must be text, json or a JsonSchema, not 'xml'"),
     ({"response_format": {}}, "^There is no argument 'response_format'. Use format for text, "),
@@ -48,7 +51,9 @@ WRONG_MESSAGES: list[tuple[Any, str]] = [
     ([{"content": "Hi"}], "role of a dict is .*, not None"),
     ([{"role": "tool", "content": "Hi"}], "role of a dict is .*, not 'tool'"),
     ([{"role": "user", "content": "Hi", "name": "Ann"}], "not 'name'"),
-    ({"role": "user", "content": "Hi"}, "A message is a dict .*, not str"),
+    ({"role": "user", "content": "Hi"}, "messages must be a text or a list of messages, not dict"),
+    (b"Hi", "messages must be a text or a list of messages, not bytes"),
+    (user("Hi"), "messages must be a text or a list of messages, not Message"),
     ([None], "A message is a dict .*, not NoneType"),
     (None, "messages must be a text or a list of messages, not NoneType"),
 ]
@@ -88,6 +93,8 @@ WRONG_CALLS: list[tuple[Callable[[Any], Any], str]] = [
     ),
     (lambda client: list(client.usage_sums(5)), "group_by must be one of"),
     (lambda _: user("Hi", images="kite.png"), "images must be a list of images"),
+    (lambda _: MAKE("Hi", images=Path("kite.png")), "images must be a list of images, not PosixPath"),
+    (lambda _: MAKE("Hi", images=Media(id="media_x")), "images must be a list of images, not Media"),
     (lambda _: MAKE("Hi", detail="some"), "detail must be one of auto, low, high"),
 ]
 
