@@ -138,7 +138,15 @@ class StoreOperations:
 
     async def idle(self) -> None:
         """Waits for all operations, and retries the pending ones once more. What still fails is ended by the
-        store when it is opened next."""
+        store when it is opened next; it is logged, because it may be charged too little then."""
+        try:
+            await self._retry_all()
+        finally:
+            for task_id in self._pending:
+                extra = {"unlimited": True}
+                log.error("The end of task %s was not stored before this process ended", task_id, extra=extra)
+
+    async def _retry_all(self) -> None:
         await self._settled()
         pending = list(self._pending.values())
         for at in range(0, len(pending), MAX_CONCURRENT_RETRIES):

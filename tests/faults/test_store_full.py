@@ -7,6 +7,7 @@ the size of the server's files, which SQLite reports as a different error.
 from __future__ import annotations
 
 import asyncio
+import re
 import resource
 import signal
 import subprocess
@@ -274,6 +275,20 @@ async def test_reservations_of_a_server_killed_on_a_full_disk_are_released_at_th
     check(books, outcomes)
     async with process.drivers() as clients:
         await check_repeated(clients, process, outcomes, vendor, books)
+
+
+async def test_a_server_that_ends_during_a_disk_failure_names_the_tasks_that_it_could_not_charge(
+    failure: DiskFailure, deployment: Deployment, upstream: FaultUpstream, vendor: Vendor
+) -> None:
+    process = await deployment.start(stderr=subprocess.PIPE)
+    assert process.process.stderr is not None
+    async with process.drivers() as clients:
+        outcomes = await run_into_failure(failure, clients, process, upstream, vendor)
+        process.process.terminate()
+        log = (await process.process.stderr.read()).decode()
+    assert await process.wait() == 0
+    named = re.findall(r"The end of task (\S+) was not stored", log)
+    assert len(named) == len(set(named)) == len(outcomes), log
 
 
 async def test_uploads_during_a_disk_failure_are_unavailable_and_leave_no_file(

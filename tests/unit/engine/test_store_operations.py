@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from pomelo.engine.ledger import Ledger
 from pomelo.engine.store_operations import MAX_CONCURRENT_RETRIES, StoreOperations
 from pomelo.errors import PomeloError
@@ -55,8 +57,13 @@ async def test_a_retry_that_succeeds_starts_the_next() -> None:
     assert store.reserved == {}
 
 
-async def test_the_last_retries_go_on_after_one_that_fails() -> None:
+async def test_the_last_retries_go_on_after_one_that_fails_and_that_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     store, _, ledger = await with_failed_voids()
     store.errors["void img_0"] = PomeloError("store_unavailable")
     await ledger.operations.idle()
     assert [*store.reserved] == ["img_0"]
+    (line,) = caplog.records
+    assert line.levelname == "ERROR"
+    assert "The end of task img_0 was not stored" in line.getMessage()
