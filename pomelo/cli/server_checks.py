@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 TIMEOUT = 5.0
 """Seconds that one check may take."""
 
+_MAX_BODY = 1_000
+"""Bytes of an answer that are read: an error of a health check has fewer."""
+
 
 def check_grpc(settings: Settings, served: bool) -> Finding:
     """Asks the gRPC server for its health. `served`: the operator's socket says that a server runs."""
@@ -54,7 +57,7 @@ def check_rest(settings: Settings, served: bool) -> Finding:
     scheme = "https" if settings.tls_cert else "http"
     try:
         context = trust_own_certificate(settings.tls_cert) if settings.tls_cert else None
-        status = get_status(f"{scheme}://{settings.rest}/healthz", {}, context)
+        status, body = _get(f"{scheme}://{settings.rest}/healthz", {}, context)
     except FailureError as error:
         return Finding("REST", "broken", str(error))
     except ssl.SSLError as error:
@@ -62,12 +65,22 @@ def check_rest(settings: Settings, served: bool) -> Finding:
     except OSError:
         return _unreachable("REST", settings.rest, served)
     if status == 503:
-        return Finding(
-            "REST", "broken", f"{settings.rest} takes no requests: it is not ready, or shutting down"
-        )
+        return Finding("REST", "broken", f"{settings.rest} takes no requests: {_reason(body)}")
     if status != 200:
         return Finding("REST", "broken", f"another program answers at {settings.rest}. Set POMELO_REST")
     return Finding("REST", "ok", f"{settings.rest} serves")
+
+
+def _reason(body: bytes) -> str:
+    """Says why a server is not ready, by the error that its health check returns."""
+    import json
+
+    from pomelo.telemetry.readiness import REASONS
+
+    try:
+        return REASONS[json.loads(body)["error"]["code"]]
+    except (ValueError, KeyError, TypeError):  # of an earlier version, or of a proxy
+        return "it is not ready, or shutting down"
 
 
 def _no_address(variable: str, address: str) -> str | None:
@@ -95,6 +108,11 @@ def get_status(url: str, headers: dict[str, str], context: SSLContext | None = N
     Raises:
         OSError: there is no response.
     """
+    return _get(url, headers, context)[0]
+
+
+def _get(url: str, headers: dict[str, str], context: SSLContext | None) -> tuple[int, bytes]:
+    """As `get_status`, with the beginning of the body."""
     from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
     from yarl import URL
@@ -107,7 +125,8 @@ def get_status(url: str, headers: dict[str, str], context: SSLContext | None = N
         connection = HTTPConnection(host, parts.port, timeout=TIMEOUT)
     try:
         connection.request("GET", parts.raw_path, headers=headers)
-        return connection.getresponse().status
+        answer = connection.getresponse()
+        return answer.status, answer.read(_MAX_BODY)
     except (HTTPException, UnicodeError) as error:  # UnicodeError: of a host that can't be looked up
         raise OSError(str(error)) from error
     finally:

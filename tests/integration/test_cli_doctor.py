@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from pomelo import __version__
@@ -17,6 +19,7 @@ from pomelo.configuration import store_of
 from pomelo.settings import Settings
 from pomelo.testing import FaultUpstream
 from tests import s3_server
+from tests.driver import TaskRequest
 from tests.integration.commands import (
     create_data,
     create_key,
@@ -30,7 +33,10 @@ from tests.integration.commands import (
 )
 from tests.postgres_server import PostgresServer, programs, user
 from tests.redis_server import RedisServer
+from tests.rest_driver import RestDriver
 from tests.serving import Served
+from tests.tasks import text_body
+from tests.waiting import first
 
 
 async def test_a_running_server_is_ok(served: Served) -> None:
@@ -141,6 +147,21 @@ async def test_a_redis_server_that_can_be_read_and_not_written_is_broken(tmp_pat
         redis.do("CONFIG", "SET", "maxmemory", "1")
         _, found = await doctor(tmp_path, **variables)
         assert found["store"][1].startswith(reason)
+
+
+async def test_a_server_that_can_not_write_its_database_says_so(
+    tmp_path: Path, http: aiohttp.ClientSession
+) -> None:
+    addresses = free_addresses()
+    async with start_server(tmp_path, **addresses) as server:
+        key, url = await create_key(tmp_path), f"http://{addresses['POMELO_REST']}"
+        resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+        answer = await RestDriver(http, url)(TaskRequest(text_body(), key))
+        assert answer.code == "store_unavailable"
+        await first(lambda: http.get(f"{url}/healthz"), lambda health: health.status == 503)
+        status, found = await doctor(tmp_path, **addresses)
+    reason = f"{addresses['POMELO_REST']} takes no requests: the store can't be reached or written"
+    assert (status, found["REST"]) == (1, ("broken", reason))
 
 
 async def test_a_disk_without_space_for_media_is_reported(tmp_path: Path) -> None:
