@@ -107,17 +107,20 @@ def connect_read_only(path: Path) -> sqlite3.Connection:
 
 
 def _lock(path: Path, wait: float) -> int:
-    """Excludes other processes until the returned descriptor is closed or this process ends."""
+    """Excludes other processes until the returned descriptor is closed or this process ends. Waits for each
+    process that holds the lock: many commands of a script take turns, a server keeps it."""
     lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    until = time.monotonic() + wait
+    until, last = time.monotonic() + wait, ""
     while True:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
+            if holder and holder != last:  # empty while it is written
+                until, last = time.monotonic() + wait, holder
             if time.monotonic() < until:
                 time.sleep(0.05)
                 continue
-            holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip()
             os.close(lock)
             raise StoreError(
                 f"{path} is used by another process{f' ({holder})' if holder else ''}. "

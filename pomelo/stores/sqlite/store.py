@@ -31,7 +31,7 @@ from pomelo.stores.sqlite.writer import Writer
 from pomelo.stores.usage import UsageRecord, WalletState
 
 LOCK_WAIT = 2.0
-"""Seconds to wait for another process: commands of the CLI open the store only for a moment."""
+"""Seconds to wait for each other process: commands of the CLI open the store only for a moment."""
 
 log = logging.getLogger("pomelo.stores")
 
