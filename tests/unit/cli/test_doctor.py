@@ -158,3 +158,16 @@ def test_a_full_disk_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(os, "statvfs", lambda folder: os.statvfs_result(disk))
     found = check_data(settings)
     assert found == Finding("data", "broken", f"no space is left on the disk of {settings.data}. Free some")
+
+
+def test_a_full_disk_of_the_archive_is_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, archive = os.statvfs(tmp_path), tmp_path / "archive"
+    full = os.statvfs_result([*disk[:4], 0, *disk[5:]])
+    monkeypatch.setattr(os, "statvfs", lambda folder: full if folder == archive else disk)
+    settings = Settings(
+        data=tmp_path / "data", store="redis://127.0.0.1", archive=f"sqlite:{archive / 'usage.db'}"
+    )
+    settings.data.mkdir(mode=0o700)
+    archive.mkdir()
+    found = check_data(settings)
+    assert found == Finding("data", "broken", f"no space is left on the disk of {archive}. Free some")
