@@ -135,6 +135,8 @@ def _check_folder(settings: Settings, folder: Path, exposed: str) -> Finding:
 
 
 def _check_space(settings: Settings, folder: Path) -> Finding | None:
+    from pathlib import Path
+
     from pomelo.media.quota import missing_space
 
     kind, _, archive = settings.archive_url().partition(":")
