@@ -150,3 +150,38 @@ async def test_the_check_of_a_store_fails_while_the_server_can_only_be_read(open
     client.end()
     await store.check()
     assert not store._worker._failing
+
+
+async def test_a_store_whose_exit_is_cancelled_is_closed_completely(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    keys, sent, may_go = names(Wallet("default", False)), asyncio.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        async with open_redis(
+            server.url, f"sqlite:{tmp_path / 'usage.db'}", timing=Timing(timeout=20.0, **IDLE)
+        ) as store:
+            client = FaultyClient(store, 20.0)
+            execute = client._client.execute_command
+
+            async def settle_late(command: tuple[Any, ...]) -> Any:
+                if keys.usage in command and command[0] == "EVALSHA":
+                    sent.set()
+                    await may_go.wait()
+                return await execute(*command)
+
+            await store.reserve(request("a", account="default", live=False))
+            client._execute = settle_late  # type: ignore[method-assign]
+            store.settle(settlement("a", 5, account="default", live=False))
+
+    serving = asyncio.create_task(serve())
+    await sent.wait()
+    serving.cancel()
+    await asyncio.sleep(0.01)
+    assert not serving.done()
+    may_go.set()
+    await asyncio.wait({serving})
+    assert serving.cancelled()
+    assert server.do("HGET", keys.wallet, "spent") == b"5"
+    assert server.do("XLEN", keys.usage) == 0
+    assert server.do("EXISTS", WORKERS) == 0

@@ -14,7 +14,7 @@ from pomelo.stores.acts import Act
 from pomelo.stores.keys import KeyRecord
 from pomelo.stores.ledger import Budget, IdempotencyKey, LostReservationError, Reserved, ReserveRequest
 from pomelo.stores.redis import key_names
-from pomelo.stores.redis.key_names import GRANTED, WALLETS, member, names
+from pomelo.stores.redis.key_names import WALLETS, member, names
 from pomelo.stores.redis.wallet_index import StoredReservation
 from tests.contract.ledger_rig import KEY, WALLET, record, request, settlement
 from tests.contract.redis_rig import FaultyClient, Opener
@@ -268,25 +268,6 @@ async def test_acts_stay_where_they_are_until_the_log_has_them(opened: Opener) -
     assert [act.act_id for act in await store.list_acts("acme", limit=9)] == ["a1"]
 
 
-async def test_the_id_of_a_grant_stays_that_of_its_wallet_though_a_concurrent_call_is_refused(
-    opened: Opener,
-) -> None:
-    store = await opened()
-    client = FaultyClient(store, 20.0)
-    execute = client._client.execute_command
-
-    async def grant_before_the_id_is_freed(command: tuple[Any, ...]) -> Any:
-        if command[:2] == ("HDEL", GRANTED):
-            await store.grant(Grant("both", WALLET, 5, 1.0))
-        return await execute(*command)
-
-    client._execute = grant_before_the_id_is_freed  # type: ignore[method-assign]
-    with pytest.raises(OverdrawnError):
-        await store.grant(Grant("both", WALLET, -2_000, 1.0))
-    assert (await store.balance(WALLET)).granted == 1_005
-    assert (await store.grant(Grant("both", Wallet(WALLET.account, False), 7, 1.0))).granted == 0
-
-
 async def test_a_wallet_that_could_not_be_listed_is_listed_by_the_next_reserve(
     server: RedisServer, opened: Opener
 ) -> None:
@@ -318,15 +299,3 @@ async def test_a_task_that_ends_while_the_reservations_are_read_is_not_among_the
 
     FaultyClient(store, 20.0).hits = end_first
     assert [each.record.task_id for each in await store.reservations()] == ["b"]
-
-
-async def test_an_idempotency_key_of_a_task_that_the_server_has_lost_is_free(
-    server: RedisServer, opened: Opener
-) -> None:
-    store = await opened()
-    await store.reserve(request("lost", 0, idempotency_key=KEY))
-    server.do("HDEL", NAMES.holds, "lost")
-    assert isinstance(await store.reserve(request("a", 0, idempotency_key=KEY)), Reserved)
-    await store.settle(settlement("a", 0, answer=b"hello"))
-    replayed = await store.reserve(request("b", 0, idempotency_key=KEY))
-    assert (replayed.record.task_id, replayed.answer) == ("a", b"hello")

@@ -7,13 +7,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pomelo.stores.archive import open_archive, sqlite
-from pomelo.stores.sqlite import checks
+from pomelo.stores.sqlite import checks, damage
 from pomelo.stores.sqlite.store import open_sqlite
 from pomelo.stores.usage import UsageQuery
 from tests.unit.refusals import refused
@@ -86,3 +87,33 @@ async def test_closing_an_archive_ends_a_check(
         with refused("store_unavailable"):
             await checking
     assert caplog.records == []
+
+
+async def test_reports_read_the_file_that_was_opened(tmp_path: Path) -> None:
+    path = tmp_path / "pomelo.db"
+    async with open_sqlite(path) as store:
+        path.rename(tmp_path / "aside.db")
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("CREATE TABLE accounts (name)")
+        assert [account.name for account in await store.list_accounts()] == ["default"]
+        (tmp_path / "aside.db").rename(path)
+
+
+class Unreadable(sqlite3.Connection):
+    """A connection to a file that can't be read completely, which is not damage."""
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        if sql.startswith("PRAGMA integrity_check"):
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = sqlite3.SQLITE_IOERR_READ
+            raise error
+        return super().execute(sql, parameters)
+
+
+def test_a_file_that_can_not_be_checked_is_neither_intact_nor_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "pomelo.db"
+    with closing(sqlite3.connect(path, factory=Unreadable)) as connection:
+        with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+            damage.check(connection, path, ())
+        with pytest.raises(sqlite3.OperationalError, match="disk I/O error"):
+            damage.check_completely(path, lambda _: connection, references=False)

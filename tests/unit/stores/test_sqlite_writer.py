@@ -365,3 +365,4 @@ async def test_connections_check_what_they_read_and_write_durably(rig: SqliteRig
     assert await rig.store._report(pragmas(names)) == [1, 0, 0, 1]
     names += " journal_mode synchronous foreign_keys ignore_check_constraints"
     assert await rig.store._writer.do(pragmas(names), reads=True) == [1, 0, 0, 0, "wal", 2, 1, 0]
+    assert await rig.store._writer.do(pragmas("busy_timeout"), reads=True) == [1_000]
