@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import pytest
 from pomelo.errors import PomeloError
 from pomelo.stores.base import Store
 from pomelo.stores.sqlite import open_sqlite
+from pomelo.stores.sqlite.moved import MovedFiles
 from pomelo.stores.usage import UsageQuery
 from tests.unit.accounts.audited_store import add_account, run
 from tests.waiting import first
@@ -71,3 +74,18 @@ async def test_reports_read_the_file_that_is_written_and_create_none(tmp_path: P
         put_aside(path)
         assert len((await store.list_usage(UsageQuery(), limit=10))[0]) == 1
         assert not path.exists()
+
+
+def test_a_file_is_not_taken_for_removed_while_its_folder_can_not_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "pomelo.db"
+    path.parent.mkdir()
+    path.touch()
+    with closing(sqlite3.connect(":memory:")) as connection:
+        files = MovedFiles(path, connection)
+        put_aside(path.parent)
+        path.parent.touch()
+        with pytest.raises(NotADirectoryError):
+            path.stat()
+        files._next_look = 0.0
+        files.look()
+        assert connection.execute("PRAGMA query_only").fetchone() == (0,)

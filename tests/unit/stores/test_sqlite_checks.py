@@ -89,16 +89,6 @@ async def test_closing_an_archive_ends_a_check(
     assert caplog.records == []
 
 
-async def test_reports_read_the_file_that_was_opened(tmp_path: Path) -> None:
-    path = tmp_path / "pomelo.db"
-    async with open_sqlite(path) as store:
-        path.rename(tmp_path / "aside.db")
-        with closing(sqlite3.connect(path)) as other:
-            other.execute("CREATE TABLE accounts (name)")
-        assert [account.name for account in await store.list_accounts()] == ["default"]
-        (tmp_path / "aside.db").rename(path)
-
-
 class Unreadable(sqlite3.Connection):
     """A connection to a file that can't be read completely, which is not damage."""
 

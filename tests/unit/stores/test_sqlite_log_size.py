@@ -113,6 +113,9 @@ async def test_a_large_log_is_emptied_at_the_next_commit_and_nothing_is_lost(
     await task(store, 80)
     await task(store, 81)
     assert size(path) < 1 * MIB
+    # Commits wait for other programs again.
+    (wait,) = await store._writer.do(lambda c: c.execute("PRAGMA busy_timeout").fetchone(), reads=True)
+    assert wait == 1_000
     with closing(sqlite3.connect(path)) as other:
         assert other.execute("SELECT count(*) FROM usage WHERE account = 'acme'").fetchone() == (82,)
     assert (await store.balance(ACME)).spent == 82
