@@ -154,7 +154,8 @@ async def test_the_waits_between_repetitions_are_bounded(
     monkeypatch.setattr(ordered_tasks, "_WAIT_MAX", 0.002)
     calls = Calls()
     calls.end("settle", PomeloError("store_unavailable"))
-    await fails(tasks.start("a", calls.named("settle"), ends_task=True))
+    settling = tasks.start("a", calls.named("settle"), ends_task=True)
+    await fails(settling)
     await until(lambda: len(calls.begun) > 20)  # the last of unbounded waits would take 9 minutes
     calls.end("settle")
     await until(lambda: not tasks.is_busy("a"))

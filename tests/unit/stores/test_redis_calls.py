@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from pomelo.errors import PomeloError
 from pomelo.stores.ledger import UnknownOutcomeError
 from pomelo.stores.redis import connection as connection_module
 from pomelo.stores.redis.client import SingleServer
@@ -57,7 +58,7 @@ async def test_an_unexpected_error_has_an_unknown_outcome(
         with pytest.raises(UnknownOutcomeError), connection.translated_errors():
             raise KeyError("reply")
         with refused("invalid_parameter"), connection.translated_errors():
-            raise connection_module.PomeloError("invalid_parameter")
+            raise PomeloError("invalid_parameter")
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 

@@ -373,7 +373,12 @@ async def test_a_task_that_ends_while_it_is_noted_leaves_nothing_in_the_file(rig
     first = writer.do(lambda connection: before.wait(20))
     noting = asyncio.ensure_future(rig.store.note([record("a", account="default", live=False, cost=2)]))
     await asyncio.sleep(0)
-    last = writer.do(lambda connection: (noted.set(), may_end.wait(20)))
+
+    def wait(connection: sqlite3.Connection) -> None:
+        noted.set()
+        may_end.wait(20)
+
+    last = writer.do(wait)
     before.set()
     await asyncio.to_thread(noted.wait, 20)
     voiding = rig.store.void(WALLET, "a")

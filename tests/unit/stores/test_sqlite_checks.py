@@ -89,6 +89,23 @@ async def test_closing_an_archive_ends_a_check(
     assert caplog.records == []
 
 
+async def test_closing_ends_a_report(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    begun = threading.Event()
+
+    def count(connection: sqlite3.Connection) -> object:
+        begun.set()  # the statement takes half a minute
+        numbers = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 200000000)"
+        return connection.execute(f"{numbers} SELECT count(*) FROM n").fetchone()
+
+    async with open_sqlite(tmp_path / "pomelo.db") as store:
+        counting = asyncio.ensure_future(store._report(count))
+        await until(begun.is_set)
+    for report in (counting, store.list_accounts()):
+        with refused("store_unavailable"):
+            await report
+    assert caplog.messages == []
+
+
 class Unreadable(sqlite3.Connection):
     """A connection to a file that can't be read completely, which is not damage."""
 

@@ -226,3 +226,12 @@ async def test_expired_answers_are_deleted_at_the_next_start(rig: SqliteRig) -> 
     with closing(sqlite3.connect(rig.path)) as file:
         assert file.execute("SELECT task_id FROM repeats").fetchall() == [("b",)]
     await rig.open()
+
+
+async def test_a_change_of_credits_keeps_its_wallet_in_memory_only_until_it_is_made(rig: SqliteRig) -> None:
+    await rig.store.grant(Grant("more", WALLET, 5, 1.0))
+    wallet = rig.store._ledger._wallets[WALLET.account, WALLET.live]
+    assert not wallet.in_use
+    with pytest.raises(OverdrawnError):
+        await rig.store.grant(Grant("back", WALLET, -(10**12), 1.0))
+    assert not wallet.in_use

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -209,3 +210,18 @@ async def test_a_large_log_left_by_a_crash_is_emptied(
         await task(opened, 80)
         await task(opened, 81)
         assert size(left / "pomelo.db") < 4 * MIB
+
+
+def test_no_step_of_a_report_begins_while_the_log_is_to_be_emptied(path: Path) -> None:
+    emptied, begun = log_size.LogSize(path), threading.Event()
+
+    def read() -> None:
+        with emptied.reading():
+            begun.set()
+
+    reading = threading.Thread(target=read)
+    with emptied._turnstile:
+        reading.start()
+        assert not begun.wait(0.05)
+    reading.join(20)
+    assert begun.is_set()
