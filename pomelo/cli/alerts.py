@@ -61,4 +61,5 @@ async def _send(settings: Settings, keys: tuple[bytes, ...]) -> list[tuple[str, 
 
     alert = Alert(new_id("alert_"), "test", time.time(), {"message": "Alerts of Pomelo reach you here"})
     async with open_webhooks(settings.alert_url, keys) as webhooks:
-        return [(origin(url), await webhooks.post(alert, url)) for url in webhooks.urls]
+        posts = (webhooks.post(alert, url) for url in webhooks.urls)
+        return list(zip(map(origin, webhooks.urls), await asyncio.gather(*posts), strict=True))

@@ -11,9 +11,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from aiohttp import web
+
 from pomelo.alerts.webhooks import WAITS
 from tests.integration.commands import create_data, pomelo
 from tests.ports import free_port
+from tests.web_server import serve_application
 
 PAGE = (Path(__file__).parents[2] / "docs" / "alerts.md").read_text()
 SECRET = "whsec_" + base64.b64encode(b"a secret of the operator for alerts").decode()
@@ -68,6 +71,23 @@ async def test_the_receiver_of_the_page_takes_signed_alerts_alone(tmp_path: Path
         # The secret of before is still one of the signatures while it is rotated.
         both = {"POMELO_ALERT_SECRET": f"{SECRET},{derived}"}
         assert await _send(tmp_path, port, both) == delivered
+
+
+async def test_a_receiver_that_does_not_answer_does_not_delay_the_test_of_the_next(tmp_path: Path) -> None:
+    await create_data(tmp_path)
+    next_one = asyncio.Event()
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path == "/first":
+            await next_one.wait()
+        next_one.set()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/{path}", answer)
+    async with serve_application(app) as url:
+        result = await pomelo(tmp_path, "alerts", "test", POMELO_ALERT_URL=f"{url}/first,{url}/next")
+    assert (result.status, result.out) == (0, 2 * f"Delivered to {url}\n")
 
 
 def test_the_page_has_the_number_and_the_time_of_the_attempts() -> None:
