@@ -6,6 +6,7 @@ import asyncio
 import errno
 import logging
 import os
+import select
 import shlex
 import signal
 import sys
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
 SWITCH_INTERVAL = 0.0001
 """Seconds after which a thread that waits for the interpreter gets it."""
+
+_STDOUT, _STDOUT_WAIT = 1, 0.5
+"""A descriptor, and the seconds that the greeting waits for its reader, once."""
 
 log = logging.getLogger("pomelo.process")
 
@@ -372,6 +376,8 @@ def _admin_url(address: str) -> str:
 def _print(line: str) -> None:
     """Prints a line of the greeting. The server serves, too, if nobody reads it or the disk is full."""
     try:
+        if not select.select((), (_STDOUT,), (), _STDOUT_WAIT)[1]:  # a pipe is full, and its reader hangs
+            discard_output()
         typer.echo(line)
         sys.stdout.flush()
     except OSError:

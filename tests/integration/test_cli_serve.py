@@ -192,11 +192,23 @@ async def is_healthy(http: aiohttp.ClientSession, address: str) -> bool:
     return False
 
 
+def open_full_pipe() -> tuple[int, int]:
+    """Returns both ends of a pipe that nobody reads, as of a log service that waits for its disk."""
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write, bytes(4096))
+    os.set_blocking(write, True)
+    return read, write
+
+
+@pytest.mark.parametrize("blocks", [False, True], ids=["full disk", "full pipe"])
 async def test_a_greeting_that_can_not_be_written_does_not_stop_the_server(
-    tmp_path: Path, http: aiohttp.ClientSession
+    tmp_path: Path, http: aiohttp.ClientSession, blocks: bool
 ) -> None:
     addresses = free_addresses()
-    full = os.open("/dev/full", os.O_WRONLY)
+    unread, full = open_full_pipe() if blocks else (None, os.open("/dev/full", os.O_WRONLY))
     server = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pomelo.cli", "serve"),
         cwd=tmp_path,
@@ -213,6 +225,8 @@ async def test_a_greeting_that_can_not_be_written_does_not_stop_the_server(
             server.send_signal(signal.SIGTERM)
             assert await server.wait() == 0
     finally:
+        if unread is not None:
+            os.close(unread)
         if server.returncode is None:
             server.kill()
             await server.wait()
