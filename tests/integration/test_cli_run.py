@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import pty
+import re
+import shlex
 import sqlite3
 import sys
 from collections.abc import Awaitable, Callable
@@ -19,6 +21,7 @@ import pytest
 
 from pomelo.cli.sink import Sink
 from pomelo.secrets import DATABASE
+from tests.docs.blocks import ROOT
 from tests.integration.commands import (
     CommandResult,
     assert_refused,
@@ -60,6 +63,14 @@ async def test_tool_calls_are_printed_as_lines_of_json(command: Command, option:
     calls = [json.loads(line) for line in result.out.splitlines()]
     assert [(call["name"], call["arguments"]) for call in calls] == [("now", "{}"), ("say", '{"a": "text"}')]
     assert all(call["id"].startswith("call_") for call in calls)
+
+
+async def test_fields_are_set_as_the_page_of_the_command_line_says(command: Command) -> None:
+    page = (ROOT / "docs" / "command-line.md").read_text()
+    limit, tools, form = [shlex.split(each) for each in re.findall(r"`(-p [^`]+[0'])`", page)]
+    assert len((await command("run", "Hello", *limit)).out.split()) <= int(limit[1].partition("=")[2])
+    assert json.loads((await command("run", "Hello", *tools)).out)["name"] == "weather"
+    assert "Hello" in json.loads((await command("run", "Hello", *form)).out)["answer"]
 
 
 async def test_text_is_read_from_a_file_or_stdin_and_written_to_a_file(
