@@ -11,6 +11,7 @@ import io
 import wave
 from typing import Any
 
+import httpx2
 import openai
 import pytest
 from openai.types import ImageGenCompletedEvent, ImagesResponse
@@ -257,6 +258,22 @@ async def test_the_sdk_repeats_a_call_that_the_vendor_could_not_take(
         patient = client.with_options(max_retries=3)
         response = await patient.audio.speech.with_raw_response.create(**SPEECH)
         assert (response.retries_taken, len(app.upstream.requests), waits) == (1, 2, [7])
+
+
+async def test_the_sdk_repeats_speech_that_breaks_off_unless_it_is_streamed(app: RunningApp) -> None:
+    async def nothing() -> None:
+        return
+
+    account, speech = await app.account(), SPEECH | {"input": f"[[cut]] {TEXT * 20}"}
+    async with sdk(app, account, "rest", "test", max_retries=2) as client, instead_of_waiting(nothing):
+        with pytest.raises(openai.APIConnectionError):
+            await client.audio.speech.create(**speech)
+        assert [record.cost > 0 for record in await app.records(account)] == [True] * 3
+        once = client.audio.speech.with_streaming_response.create(**speech)
+        with pytest.raises(httpx2.TransportError):
+            async with once as response:
+                await response.read()
+        assert len(await app.records(account)) == 4
 
 
 @pytest.mark.parametrize("model", ["flux-1-pro", "eleven-labs-tts", STT])
