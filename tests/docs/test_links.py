@@ -45,6 +45,15 @@ def test_files_of_the_project_that_a_page_names_exist(page: Path) -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_tests_that_the_page_for_contributors_names_exist() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text()
+    tests = "".join(source.read_text() for source in ROOT.glob("tests/**/test_*.py"))
+    (name,) = re.findall(r"`(test_\w+)`", page)
+    assert f"def {name}(" in tests
+    ((file, word),) = re.findall(r"`pytest (\S+) -k (\w+)`", page)
+    assert re.search(rf"def test_\w*{word}", (ROOT / file).read_text())
+
+
 def test_pages_that_sources_name_exist() -> None:
     named = {
         (str(source.relative_to(ROOT)), name)
