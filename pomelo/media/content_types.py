@@ -21,6 +21,7 @@ EXTENSIONS: Mapping[str, str] = {
     "image/png": "png",
     "image/jpeg": "jpg",
     "image/webp": "webp",
+    "image/gif": "gif",
     "audio/mpeg": "mp3",
     "audio/wav": "wav",
     "audio/ogg": "ogg",
@@ -123,7 +124,7 @@ def sniff(content_type: str, head: bytes) -> str:
     if image == "image/jpeg" and head[6:10] not in _JPEG_NAMES and sample_type(declared) is not None:
         image = None
     if image is not None:
-        return image if image in EXTENSIONS else UNKNOWN
+        return image
     if head[:4] == b"RIFF":
         return "audio/wav" if head[8:12] == b"WAVE" else UNKNOWN
     if head.startswith(b"OggS"):

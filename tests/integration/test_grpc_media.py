@@ -19,12 +19,20 @@ from pomelo.gen.v1.speech_pb2 import SpeechToSpeechInput, SpeechToTextInput, Tex
 from pomelo.gen.v1.task_pb2 import TaskSpec
 from pomelo.gen.v1.task_service_pb2 import RunTaskRequest
 from pomelo.gen.v1.task_service_pb2_grpc import TaskServiceStub
+from pomelo.gen.v1.text_pb2 import ContentPart, ImagePart, Message, Role, TextInput
 from pomelo.server.server import ServerOptions, open_server
 from pomelo.stores.accounts import Grant, Wallet
 from tests.calls import as_dict, bearer, failure, reason_of, upload_messages
 from tests.conftest import Keys
 
 CHUNK = 1024 * 1024
+
+IMAGES = {
+    "png": b"\x89PNG\r\n\x1a\n" + bytes(60),
+    "jpeg": b"\xff\xd8\xff\xe0\0\x10JFIF" + bytes(60),
+    "gif": b"GIF89a" + bytes(60),
+    "webp": b"RIFF\x44\0\0\0WEBPVP8 " + bytes(60),
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +71,22 @@ async def download(media: Any, request: DownloadMediaRequest, **more: Any) -> tu
 def stored(app: App) -> set[str]:
     """Returns the names of all files in the media store."""
     return {path.name for path in (app.settings.data / "media").iterdir()}
+
+
+@pytest.mark.parametrize("label", ["", "audio/mpeg"])
+@pytest.mark.parametrize("name", IMAGES)
+async def test_an_image_that_tasks_take_is_described_by_its_type(
+    name: str, label: str, media: Any, channel: grpc.aio.Channel, keys: Keys
+) -> None:
+    data = IMAGES[name]
+    uploaded = await upload(media, keys.test, upload_messages(data, label))
+    metadata, chunks = await download(media, DownloadMediaRequest(id=uploaded.id), metadata=bearer(keys.test))
+    assert (uploaded.content_type, metadata.content_type) == (f"image/{name}", f"image/{name}")
+    assert b"".join(chunks) == data
+    image = ContentPart(image=ImagePart(source=MediaSource(media_id=uploaded.id)))
+    message = Message(role=Role.ROLE_USER, content=[ContentPart(text="What is this?"), image])
+    spec = TaskSpec(model="gpt-4", text=TextInput(messages=[message]))
+    await TaskServiceStub(channel).RunTask(RunTaskRequest(spec=spec), metadata=bearer(keys.test))
 
 
 async def test_an_upload_can_be_downloaded_and_used(

@@ -15,7 +15,7 @@ from tests.unit.refusals import refused
     [
         ("image/png", PNG, "image/png"),
         ("text/html", PNG, "image/png"),
-        ("audio/pcm;rate=16000", b"GIF89a", "application/octet-stream"),
+        ("audio/pcm;rate=16000", b"GIF89a", "image/gif"),
         ("audio/basic", b"\xff\xd8\xff\xe0" + bytes(12), "audio/basic"),
         ("audio/pcm;rate=16000", b"\xff\xd8\xff\xe0" + bytes(12), "audio/pcm;rate=16000"),
         ("audio/basic", b"\xff\xd8\xff\xe0\0\x10JFIF\0\1\1\0\0\1", "image/jpeg"),
