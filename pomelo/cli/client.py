@@ -73,6 +73,8 @@ async def open_client(
         async with opener(address, tls=tls, options=options) as client:
             yield client
     except PomeloError as error:
+        if error.code == "invalid_api_key":  # often an exported key of another server
+            error.add_note(f"The key is that of --key, else of POMELO_KEY, else of {settings.key_file}")
         if error.code != "server_unavailable":
             raise
         reason = trust.diagnose(host, port, context)

@@ -301,6 +301,9 @@ async def test_a_key_of_the_environment_overrides_the_development_key(
 ) -> None:
     result = await command("models", POMELO_KEY="pml_test_wrong")
     assert "invalid_api_key" in result.error
+    where = f"The key is that of --key, else of POMELO_KEY, else of {served.data / 'test-key'}\n"
+    assert result.error.endswith(where)
+    assert (await command("run", "Hi", POMELO_KEY="pml_test_wrong")).error.endswith(where)
     good = await command("models", POMELO_KEY=served.key, POMELO_DATA=str(folder / "none"))
     assert good.status == 0
 
