@@ -144,7 +144,7 @@ class StoreOperations:
         finally:
             for task_id in self._pending:
                 extra = {"unlimited": True}
-                log.error("The end of task %s was not stored before this process ended", task_id, extra=extra)
+                log.error("The store did not confirm the end of task %s", task_id, extra=extra)
 
     async def _retry_all(self) -> None:
         await self._settled()

@@ -287,7 +287,7 @@ async def test_a_server_that_ends_during_a_disk_failure_names_the_tasks_that_it_
         process.process.terminate()
         log = (await process.process.stderr.read()).decode()
     assert await process.wait() == 0
-    named = re.findall(r"The end of task (\S+) was not stored", log)
+    named = re.findall(r"The store did not confirm the end of task (\S+)", log)
     assert len(named) == len(set(named)) == len(outcomes), log
 
 

@@ -66,4 +66,4 @@ async def test_the_last_retries_go_on_after_one_that_fails_and_that_is_logged(
     assert [*store.reserved] == ["img_0"]
     (line,) = caplog.records
     assert line.levelname == "ERROR"
-    assert "The end of task img_0 was not stored" in line.getMessage()
+    assert line.getMessage() == "The store did not confirm the end of task img_0"
