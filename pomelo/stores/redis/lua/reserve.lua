@@ -82,6 +82,7 @@ redis.call('HSET', KEYS[3], task, draft)
 redis.call('HSET', KEYS[1], unpack(changed))
 if tombstone then redis.call('DEL', KEYS[4]) end
 if key ~= '' then
+  redis.call('DEL', KEYS[5])
   redis.call('HSET', KEYS[5], 'fingerprint', fingerprint, 'task', task)
 end
 wallet.available = wallet.available - amount
