@@ -393,4 +393,4 @@ async def _maintain(ledger: Ledger) -> AsyncIterator[None]:
         async with in_background(ledger.keep_progress()), in_background(ledger.keep_reconciled()):
             yield
     finally:
-        await ledger.operations.idle()
+        await ledger.operations.close()

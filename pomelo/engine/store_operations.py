@@ -138,15 +138,7 @@ class StoreOperations:
 
     async def idle(self) -> None:
         """Waits for all operations, and retries the pending ones once more. What still fails is ended by the
-        store when it is opened next; it is logged, because it may be charged too little then."""
-        try:
-            await self._retry_all()
-        finally:
-            for task_id in self._pending:
-                extra = {"unlimited": True}
-                log.error("The store did not confirm the end of task %s", task_id, extra=extra)
-
-    async def _retry_all(self) -> None:
+        store when it is opened next."""
         await self._settled()
         pending = list(self._pending.values())
         for at in range(0, len(pending), MAX_CONCURRENT_RETRIES):
@@ -156,6 +148,15 @@ class StoreOperations:
             await self._settled()
             if batch and all(operation.task_id in self._pending for operation in batch):
                 return
+
+    async def close(self) -> None:
+        """As `idle`, at the end of the process. Logs what still fails: it may be charged too little."""
+        try:
+            await self.idle()
+        finally:
+            for task_id in self._pending:
+                extra = {"unlimited": True}
+                log.error("The store did not confirm the end of task %s", task_id, extra=extra)
 
     async def _settled(self) -> None:
         while self._running:

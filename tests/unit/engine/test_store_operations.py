@@ -62,7 +62,7 @@ async def test_the_last_retries_go_on_after_one_that_fails_and_that_is_logged(
 ) -> None:
     store, _, ledger = await with_failed_voids()
     store.errors["void img_0"] = PomeloError("store_unavailable")
-    await ledger.operations.idle()
+    await ledger.operations.close()
     assert [*store.reserved] == ["img_0"]
     (line,) = caplog.records
     assert line.levelname == "ERROR"
