@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import typer
 
-from pomelo.cli import program
+from pomelo.cli.commands import program
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted(ROOT.glob("docs/*.md"))]

@@ -122,7 +122,7 @@ def test_the_commands_for_accounts_keys_and_usage_run_in_their_order(folder: Pat
     # One process, because each would import all anew.
     script = """
 import contextlib, io, json, shlex, sys
-from pomelo.cli import program
+from pomelo.cli.commands import program
 
 def run(text):
     output = io.StringIO()

@@ -38,6 +38,7 @@ MAX_REQUEST = 1 << 20
 IMPORTS = (
     "pomelo.app",
     "pomelo.cli.client",
+    "pomelo.cli.commands",
     "pomelo.cli.operator",
     "pomelo.cli.operator_page",
     "pomelo.cli.server_checks",

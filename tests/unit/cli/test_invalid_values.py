@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from typer.testing import CliRunner
 
-from pomelo.cli import program
+from pomelo.cli.commands import program
 
 
 @pytest.mark.parametrize(
