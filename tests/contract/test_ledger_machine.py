@@ -378,7 +378,7 @@ async def _awaited(call: Awaitable[T]) -> T:
     return await call
 
 
-@pytest.mark.timeout(0 if STEPS > 10_000 else 300)
+@pytest.mark.timeout(300 + STEPS // 10)
 @pytest.mark.parametrize("store", STORES)
 def test_the_store_behaves_like_the_model(store: str) -> None:
     class Machine(LedgerMachine):
