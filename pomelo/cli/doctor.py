@@ -135,13 +135,11 @@ def _check_folder(settings: Settings, folder: Path, exposed: str) -> Finding:
 
 
 def _check_space(settings: Settings, folder: Path) -> Finding | None:
-    from pathlib import Path
-
     from pomelo.media.quota import missing_space
+    from pomelo.stores.archive import archive_file
 
-    kind, _, archive = settings.archive_url().partition(":")
-    files = (settings.database, *([Path(archive)] if kind == "sqlite" else []))
-    for path in (folder, *(file.resolve().parent for file in files)):
+    archive = archive_file(settings.archive_url())
+    for path in (folder, settings.database.resolve().parent, *([archive.parent] if archive else [])):
         if path.exists() and not os.statvfs(path).f_bavail:
             return Finding("data", "broken", f"no space is left on the disk of {path}. Free some")
     media = folder / "media"

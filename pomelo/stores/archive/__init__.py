@@ -21,11 +21,11 @@ def open_archive(url: str) -> AbstractAsyncContextManager[Archive]:
     Raises:
         StoreError: the URL has another scheme; on entering: the archive can't be opened.
     """
-    scheme, _, rest = url.partition(":")
-    if scheme == "sqlite" and rest:
+    if (file := archive_file(url)) is not None:
         from pomelo.stores.archive.sqlite import open_sqlite_archive
 
-        return open_sqlite_archive(_file(rest))
+        return open_sqlite_archive(file)
+    scheme = url.partition(":")[0]
     if scheme == _POSTGRES:
         archive: AbstractAsyncContextManager[Archive] = _postgres().open_postgres_archive(url)
         return archive
@@ -39,18 +39,19 @@ async def check_archive(url: str) -> None:
     Raises:
         StoreError: it can't be reached.
     """
-    scheme, _, rest = url.partition(":")
-    if scheme == _POSTGRES:
-        await _postgres().check_postgres(url)
-    elif scheme == "sqlite" and rest:
+    if (file := archive_file(url)) is not None:
         from pomelo.stores.archive.sqlite import check_sqlite_archive
 
-        check_sqlite_archive(_file(rest))
+        check_sqlite_archive(file)
+    elif url.partition(":")[0] == _POSTGRES:
+        await _postgres().check_postgres(url)
 
 
-def _file(path: str) -> Path:
+def archive_file(url: str) -> Path | None:
+    """Returns the absolute path of an archive in SQLite; None if it is in no file."""
+    scheme, _, path = url.partition(":")
     # SQLite takes the relative path `:memory:` for a database that is in no file.
-    return Path(os.path.realpath(path))
+    return Path(os.path.realpath(path)) if scheme == "sqlite" and path else None
 
 
 def _postgres() -> Any:
