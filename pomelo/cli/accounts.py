@@ -19,7 +19,7 @@ from pomelo.cli.terminal import (
     print_json,
     print_line,
     print_pages,
-    report_of,
+    reporting,
     unix_time,
 )
 from pomelo.money import format_credits, parse_credits
@@ -236,7 +236,7 @@ def _request(
     from pomelo.settings import load
 
     response = call_operator(load(config), request, names=_NAMES | names, creates=creates, changes=True)
-    with report_of(f"The account {response.account.id} was changed"):
+    with reporting(f"The account {response.account.id} was changed"):
         _print(response.account, as_json)
 
 

@@ -20,7 +20,7 @@ from pomelo.cli.terminal import (
     print_json,
     print_line,
     print_pages,
-    report_of,
+    reporting,
     unix_time,
     value_name,
 )
@@ -245,7 +245,7 @@ def _used(key: Key) -> str | None:
 
 def _report_new(answer: Any, as_json: bool) -> None:
     key_id = answer.key.id
-    with report_of(f"The key {key_id} was created", f"Replace it: pomelo keys rotate {key_id}"):
+    with reporting(f"The key {key_id} was created", f"Replace it: pomelo keys rotate {key_id}"):
         _print_new(answer, as_json)
 
 

@@ -154,9 +154,9 @@ def discard_output() -> None:
 
 
 @contextmanager
-def report_of(change: str, remedy: str = "") -> Iterator[None]:
-    """Prints what a command has changed. If it can't be printed, the error says that the `change` was made: a
-    user who does not know would make it again. `remedy` is a sentence that says what to do then.
+def reporting(change: str, remedy: str = "") -> Iterator[None]:
+    """While a command prints what it has changed: if that fails, the error says that the `change` was made,
+    because a user who does not know would make it again. `remedy` is a sentence that says what to do then.
 
     Raises:
         FailureError: the output can't be written.

@@ -16,7 +16,8 @@ from pomelo.stores import open_store
 from pomelo.stores.accounts import Grant
 from pomelo.stores.base import StoreError
 from pomelo.stores.redis import Timing, open_redis
-from tests.contract.ledger_rig import WALLET
+from pomelo.stores.redis.key_names import WORKERS
+from tests.contract.ledger_rig import WALLET, abandon
 from tests.redis_server import RedisServer, binary, reply_of, shipped_binary
 
 IDLE = {"heartbeat": 3600.0, "drain": 3600.0}
@@ -117,6 +118,12 @@ class FaultyClient:
         if self.after:
             await self._client.execute_command(*command)
         raise self.error()
+
+
+async def abandon_dead(store: Any, server: RedisServer) -> None:
+    """Abandons a store whose process the others have marked dead."""
+    await abandon(store)
+    server.do("HSET", WORKERS, store._worker.id, "dead")
 
 
 def lose_replies(store: Any, part: str) -> FaultyClient:

@@ -15,8 +15,8 @@ from pomelo.stores.redis import Timing, open_redis
 from pomelo.stores.redis.key_names import WORKERS, names
 from pomelo.stores.redis.scripts import HEARTBEAT, RECOVER
 from pomelo.stores.redis.workers import Worker
-from tests.contract.ledger_rig import WALLET, abandon, request, settlement
-from tests.contract.redis_rig import IDLE, ONE_SERVER, FaultyClient, Opener
+from tests.contract.ledger_rig import WALLET, request, settlement
+from tests.contract.redis_rig import IDLE, ONE_SERVER, FaultyClient, Opener, abandon_dead
 from tests.redis_server import RedisServer
 from tests.unit.refusals import refused
 
@@ -98,8 +98,7 @@ async def test_a_worker_whose_tasks_could_not_be_recovered_yet_stays_listed(
 ) -> None:
     dying, store = [await opened(**IDLE) for _ in range(2)]
     await dying.reserve(request("a"))
-    await abandon(dying)
-    server.do("HSET", WORKERS, dying._worker.id, "dead")
+    await abandon_dead(dying, server)
     client = FaultyClient(store, 0.05)
     client.hits = lambda command: len(command) > 1 and command[1] in (RECOVER.digest, RECOVER.text)
     with refused("store_unavailable"):

@@ -20,7 +20,7 @@ from pomelo.stores.redis.scripts import RECOVER, RESERVE
 from pomelo.stores.redis.workers import Worker
 from pomelo.stores.usage import UsageQuery
 from tests.contract.ledger_rig import WALLET, abandon, held, record, request, settlement, wallets
-from tests.contract.redis_rig import IDLE, ONE_SERVER, FaultyClient, Opener, until
+from tests.contract.redis_rig import IDLE, ONE_SERVER, FaultyClient, Opener, abandon_dead, until
 from tests.redis_server import RedisServer
 from tests.unit.refusals import refused
 
@@ -362,8 +362,7 @@ async def test_the_tasks_of_a_dead_worker_are_recovered_concurrently(
     dying, store = await opened(**IDLE), await opened(**IDLE)
     for number in range(50):
         await dying.reserve(request(f"t{number}", 1))
-    await abandon(dying)
-    server.do("HSET", WORKERS, dying._worker.id, "dead")
+    await abandon_dead(dying, server)
     client, together = FaultyClient(store, timeout=20.0), asyncio.Barrier(50)
     execute = client._client.execute_command
 

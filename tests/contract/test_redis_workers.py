@@ -27,6 +27,7 @@ from tests.contract.redis_rig import (
     ONE_SERVER,
     FaultyClient,
     Opener,
+    abandon_dead,
     lose_replies,
     open_on,
     open_with_credits,
@@ -48,8 +49,7 @@ async def test_opening_recovers_the_tasks_of_workers_that_are_known_to_be_dead(
 ) -> None:
     dying = await opened(**IDLE)
     await dying.reserve(request("a"))
-    await abandon(dying)
-    server.do("HSET", WORKERS, dying._worker.id, "dead")
+    await abandon_dead(dying, server)
     async with open_on(server.url, tmp_path, **IDLE) as store:
         assert await store.drafts() == []
         assert server.do("HKEYS", WORKERS) == [store._worker.id.encode()]
@@ -213,8 +213,7 @@ async def test_all_wallets_are_not_searched_in_each_round_for_a_task_that_can_no
 ) -> None:
     dying, store = [await opened(**IDLE) for _ in range(2)]
     await dying.reserve(request("a"))
-    await abandon(dying)
-    server.do("HSET", WORKERS, dying._worker.id, "dead")
+    await abandon_dead(dying, server)
     server.do("SET", NAMES.usage, "not a stream")
     server.do("SET", search_turn("reservations"), "")
     searches = []

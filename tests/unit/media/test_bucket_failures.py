@@ -125,7 +125,7 @@ async def test_denied_access_says_so_without_the_response(
     if effect == "s3:GetObject":
         with refused("store_unavailable"):  # and not "no such media"
             await store.fetch(media_id, "ann", call)
-        with refused("not_found"):  # the copy of which only the name is left
+        with refused("not_found"):  # only the name of the copy is left
             store.find(media_id, "ann")
         call.end()
     (line,) = lines(caplog)
